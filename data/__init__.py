@@ -1,0 +1,1 @@
+"""What enters: readers, the packed slice store, subject splits, views and phantoms."""

@@ -1,0 +1,1 @@
+"""What travels: building encoders, adapting channels, weights in and out."""

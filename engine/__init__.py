@@ -1,0 +1,1 @@
+"""How training runs: accumulation, EMA, schedules, the loop, checkpoints, run directories."""

@@ -1,0 +1,1 @@
+"""BYOL and the stages generalist, specialist and hierarchical."""

@@ -1,0 +1,1 @@
+"""U-Net segmentation with few labels: training, volume-level evaluation, prediction."""
