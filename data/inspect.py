@@ -1,0 +1,263 @@
+"""Integrity check and fingerprint of a data set: ``python -m data.inspect --dataset acdc --data-root DIR``.
+
+Reads every file, one at a time, goes on past bad ones, and ends with exit code 1 if any is unfit for
+training.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data.acdc import missing_halves
+from data.datasets import index_dataset
+from data.errors import UserError, user_errors
+from data.folder import unpaired_labels
+from data.splits import SPLITS, refuse_overlap
+from data.store import read_labels
+from data.volume import Volume, read_volume
+
+PERCENTILES = (0.5, 50, 99.5)
+SAMPLE = 200_000  # voxels of a file from which its percentiles are taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect:
+    """Check every file of a data set and describe it."""
+
+    dataset: Literal["acdc", "folder"] = "acdc"
+    """Layout of the data set."""
+    data_root: Path | None = None
+    """Its folder; without one, the embedded synthetic demonstration."""
+    subject_pattern: str | None = None
+    """Regular expression giving the subject of a file (folder only)."""
+    json: Path | None = None
+    """Also write the report to this file."""
+
+
+@dataclass
+class Report:
+    """What was found. ``problems`` are errors, files unfit for training; ``warnings`` are worth knowing."""
+
+    problems: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[dict[str, str]] = field(default_factory=list)
+    volumes: list[dict[str, Any]] = field(default_factory=list)
+    voxels: Counter = field(default_factory=Counter)
+    """Label value -> voxels."""
+
+    def error(self, file: Path, what: str) -> None:
+        """Note a file unfit for training."""
+        self.problems.append({"file": str(file), "problem": what})
+
+    def warn(self, file: Path, what: str) -> None:
+        """Note something worth knowing."""
+        self.warnings.append({"file": str(file), "problem": what})
+
+
+def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None) -> dict[str, Any]:
+    """Read every file of a data set and describe it.
+
+    Returns:
+        JSON-able: ``subjects`` (count); ``labelled_slices`` {split: count}; ``unlabelled_slices`` (count of
+        slices in images without a label map, all splits, each image once); ``subjects_per_split``; ``groups``
+        {group: {split: subjects}}; ``files``; ``dtypes``, ``orientations`` {name: files}; ``spacing_mm``,
+        ``shape``, ``intensity`` {quantity: [smallest, median, largest over files]}; ``class_share`` {class:
+        share of the labelled voxels}; ``problems`` and ``warnings`` [{file, problem}].
+
+    Raises:
+        UserError: if there is no data set at the root.
+    """
+    report = Report()
+    unreadable: dict[Path, UserError] = {}
+    table, classes = index_dataset(dataset, root, subject_pattern, problems=unreadable)
+    for file, error in unreadable.items():
+        report.error(file, str(error))
+    try:
+        refuse_overlap(table)
+    except UserError as error:
+        report.error(root, str(error))
+    files = table.drop_duplicates("file")
+    pairs = list(zip(files["file"], files["label_file"], strict=True))
+    console = Console(stderr=True)
+    for file, label_file in track(pairs, "reading", console=console, disable=not console.is_terminal, transient=True):
+        _check(report, root / file, root / label_file if label_file else None, classes)
+    for file, what in missing_halves(root) if dataset == "acdc" else _folder_halves(report, root, files):
+        report.error(file, what)
+    _check_together(report, root, classes)
+    return _summary(report, table, classes) | {"problems": report.problems, "warnings": report.warnings}
+
+
+def _check(report: Report, file: Path, label_file: Path | None, classes: tuple[str, ...]) -> None:
+    """Check one image and its label map."""
+    volume = None
+    try:
+        volume = read_volume(file)
+        _check_image(report, volume)
+    except UserError as error:
+        report.error(file, str(error))
+    if label_file is None:
+        return
+    try:
+        labels = read_labels(label_file)
+    except UserError as error:
+        report.error(label_file, str(error))
+        return
+    if volume is not None and labels.shape != volume.stack.shape:
+        shapes = f"{labels.shape} but its image {volume.stack.shape}"
+        report.error(label_file, f"has the shape {shapes} (frames, slices, rows, columns)")
+    counts = np.bincount(labels.ravel())
+    values = np.flatnonzero(counts).tolist()
+    report.voxels.update({value: int(counts[value]) for value in values})
+    if classes and values[-1] >= len(classes):
+        wrong = [value for value in values if value >= len(classes)]
+        report.error(label_file, f"holds label values {wrong}; the classes are 0..{len(classes) - 1}")
+    if values == [0]:
+        report.warn(label_file, "is background only")
+
+
+def _check_image(report: Report, volume: Volume) -> None:
+    stack, shape = volume.stack, volume.shape
+    flat = stack[np.isfinite(stack)] if stack.dtype.kind == "f" else stack.ravel()
+    if flat.size < stack.size:
+        report.error(volume.path, f"holds NaN or infinite values ({stack.size - flat.size} voxels)")
+    if not flat.size:
+        return
+    constant = int((stack.max(axis=(2, 3)) == stack.min(axis=(2, 3))).sum())
+    if flat.min() == flat.max():
+        report.error(volume.path, f"is constant ({flat[0]} everywhere)")
+    elif constant:
+        report.warn(volume.path, f"has {constant} constant slices")
+    if volume.header is not None and not min(volume.header.get_zooms()[:3]) > 0:
+        report.warn(volume.path, "has no spacing in its header along some axis: 1 mm is assumed")
+    row_mm, column_mm, slice_mm = shape.slice_spacing
+    sample = np.percentile(flat[:: max(1, flat.size // SAMPLE)], PERCENTILES)
+    report.volumes.append(
+        {"file": str(volume.path), "dtype": stack.dtype.name, "frames": len(stack)}
+        | {"orientation": "".join(nib.aff2axcodes(volume.affine))}
+        | {"rows": stack.shape[2], "columns": stack.shape[3], "slices": stack.shape[1]}
+        | {"row_mm": row_mm, "column_mm": column_mm, "slice_mm": slice_mm}
+        | {f"percentile {p}": float(value) for p, value in zip(PERCENTILES, sample, strict=True)}
+    )
+
+
+def _folder_halves(report: Report, root: Path, files: pd.DataFrame) -> Iterator[tuple[Path, str]]:
+    bare = files.loc[files["label_file"] == "", "file"]
+    if 0 < len(bare) < len(files):
+        report.warn(root / bare.iloc[0], f"has no label map, as {len(bare)} of {len(files)} images: pretraining only")
+    for file in unpaired_labels(root):
+        yield file, "has no image"
+
+
+def _check_together(report: Report, root: Path, classes: tuple[str, ...]) -> None:
+    """What no single file shows."""
+    orientations = Counter(volume["orientation"] for volume in report.volumes)
+    if len(orientations) > 1:
+        rare = min(orientations, key=lambda name: orientations[name])
+        first = next(volume["file"] for volume in report.volumes if volume["orientation"] == rare)
+        report.warn(Path(first), f"is oriented {rare}; all files: {dict(orientations)}")
+    values = sorted(report.voxels.keys() | {0})
+    if not classes and values != list(range(len(values))):
+        report.error(root, f"its label maps hold the values {values}, which leave a gap")
+
+
+def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, Any]:
+    labelled = table[table["labelled"]]
+    subjects = table.drop_duplicates(["subject", "split"])
+    volumes = pd.DataFrame(report.volumes)
+    total = sum(report.voxels.values())
+
+    def per_split(rows: pd.DataFrame) -> dict[str, int]:
+        return {split: int((rows["split"] == split).sum()) for split in SPLITS}
+
+    def spread(names: list[str]) -> dict[str, list[float]]:
+        if volumes.empty:
+            return {}
+        columns = {name: volumes[name] for name in names}
+        return {name: [float(f) for f in (c.min(), c.median(), c.max())] for name, c in columns.items()}
+
+    return {
+        "subjects": int(table["subject"].nunique()),
+        "labelled_slices": per_split(labelled),
+        "unlabelled_slices": len(table) - len(labelled),
+        "subjects_per_split": per_split(subjects),
+        "groups": {str(group): per_split(rows) for group, rows in subjects.groupby("group")},
+        "files": len(volumes),
+        "dtypes": dict(Counter(volume["dtype"] for volume in report.volumes)),
+        "orientations": dict(Counter(volume["orientation"] for volume in report.volumes)),
+        "spacing_mm": spread(["row_mm", "column_mm", "slice_mm"]),
+        "shape": spread(["rows", "columns", "slices", "frames"]),
+        "intensity": spread([f"percentile {p}" for p in PERCENTILES]),
+        "class_share": {
+            classes[value] if value < len(classes) else str(value): count / total
+            for value, count in sorted(report.voxels.items())
+        },
+    }
+
+
+def print_report(report: dict[str, Any], console: Console) -> None:
+    """Show a report of ``inspect_dataset`` as tables."""
+    counts = Table("", *SPLITS, title=f"{report['subjects']} subjects", title_justify="left")
+    counts.add_row("subjects", *(str(report["subjects_per_split"][split]) for split in SPLITS))
+    counts.add_row("labelled slices", *(str(report["labelled_slices"][split]) for split in SPLITS))
+    for group, its in report["groups"].items():
+        if group:
+            counts.add_row(f"subjects {group}", *(str(its[split]) for split in SPLITS))
+    console.print(counts)
+    console.print(f"{report['unlabelled_slices']} slices without labels, {report['files']} image files read")
+
+    spread = Table("", "smallest", "median", "largest", title="over image files", title_justify="left")
+    for name, its in (report["shape"] | report["spacing_mm"] | report["intensity"]).items():
+        spread.add_row(name, *(f"{value:.6g}" for value in its))
+    console.print(spread)
+    for name in ("dtypes", "orientations"):
+        console.print(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    if report["class_share"]:
+        shares = (f"{name} {share:.2%}" for name, share in report["class_share"].items())
+        console.print("share of the labelled voxels: " + ", ".join(shares))
+
+    for kind, style in (("warnings", "yellow"), ("problems", "red")):
+        for found in report[kind]:
+            what = found["problem"].removeprefix(f"{found['file']} ")
+            console.print(f"[{style}]{kind[:-1]}[/{style}] ", end="")
+            console.print(f"{found['file']} {what}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{len(report['problems'])} problems, {len(report['warnings'])} warnings")
+
+
+def run(cfg: Inspect) -> int:
+    """Inspect, print, save; the number of problems."""
+    root = cfg.data_root
+    if root is None:
+        if cfg.dataset != "acdc":
+            raise UserError("the data set 'folder' needs --data-root: give the folder that holds the images")
+        from data.phantom import demo_root
+
+        root = demo_root()
+    report = inspect_dataset(cfg.dataset, root.expanduser(), cfg.subject_pattern)
+    print_report(report, Console())
+    if cfg.json is not None:
+        cfg.json.parent.mkdir(parents=True, exist_ok=True)
+        cfg.json.write_text(json.dumps(report, indent=1) + "\n")
+    return len(report["problems"])
+
+
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # the index says what a partial copy lacks
+    with user_errors():
+        if run(tyro.cli(Inspect)):
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

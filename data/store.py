@@ -1,0 +1,286 @@
+"""Packed slice store: every file decoded once into one memory-mapped file, one slice one contiguous read."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import track
+
+from data.cache import cache_folder
+from data.errors import UserError
+from data.volume import PLANAR_SUFFIXES, read_volume
+
+FORMAT = 1  # part of every key: raise it when the layout of the packed file or of its table changes
+ALIGNMENT = 64  # bytes; each slice starts on a multiple
+SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
+PACKED = {
+    "rows": int,
+    "columns": int,
+    "row_mm": float,
+    "column_mm": float,
+    "slice_mm": float,
+    "dtype": str,
+    "offset": int,
+    "label_offset": int,
+    "mean": float,
+    "std": float,
+    "label_values": str,
+}
+
+
+class SliceStore:
+    """Slices by row position in ``table``.
+
+    ``table`` is the index plus: rows, columns; row_mm, column_mm, slice_mm; dtype (uint8, int16, uint16 or
+    float32); offset, label_offset (bytes, -1 without label); mean, std of the slice in file units (std is 0
+    for a constant slice: whoever divides must guard); label_values (those present, "0 1 3", or "").
+    """
+
+    def __init__(self, table: pd.DataFrame, file: Path):
+        self.table = table
+        self.file = file
+        self._bytes = np.asarray(np.memmap(file, np.uint8, mode="r"))
+        # Plain arrays: a pandas look-up per slice costs more than reading the slice.
+        self._shapes = list(zip(table["rows"].tolist(), table["columns"].tolist(), strict=True))
+        self._dtypes = [np.dtype(name) for name in table["dtype"]]
+        self._offsets = table["offset"].tolist()
+        self._label_offsets = table["label_offset"].tolist()
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @property
+    def key(self) -> str:
+        """Digest of the files' contents and the slices listed, see ``open_store``."""
+        return self.file.parent.name
+
+    def __reduce__(self) -> tuple:
+        return SliceStore, (self.table, self.file)  # a worker process opens the map anew, it is never copied
+
+    def image(self, i: int) -> np.ndarray:
+        """(rows, columns), a read-only view in the file's own dtype and units."""
+        return self._view(self._offsets[i], self._shapes[i], self._dtypes[i])
+
+    def label(self, i: int) -> np.ndarray:
+        """(rows, columns) uint8 class indices, a read-only view.
+
+        Raises:
+            ValueError: if slice i has no labels.
+        """
+        if self._label_offsets[i] < 0:
+            row = self.table.iloc[i]
+            raise ValueError(f"slice {row['slice']} of {row['file']} has no label map")
+        return self._view(self._label_offsets[i], self._shapes[i], np.dtype(np.uint8))
+
+    def _view(self, offset: int, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+        return self._bytes[offset : offset + shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
+
+
+def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
+    """Open the packed slices of an index table, packing them first where the cache has none.
+
+    The store lies in ``cache_folder()/slices`` under a key made of the format, the files' names below
+    ``root``, sizes and contents, and the slices listed: splits, groups and the place of ``root`` may change
+    and it still serves. Packing keeps one volume in memory at a time. Processes that start together wait for
+    the one that packs; where the file system has no locks each packs its own and the first to finish wins. A
+    half-written store is never read.
+
+    Args:
+        table: as ``index_acdc`` or ``index_folder`` return it.
+        root: the folder its file names are relative to.
+
+    Raises:
+        UserError: if files cannot be used: unreadable, NaN or infinite values, a label map of another shape
+            than its image, label values that are no integers in 0..255. It names the first and counts the
+            others.
+        OSError: naming the cache folder, if it cannot be written.
+    """
+    folder = cache_folder() / "slices"
+    place = folder / _key(table, root)
+    packed = _read(place)
+    if packed is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _only_one(place) as alone:
+                packed = _read(place)
+                if packed is None:
+                    if alone:
+                        _sweep(folder, place.name)
+                    packed = _pack(table, root, place)
+        except OSError as error:
+            message = f"{error.strerror or error}; the slice cache {folder} must be writable and have room"
+            raise OSError(error.errno, f"{message}: set FEWSLICE_CACHE to a folder on another disk") from error
+    columns = {name: packed[name].to_numpy() for name in PACKED}
+    return SliceStore(table.reset_index(drop=True).assign(**columns), place / "slices.bin")
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read a label map as (frames, slices, rows, columns) uint8.
+
+    A PNG or TIFF mask of 0 and 255 only is read as 0 and 1.
+
+    Raises:
+        UserError: if it cannot be read or holds anything but integers in 0..255 (the values are named).
+    """
+    volume = read_volume(path)
+    stack = volume.stack
+    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
+        labels = stack.astype(np.uint8, copy=False)
+    if labels is not stack and not np.array_equal(labels, stack):
+        strange = np.unique(stack[labels != stack])[:5].tolist()
+        raise UserError(f"{path} holds label values {strange}: class indices 0..255 are needed")
+    if path.name.lower().endswith(PLANAR_SUFFIXES) and set(np.unique(labels)) in ({0, 255}, {255}):
+        labels = labels // 255
+    return labels
+
+
+def _key(table: pd.DataFrame, root: Path) -> str:
+    """Digest of the format, the slices listed and the files' contents.
+
+    Of each file the size and the first and last 64 KiB stand for the whole: a .gz ends on the checksum and
+    length of its content. Other files add their modification time.
+    """
+    digest = hashlib.blake2b(f"format {FORMAT}\n".encode(), digest_size=16)
+    for name in SOURCE:
+        digest.update("\n".join(table[name].astype(str)).encode() + b"\0")
+    for name in sorted({*table["file"], *table["label_file"]} - {""}):
+        try:
+            with open(root / name, "rb") as stream:
+                stat = os.fstat(stream.fileno())
+                changed = 0 if name.endswith(".gz") else stat.st_mtime_ns
+                digest.update(f"{name} {stat.st_size} {changed}\n".encode())
+                digest.update(stream.read(1 << 16))
+                stream.seek(max(stat.st_size - (1 << 16), 0))
+                digest.update(stream.read(1 << 16))
+        except OSError as error:
+            raise UserError(f"{root / name} cannot be opened ({error.strerror}): check the data set") from None
+    return digest.hexdigest()
+
+
+def _read(place: Path) -> pd.DataFrame | None:
+    """The table of a finished store, None where there is none or its data was cut short since."""
+    try:
+        packed = pd.read_csv(place / "table.csv", dtype=PACKED, keep_default_na=False, float_precision="round_trip")
+        whole = (place / "slices.bin").stat().st_size == int((place / "size").read_text())
+    except (OSError, ValueError):
+        return None
+    return packed if whole else None
+
+
+@contextlib.contextmanager
+def _only_one(place: Path) -> Iterator[bool]:
+    """Hold the lock of this key. The kernel frees it when its holder dies. False where there are no locks."""
+    with open(place.with_suffix(".lock"), "w") as file:
+        yield _lock(file, wait=True)
+
+
+def _lock(file: Any, wait: bool) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):  # Windows; network file systems mounted without locks
+        return False
+    return True
+
+
+def _sweep(folder: Path, mine: str) -> None:
+    """Remove the temporary folders whose builders are dead, that is, whose lock is free or mine."""
+    for temporary in folder.glob("*.tmp-*"):
+        with open(temporary.with_suffix(".lock"), "a") as file:
+            if temporary.stem == mine or _lock(file, wait=False):
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _pack(table: pd.DataFrame, root: Path, place: Path) -> pd.DataFrame:
+    temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent))
+    problems: list[UserError] = []
+    rows: list[tuple] = [()] * len(table)
+    try:
+        with open(temporary / "slices.bin", "wb") as out:
+            grouped = table.reset_index(drop=True).groupby(["file", "label_file"], sort=False)
+            progress = track(
+                grouped,
+                total=grouped.ngroups,
+                description="packing slices",
+                console=Console(stderr=True),
+                disable=not sys.stderr.isatty(),
+                transient=True,
+            )
+            for _, slices in progress:
+                try:
+                    for position, row in zip(slices.index, _pack_file(out, root, slices), strict=True):
+                        rows[position] = row
+                except UserError as error:
+                    problems.append(error)  # go on, so that one message counts them all
+            size = out.tell()
+        if problems:
+            more = "" if len(problems) == 1 else f" ({len(problems) - 1} more files have problems)"
+            raise UserError(f"{problems[0]}{more}; `python -m data.inspect` lists every problem")
+        result = pd.DataFrame(rows, columns=list(PACKED)).astype(PACKED)
+        result.to_csv(temporary / "table.csv", index=False)
+        (temporary / "size").write_text(str(size))
+        if place.exists() and _read(place) is None:  # cut short after it was finished
+            shutil.rmtree(place)
+        try:
+            temporary.rename(place)
+        except OSError:
+            if _read(place) is None:  # else, without locks, another process was first with the same bytes
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return result
+
+
+def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
+    """Append the slices of one file, each followed by its labels; return their rows of the packed table."""
+    file, label_file = root / table["file"].iloc[0], table["label_file"].iloc[0]
+    volume = read_volume(file)
+    stack, mm = volume.stack, volume.shape.slice_spacing
+    labels = read_labels(root / label_file) if label_file else None
+    if labels is not None and labels.shape != stack.shape:
+        shapes = f"{labels.shape} for an image of {stack.shape} (frames, slices, rows, columns)"
+        raise UserError(f"{root / label_file} has the shape {shapes} in {file}: the two must agree")
+    dtype = _stored_dtype(stack)
+    rows = []
+    for frame, z in zip(table["frame"].tolist(), table["slice"].tolist(), strict=True):
+        t = frame - 1 if len(stack) > 1 else 0  # ACDC's single-frame files keep their number in the cine
+        image = np.ascontiguousarray(stack[t, z], dtype)
+        if not np.isfinite(image).all():
+            raise UserError(f"{file} holds NaN or infinite values (slice {z}): repair or remove it")
+        offset = _append(out, image)
+        label_offset, values = -1, ""
+        if labels is not None:
+            label_offset = _append(out, labels[t, z])
+            values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel()))))
+        mean, std = image.mean(dtype=np.float64), image.std(dtype=np.float64)
+        rows.append((*image.shape, *mm, dtype.name, offset, label_offset, mean, std, values))
+    return rows
+
+
+def _append(out: BinaryIO, values: np.ndarray) -> int:
+    out.write(b"\0" * (-out.tell() % ALIGNMENT))
+    offset = out.tell()
+    out.write(np.ascontiguousarray(values).data)
+    return offset
+
+
+def _stored_dtype(values: np.ndarray) -> np.dtype:
+    """The file's own dtype if it is one of four; wider integers become 16-bit if they fit, else float32."""
+    if values.dtype.name in ("uint8", "int16", "uint16", "float32"):
+        return values.dtype
+    if values.dtype.kind in "iu":
+        low, high = values.min(), values.max()
+        for name in ("int16", "uint16"):
+            if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+                return np.dtype(name)
+    return np.dtype(np.float32)

@@ -1,0 +1,25 @@
+"""The first convolution, from the channels it was trained on to the channels of the images at hand."""
+
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+
+def adapt_channels(weight: Tensor, in_channels: int, base_channels: int | None = None) -> Tensor:
+    """Adapt the weight of a first convolution to another number of input channels.
+
+    To one channel the weights are summed, so a grey image gives what the image replicated to all of the
+    old channels gave. To k channels they are repeated, cut to k and scaled by old / k, which keeps the
+    same equality for a replicated grey image whenever the old channels divide k.
+
+    Args:
+        weight: (out, in, height, width).
+        in_channels: channels of the images at hand.
+        base_channels: channels of the images it was trained on, where that is not ``in`` (the stems that
+            fold space into depth); in by default.
+
+    Returns:
+        (out, in_channels, height, width), the same tensor where nothing changes.
+
+    Source: timm's ``adapt_input_conv``.
+    """
+    return adapt_input_conv(in_channels, weight, base_channels or weight.shape[1])

@@ -1,0 +1,64 @@
+"""Batch normalisation, and the two replacements that do not look at the batch."""
+
+from functools import cache
+from typing import Literal, TypeVar
+
+from timm.layers import BatchNormAct2d, GroupNormAct
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Norm = Literal["batch", "group", "frozen"]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def replace_norm(module: Module, norm: Norm) -> Module:
+    """Replace every batch normalisation (1D, 2D, 3D) below ``module``, in place.
+
+    Args:
+        module: any network; a network that is itself a batch normalisation is returned replaced.
+        norm: "batch" changes nothing; "group" puts GroupNorm with the same scale and shift in its place;
+            "frozen" keeps the running statistics as they are, in training too. Scale and shift stay
+            trainable and all state dict keys stay what they were. Freeze *after* loading weights or
+            before, it is the same; with random weights frozen statistics are the identity.
+
+    Returns:
+        The module.
+    """
+    if norm == "batch":
+        return module
+    if isinstance(module, _BatchNorm):
+        return _group(module) if norm == "group" else _freeze(module)  # type: ignore[return-value]
+    for name, child in module.named_children():
+        setattr(module, name, replace_norm(child, norm))
+    return module
+
+
+def _group(batch: _BatchNorm) -> nn.GroupNorm:
+    channels = batch.num_features
+    # Two channels a group at least: a group of one has a variance of zero over a vector or a 1 x 1 map.
+    groups = max((g for g in range(1, min(32, channels // 2) + 1) if channels % g == 0), default=1)
+    if isinstance(batch, BatchNormAct2d):
+        group = GroupNormAct(channels, groups, eps=batch.eps, affine=batch.affine)
+        group.drop, group.act = batch.drop, batch.act
+    else:
+        group = nn.GroupNorm(groups, channels, eps=batch.eps, affine=batch.affine)
+    if batch.affine:
+        group.weight, group.bias = batch.weight, batch.bias
+    return group.train(batch.training)
+
+
+def _freeze(batch: _BatchNorm) -> _BatchNorm:
+    # timm's and torchvision's frozen norms also freeze scale and shift, and are 2D only.
+    if not isinstance(batch, _Frozen):
+        batch.__class__ = _frozen_class(type(batch))  # type: ignore[arg-type]
+    return batch.eval()
+
+
+class _Frozen(nn.Module):
+    def train(self, mode: bool = True) -> "_Frozen":
+        return super().train(False)
+
+
+@cache
+def _frozen_class(norm: type) -> type:
+    return type(f"Frozen{norm.__name__}", (_Frozen, norm), {})

@@ -1,0 +1,41 @@
+"""Checkpoints that are whole or not there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.errors import UserError
+
+
+def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values; the previous file stays until the new one is safely on disk.
+
+    Raises:
+        UserError: when the disk is full or not writable; the previous checkpoint is untouched.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
+        partial.unlink(missing_ok=True)
+        kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
+        reason = error.__cause__ or error.__context__ or error
+        raise UserError(
+            f"cannot write the checkpoint {path} ({reason}); {kept}: make room and continue with --resume"
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read back what `write_checkpoint` wrote, on the CPU, never unpickling code."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint {path} to resume from; start again with --overwrite") from None
+    except Exception as error:
+        raise UserError(f"cannot read the checkpoint {path} ({error}); start again with --overwrite") from error

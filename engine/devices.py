@@ -1,0 +1,58 @@
+"""Where a run computes: Lightning Fabric for devices, precision and processes."""
+
+import logging
+import os
+import sys
+
+import torch
+from lightning_fabric import Fabric
+
+from data.errors import UserError
+
+log = logging.getLogger("fewslice")
+
+
+def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
+    """Start the processes of a run and return this one's Fabric.
+
+    Args:
+        device: "auto" (CUDA where there is one), "cpu" or "cuda".
+        precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
+        devices: processes per node, one per device; under torchrun its own count wins.
+        nodes: machines.
+
+    Raises:
+        UserError: when CUDA is asked for and there is none.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use; try --device cpu")
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise UserError("--precision fp16 needs a GPU; use fp32 or bf16 on the CPU")
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    torch.set_float32_matmul_precision("high")
+    fabric = Fabric(
+        accelerator=device,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="ddp" if devices * nodes > 1 else "auto",
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def show_messages(main: bool = True) -> None:
+    """Send our messages to the terminal (the first process only)."""
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    log.setLevel(logging.INFO if main else logging.ERROR)
+    if not any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout for handler in log.handlers
+               if not isinstance(handler, logging.FileHandler)):  # fmt: skip
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)

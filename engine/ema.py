@@ -1,0 +1,25 @@
+"""Exponential moving average of a network's parameters: BYOL's target (Grill et al. 2020, eq. 1)."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def cosine_tau(step: int, steps: int, base: float = 0.99) -> float:
+    """Decay rate of the average after `step` of `steps` optimiser steps: `base` at 0, 1 at the end.
+
+    Counts optimiser steps, never micro-steps. Source: Grill et al. 2020, section 3.3.
+    """
+    return 1 - (1 - base) * (math.cos(math.pi * step / steps) + 1) / 2
+
+
+@torch.no_grad()
+def update_average(target: Iterable[nn.Parameter], online: Iterable[nn.Parameter], tau: float) -> None:
+    """target <- tau * target + (1 - tau) * online, in place.
+
+    Parameters only. Running statistics of batch norms are not averaged: the target network sees the views
+    in training mode, so its buffers are already statistics of its own activations.
+    """
+    torch._foreach_lerp_(list(target), list(online), 1 - tau)

@@ -1,0 +1,242 @@
+"""The training loop: accumulate, step, average, in that order."""
+
+import logging
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn, optim
+from torch.utils.data import DataLoader, Dataset
+
+from data.errors import UserError
+from engine.checkpoint import read_checkpoint, write_checkpoint
+from engine.order import MicroBatches, Order
+from engine.run import RunFolder
+
+log = logging.getLogger("fewslice")
+
+Metrics = dict[str, float]
+
+
+class Interrupted(SystemExit):
+    """The run was asked to stop; its state is saved. Exit code 128 + the signal's number."""
+
+
+@dataclass(kw_only=True)
+class Training:
+    """All that an optimiser step touches, and what is done beside it."""
+
+    fabric: Fabric
+    run: RunFolder
+    model: nn.Module
+    """`model(batch)` returns the mean loss over the samples of one micro-batch; as set up by Fabric."""
+    optimiser: optim.Optimizer
+    order: Order
+    samples: Dataset[Any]
+    """Indexed by `engine.order.Draw`."""
+    steps: int
+    learning_rate: Callable[[int], float]
+    """Learning rate of optimiser step 0, 1, ..."""
+    clip: float | None = None
+    """Largest norm of the gradient."""
+    after_step: Callable[[int], None] = lambda step: None
+    """Called with the number of steps taken, after every real optimiser step (BYOL's average)."""
+    observe: Callable[[int, bool], Metrics] = lambda step, last: {}
+    """Called with the number of steps taken, to validate or to save; its metrics join `metrics.csv`."""
+    columns: Sequence[str] = ()
+    """Names of the metrics that `observe` may return."""
+    workers: int = 0
+    checkpoint_every: int = 100
+    log_every: int = 10
+    losses: list[Tensor] = field(default_factory=list, init=False)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds. Sample order and views need no saving: they follow from the step."""
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+
+    def restore(self) -> int:
+        """Load the checkpoint; returns the number of optimiser steps it had taken."""
+        state = read_checkpoint(self.run.checkpoint)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["torch_rng"])
+        return int(state["step"])
+
+
+def train(t: Training, *, resume: bool = False) -> float:
+    """Run the optimiser steps that are left; returns training samples per second of this process's loop.
+
+    The gradient of a step is the mean over its window of `order.batch` samples, accumulated over micro-batches;
+    then one optimiser step, then one `after_step`, then the gradients are cleared (METHODS, section 2).
+
+    Raises:
+        UserError: when the loss is not finite; the step is named and the last checkpoint stays.
+        Interrupted: after SIGINT or SIGTERM, once the running step is done and saved.
+    """
+    first = t.restore() if resume and t.run.checkpoint.exists() else 0
+    t.run.open_metrics(["step", "epoch", "learning_rate", "loss", "samples_per_second", *t.columns], first)
+    loader = iter(_loader(t, first))
+    seen, began, paused = 0, time.perf_counter(), 0.0
+    with _stop_on_signals() as stop, _progress(t, first) as advance:
+        for step in range(first, t.steps):
+            for group in t.optimiser.param_groups:
+                group["lr"] = t.learning_rate(step)
+
+            micro_batches = t.order.micro_batches(step)
+            total = torch.zeros((), device=t.fabric.device)
+            for k, (draws, weight) in enumerate(micro_batches):
+                batch = t.fabric.to_device(next(loader))
+                last = k == len(micro_batches) - 1
+                with t.fabric.no_backward_sync(t.model, enabled=not last):  # type: ignore[arg-type]
+                    loss = t.model(batch)
+                    t.fabric.backward(loss * weight)
+                total += loss.detach() * weight
+                seen += len(draws)
+            t.losses.append(total)
+
+            if t.clip is not None:
+                t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.clip, error_if_nonfinite=False)  # type: ignore[arg-type]
+            stepped = _optimiser_step(t)
+            if stepped:
+                t.after_step(step + 1)
+            t.optimiser.zero_grad(set_to_none=True)
+
+            done = step + 1
+            stopping = _asked_to_stop(t, done, stop)
+            ending = done == t.steps or stopping
+            pause = time.perf_counter()
+            metrics = t.observe(done, done == t.steps)
+            paused += time.perf_counter() - pause
+            if metrics or ending or done % t.log_every == 0 or done % t.checkpoint_every == 0:
+                loss_now = _read_losses(t, done)
+                speed = seen * t.order.devices / max(1e-9, time.perf_counter() - began - paused)
+                row = {
+                    "step": done,
+                    "epoch": done / t.order.steps_per_epoch,
+                    "learning_rate": t.learning_rate(step),
+                    "loss": loss_now,
+                    "samples_per_second": speed,
+                }
+                t.run.record(row | metrics)
+                advance(done, loss_now, speed)
+            if ending or done % t.checkpoint_every == 0:
+                _save(t, done)
+            if stopping and done < t.steps:
+                raise _interrupted(t, done, stop)
+    return seen * t.order.devices / max(1e-9, time.perf_counter() - began - paused)
+
+
+def _loader(t: Training, first: int) -> DataLoader[Any]:
+    return DataLoader(
+        t.samples,
+        batch_sampler=MicroBatches(t.order, first, t.steps),
+        num_workers=t.workers,
+        pin_memory=t.fabric.device.type == "cuda",
+        multiprocessing_context="fork" if t.workers and sys.platform == "linux" else None,
+    )
+
+
+def _optimiser_step(t: Training) -> bool:
+    """One optimiser step; False when the fp16 scaler skipped it because a gradient overflowed."""
+    scaler = getattr(t.fabric.strategy.precision, "scaler", None)
+    before = scaler.get_scale() if scaler else None
+    t.optimiser.step()
+    return scaler is None or scaler.get_scale() >= before
+
+
+def _read_losses(t: Training, done: int) -> float:
+    """Mean loss since the last reading, over all devices: the only place where the loop waits for the device."""
+    losses = t.fabric.all_reduce(torch.stack(t.losses), reduce_op="mean")
+    values = losses.tolist()  # type: ignore[union-attr]
+    t.losses.clear()
+    for k, value in enumerate(values):
+        if not math.isfinite(value):
+            step = done - len(values) + k + 1
+            raise UserError(
+                f"the loss became {value} at optimiser step {step}; the last checkpoint is kept in "
+                f"{t.run.path}: lower --lr, or try --precision fp32"
+            )
+    return sum(values) / len(values)
+
+
+def _save(t: Training, done: int) -> None:
+    if t.run.main:
+        write_checkpoint(t.run.checkpoint, t.state(done))
+    t.fabric.barrier()
+
+
+def _asked_to_stop(t: Training, done: int, stop: list[int]) -> bool:
+    """Whether a signal came; several processes agree on it at the same step, now and then to keep it cheap."""
+    if t.order.devices == 1:
+        return bool(stop)
+    if done % t.log_every:
+        return False
+    count = t.fabric.all_reduce(torch.tensor(float(len(stop)), device=t.fabric.device), reduce_op="sum")
+    return bool(count > 0)
+
+
+def _interrupted(t: Training, done: int, stop: list[int]) -> Interrupted:
+    log.info(f"stopped at step {done} of {t.steps}, saved in {t.run.path}; continue with --resume")
+    t.run.close()
+    return Interrupted(128 + (stop[0] if stop else signal.SIGTERM))
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[list[int]]:
+    """A list that SIGINT or SIGTERM fills with its number; a second one acts as usual."""
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread: whoever started the thread handles its signals
+        previous.clear()
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _progress(t: Training, first: int) -> Iterator[Callable[[int, float, float], None]]:
+    """A bar with loss, throughput and time left on a terminal; about ten lines elsewhere."""
+    console = Console(stderr=True)
+    if t.run.main and console.is_terminal:
+        text = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} images/s")
+        bar = Progress(BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn(), console=console)
+        with bar:
+            task = bar.add_task("", total=t.steps, completed=first, loss=math.nan, speed=0.0)
+            yield lambda done, loss, speed: bar.update(task, completed=done, loss=loss, speed=speed)
+        return
+    said = first
+
+    def line(done: int, loss: float, speed: float) -> None:
+        nonlocal said
+        if done == t.steps or done - said >= t.steps / 10:
+            said = done
+            log.info(f"step {done} of {t.steps}: loss {loss:.4f}, {speed:.1f} images/s")
+
+    yield line

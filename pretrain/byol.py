@@ -1,0 +1,94 @@
+"""Bootstrap your own latent: two views, an online and a target network, no negatives (Grill et al. 2020)."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoders.norm import Norm, replace_norm
+from engine.ema import update_average
+
+
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """BYOL's head: linear, batch norm, ReLU, linear; Kaiming-uniform weights (METHODS, section 1)."""
+    head = nn.Sequential(
+        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
+    )
+    for layer in (head[0], head[3]):
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+    return head
+
+
+class Byol(nn.Module):
+    """The online network (encoder, projector, predictor) and its target (encoder, projector).
+
+    Args:
+        encoder: (N, channels, H, W) -> (N, features).
+        features: width of the encoder's output.
+        projector_hidden, predictor_hidden, outputs: widths of the heads.
+        norm: normalisation of the heads. Only without batch statistics ("group", "frozen") do both views go
+            through one forward: under batch norm merging them would merge their statistics.
+
+    Calling it gives the loss of one micro-batch, so that Fabric's DDP wraps the whole step.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        features: int,
+        *,
+        projector_hidden: int = 4096,
+        predictor_hidden: int = 8192,
+        outputs: int = 256,
+        norm: Norm = "batch",
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.projector = replace_norm(mlp(features, projector_hidden, outputs), norm)
+        self.predictor = replace_norm(mlp(outputs, predictor_hidden, outputs), norm)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
+        self.batch_statistics = norm == "batch"
+        self.last_projections = torch.empty(0)
+        """Target projections of the last micro-batch, (2N, outputs), for the collapse monitor."""
+
+    def forward(self, views: Tensor) -> Tensor:
+        """The symmetric loss, summed over both directions and averaged over samples.
+
+        Args:
+            views: (N, 2, channels, H, W).
+        """
+        first, second = views[:, 0], views[:, 1]
+        if self.batch_statistics:
+            predictions = [self._predict(first), self._predict(second)]
+            with torch.no_grad():  # the target network is trained by averaging alone
+                projections = [self._target(first), self._target(second)]
+        else:
+            both = torch.cat([first, second])
+            predictions = list(self._predict(both).chunk(2))
+            with torch.no_grad():
+                projections = list(self._target(both).chunk(2))
+        self.last_projections = torch.cat(projections)
+        return regression_loss(predictions[0], projections[1]) + regression_loss(predictions[1], projections[0])
+
+    def _predict(self, view: Tensor) -> Tensor:
+        return self.predictor(self.projector(self.encoder(view)))
+
+    def _target(self, view: Tensor) -> Tensor:
+        return self.target_projector(self.target_encoder(view))
+
+    def move_target(self, tau: float) -> None:
+        """Move the target towards the online network; to be called once after every real optimiser step."""
+        update_average(self.target_encoder.parameters(), self.encoder.parameters(), tau)
+        update_average(self.target_projector.parameters(), self.projector.parameters(), tau)
+
+
+def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
+    """Mean over the batch of 2 - 2 cos(prediction, projection), both (N, D); 0 aligned, 4 opposed.
+
+    In fp32 whatever the precision of the networks. Source: Grill et al. 2020, eq. 2.
+    """
+    cosine = F.cosine_similarity(prediction.float(), projection.float(), dim=1)
+    return (2 - 2 * cosine).mean()

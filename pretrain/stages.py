@@ -1,0 +1,294 @@
+"""The stages: natural images, then the target images, an encoder travelling as a file in between."""
+
+import logging
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from data.datasets import Dataset, load_dataset
+from data.errors import UserError
+from data.procedural import FolderImages, ProceduralImages
+from data.samples import Images, Slices, Standardised, TwoViews
+from data.views import Views
+from encoders.build import build_encoder, feature_width
+from encoders.weights import load_weights, save_encoder, versions
+from engine.config import plain
+from engine.devices import make_fabric, show_messages
+from engine.ema import cosine_tau
+from engine.loop import Metrics, Training, train
+from engine.optimisers import lars, warmup_cosine
+from engine.order import Order
+from engine.run import RunFolder
+from pretrain.byol import Byol
+from pretrain.collapse import FLOOR, collapse_metrics
+from pretrain.config import PretrainConfig
+from pretrain.probe import Probe
+
+log = logging.getLogger("fewslice")
+
+SMALLEST_BATCH = 8
+"""Samples per backward and device below which batch norm's statistics are too noisy to go unmentioned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """The images of one stage."""
+
+    images: Images
+    name: str
+    hash: str
+    epochs: float
+    steps: int | None = None
+
+
+def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
+    """Run what a stage needs and write `encoder.safetensors` and `encoder.json`.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: for a mistake in the configuration, the data or the encoder file.
+    """
+    fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
+    show_messages(fabric.global_rank == 0)
+    folder = cfg.run_folder
+    build_encoder(cfg.encoder)  # a wrong name is refused before anything is written
+    natural = _natural_images(cfg) if cfg.stage != "specialist" else None
+    dataset = None
+    if cfg.stage != "generalist":
+        dataset = load_dataset(
+            cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file
+        )
+    run_folder = RunFolder(folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=fabric.global_rank == 0)
+    fabric.barrier()
+
+    if cfg.stage == "generalist":
+        result = _byol(cfg, fabric, run_folder, natural) if natural else _adopt(cfg, run_folder, cfg.generalist)
+    else:
+        source = None
+        if cfg.stage == "hierarchical":
+            source = _generalist_file(cfg, fabric, folder) if natural else cfg.generalist
+        assert dataset is not None
+        result = _byol(cfg, fabric, run_folder, _target_images(cfg, dataset), source=source, dataset=dataset)
+    run_folder.write_result(result)
+    run_folder.close()
+    return result
+
+
+def _natural_images(cfg: PretrainConfig) -> Pool | None:
+    """The natural images to pretrain on; None when the generalist is a file of weights."""
+    if cfg.generalist == "imagenet":
+        return None
+    if cfg.generalist == "procedural":
+        images = ProceduralImages(cfg.generalist_images, max(cfg.image_size, 64), cfg.seed)
+        recipe = f"procedural-{len(images)}-{cfg.seed}"
+        return Pool(images=Standardised(images), name="procedural", hash=recipe, epochs=cfg.generalist_epochs)
+    path = Path(cfg.generalist)
+    if path.is_dir():
+        folder = FolderImages(path)
+        return Pool(images=Standardised(folder), name=path.name, hash=folder.hash, epochs=cfg.generalist_epochs)
+    if path.is_file():
+        return None
+    raise UserError(
+        f"--generalist {cfg.generalist}: no such file or folder; give an encoder file, a folder of images, "
+        "imagenet or procedural"
+    )
+
+
+def _target_images(cfg: PretrainConfig, dataset: Dataset) -> Pool:
+    """The unlabelled pool: every slice of the training subjects, labelled or not."""
+    splits = ("train",) if cfg.pool == "train" else ("train", "val", "test")
+    positions = np.sort(np.concatenate([dataset.positions(split) for split in splits]))
+    slices = Slices(store=dataset.store, positions=positions)
+    if not len(slices):
+        raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
+    subjects = dataset.store.table["subject"].iloc[slices.positions].nunique()
+    log.info(f"pretraining on {len(slices)} slices of {subjects} subjects of {dataset.name}")
+    return Pool(images=slices, name=dataset.name, hash=dataset.store.key, epochs=cfg.target_epochs, steps=cfg.steps)
+
+
+def _generalist_file(cfg: PretrainConfig, fabric: Fabric, folder: Path) -> str:
+    """The natural-image encoder of a hierarchical run, pretrained first when it is not there yet."""
+    out = folder / "generalist"
+    if not (out / "result.json").exists():
+        log.info(f"stage 1 of 2: generalist, in {out}")
+        started = (out / "config.json").exists()
+        run(
+            replace(cfg, stage="generalist", out=out, resume=started, overwrite=False, keep_epochs=(), steps=None),
+            fabric,
+        )
+    fabric.barrier()
+    log.info(f"stage 2 of 2: {cfg.stage}, in {folder}")
+    return str(out / "encoder.safetensors")
+
+
+def _adopt(cfg: PretrainConfig, run: RunFolder, source: str) -> dict[str, Any]:
+    """A generalist that needs no training: foreign weights written as an encoder file of ours."""
+    encoder = build_encoder(cfg.encoder, norm=cfg.norm)
+    report = load_weights(encoder, source, name=cfg.encoder, in_channels=1)
+    if run.main:
+        _export(cfg, encoder, run.path, report.lineage, network="foreign")
+    return {
+        "stage": cfg.stage,
+        "steps": 0,
+        "source": source,
+        "encoder": str(run.path / "encoder.safetensors"),
+    }
+
+
+def _byol(
+    cfg: PretrainConfig,
+    fabric: Fabric,
+    run: RunFolder,
+    pool: Pool,
+    *,
+    source: str | None = None,
+    dataset: Dataset | None = None,
+) -> dict[str, Any]:
+    """One BYOL pretraining, from the encoder file `source` or from random weights."""
+    torch.manual_seed(cfg.seed)
+    encoder = build_encoder(cfg.encoder, norm=cfg.norm)
+    lineage: list[dict[str, Any]] = []
+    if source is not None:
+        lineage = list(load_weights(encoder, source, name=cfg.encoder, in_channels=1).lineage)
+    byol = Byol(
+        encoder.to(memory_format=torch.channels_last),
+        feature_width(encoder),
+        projector_hidden=cfg.projector_hidden,
+        predictor_hidden=cfg.predictor_hidden,
+        outputs=cfg.projection,
+        norm=cfg.norm,
+    )
+    if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
+        byol = convert_sync_batchnorm(byol)  # timm's keeps the activation of its fused norms
+
+    share = -(-cfg.batch_size // fabric.world_size)
+    order = Order(
+        count=len(pool.images),
+        batch=cfg.batch_size,
+        micro=min(cfg.micro_batch_size or share, share),
+        seed=cfg.seed,
+        device=fabric.global_rank,
+        devices=fabric.world_size,
+    )
+    _warn_of_small_batches(cfg, order)
+    steps = pool.steps or max(1, round(pool.epochs * order.steps_per_epoch))
+    warmup = min(round(cfg.warmup_epochs * order.steps_per_epoch), steps // 10)
+    lr = cfg.lr * cfg.batch_size / 256
+    model, optimiser = fabric.setup(byol, lars(byol, lr=lr, weight_decay=cfg.weight_decay, trust=cfg.trust))
+
+    def move_target(step: int) -> None:
+        byol.move_target(cosine_tau(step, steps, cfg.tau) if cfg.tau_schedule == "cosine" else cfg.tau)
+
+    keep = {round(epoch * order.steps_per_epoch): epoch for epoch in cfg.keep_epochs}
+    probe = Probe(dataset) if cfg.probe_every and dataset is not None else None
+    stage = {
+        "stage": cfg.stage if source is None else "hierarchical",
+        "data": {"name": pool.name, "hash": pool.hash, "images": len(pool.images)},
+        "views": plain(cfg)["views"],
+        "steps": steps,
+        "batch_size": cfg.batch_size,
+        "seed": cfg.seed,
+        "versions": versions(),
+    }
+
+    def export(folder: Path, step: int) -> None:
+        network = byol.target_encoder if cfg.export == "target" else byol.encoder
+        if run.main:
+            _export(cfg, network, folder, [*lineage, stage | {"steps": step}], network=cfg.export)
+
+    last: Metrics = {}
+
+    def observe(step: int, ending: bool) -> Metrics:
+        if step in keep:
+            export(run.path / f"epoch-{keep[step]}", step)
+        metrics: Metrics = {}
+        if step % cfg.log_every == 0 or ending:
+            metrics |= collapse_metrics(byol.last_projections)
+            _warn_of_collapse(metrics["projection_std"], step)
+        if probe is not None and (step % cfg.probe_every == 0 or ending):
+            metrics["probe_jaccard"] = probe(byol.target_encoder, fabric.device)
+        last.update(metrics)
+        return metrics
+
+    if 0 in keep and not (cfg.resume and run.checkpoint.exists()):
+        export(run.path / "epoch-0", 0)
+    log.info(
+        f"BYOL: {len(pool.images)} images, {steps} optimiser steps of {order.batch} "
+        f"({order.steps_per_epoch} per epoch, {order.micro_steps(0)} micro-batches each), learning rate {lr:.3g}"
+    )
+    began = time.perf_counter()
+    speed = train(
+        Training(
+            fabric=fabric,
+            run=run,
+            model=model,  # type: ignore[arg-type]
+            optimiser=optimiser,  # type: ignore[arg-type]
+            order=order,
+            samples=TwoViews(pool.images, Views(cfg.views, cfg.image_size)),
+            steps=steps,
+            learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
+            after_step=move_target,
+            observe=observe,
+            columns=["projection_std", "effective_rank", "probe_jaccard"],
+            workers=cfg.workers,
+            checkpoint_every=cfg.checkpoint_every,
+            log_every=cfg.log_every,
+        ),
+        resume=cfg.resume,
+    )
+    export(run.path, steps)
+    return {
+        "stage": cfg.stage,
+        "images": len(pool.images),
+        "steps": steps,
+        "seed": cfg.seed,
+        **last,
+        "seconds": time.perf_counter() - began,
+        "images_per_second": speed,
+        "encoder": str(run.path / "encoder.safetensors"),
+    }
+
+
+def _export(cfg: PretrainConfig, encoder: nn.Module, folder: Path, lineage: list[dict[str, Any]], network: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    save_encoder(
+        encoder,
+        folder,
+        name=cfg.encoder,
+        in_channels=1,
+        network=network,
+        normalisation={"kind": "z-score", "over": "image"},
+        spacing_mm=None,
+        norm=cfg.norm,
+        image_size=cfg.image_size,
+        lineage=lineage,
+    )
+
+
+def _warn_of_small_batches(cfg: PretrainConfig, order: Order) -> None:
+    if cfg.norm != "batch":
+        return
+    if order.micro < SMALLEST_BATCH:
+        log.warning(
+            f"batch norm sees {order.micro} samples at a time: accumulation averages gradients, not statistics; "
+            f"use --micro-batch-size {SMALLEST_BATCH} or more, or --norm group"
+        )
+    if order.devices > 1 and not torch.cuda.is_available():
+        log.warning("batch norm on several CPU processes takes each one's own statistics; --norm group does not")
+
+
+def _warn_of_collapse(projection_std: float, step: int) -> None:
+    if projection_std < FLOOR:
+        log.warning(
+            f"step {step}: the projections' standard deviation is {projection_std:.1%} of its spread value; "
+            "the representation is collapsing: lower --lr or raise --tau"
+        )

@@ -1,0 +1,228 @@
+"""Score a folder of predicted masks against a folder of reference masks: ``python -m segment.evaluate``.
+
+Any masks do, from any program: NIfTI volumes or PNG and TIFF images, matched by name.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from data.acdc import ACDC_CLASSES, read_info
+from data.errors import UserError, user_errors
+from data.volume import IMAGE_SUFFIXES, Volume, is_image, read_volume, stem
+from engine.run import write_json
+from segment.metrics import foreground, score_volume, summarise
+
+ACDC_NAME = re.compile(r"(patient\d+)_frame(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Score predicted masks against reference masks, per volume, per patient and over patients."""
+
+    prediction: Path
+    """Folder of predicted masks (.nii, .nii.gz, .png, .tif), searched with its subfolders."""
+    reference: Path
+    """Folder of reference masks of the same names; a trailing _gt on either side does not count."""
+    classes: tuple[str, ...] = ()
+    """Names of labels 1, 2, ... Without: RV MYO LV for ACDC names, else label_1 label_2 ..."""
+    out: Path | None = None
+    """Folder for per_volume.csv and result.json. Without: scores/ in the prediction folder."""
+    partial: bool = False
+    """Score the masks that both folders have, and leave out the others."""
+
+
+def run(cfg: Evaluate) -> dict[str, Any]:
+    """Score the folders, print the table, write per_volume.csv and result.json.
+
+    Returns:
+        What result.json holds: see `segment.metrics.summarise`.
+
+    Raises:
+        UserError: if masks are missing, differ in shape, or hold labels without a name.
+    """
+    pairs = match_masks(cfg.prediction, cfg.reference, cfg.partial)
+    is_acdc = all(ACDC_NAME.fullmatch(name) for name in pairs)
+    classes = foreground(cfg.classes) or (foreground(ACDC_CLASSES) if is_acdc else _numbered_classes(pairs))
+    rows: list[dict[str, Any]] = []
+    progress = track(pairs.items(), "scoring", transient=True, console=Console(stderr=True))
+    for name, (prediction, reference) in progress:
+        rows += score_files(name, prediction, reference, classes)
+    per_volume = pd.DataFrame(rows)
+    result = summarise(per_volume, classes)
+
+    out = cfg.out or cfg.prediction / "scores"
+    out.mkdir(parents=True, exist_ok=True)
+    per_volume.to_csv(out / "per_volume.csv", index=False)
+    write_json(out / "result.json", result)
+    console = Console()
+    for table in result_tables(result):
+        console.print(table)
+    console.print(f"written: {out / 'per_volume.csv'}, {out / 'result.json'}", soft_wrap=True)
+    return result
+
+
+def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dict[str, tuple[Path, Path]]:
+    """Pair the masks of two folders by name.
+
+    Args:
+        prediction: folder, searched with its subfolders.
+        reference: the same.
+        partial: leave out what only one folder has.
+
+    Returns:
+        {name: (prediction file, reference file)}, sorted. The name is the stem without ``_gt``; where stems
+        repeat in a folder, it is the path inside it.
+
+    Raises:
+        UserError: if a folder is missing or has no masks, or (without ``partial``) a mask has no counterpart.
+    """
+    predicted, true = _find_masks(prediction), _find_masks(reference)
+    if all(len({name.name for name in masks}) == len(masks) for masks in (predicted, true)):
+        predicted = {Path(name.name): file for name, file in predicted.items()}
+        true = {Path(name.name): file for name, file in true.items()}
+    names = sorted(predicted.keys() & true.keys())
+    if not names:
+        raise UserError(
+            f"no mask in {prediction} has the name of one in {reference} "
+            f"(such as {min(predicted)} and {min(true)}): rename one side"
+        )
+    for folder, missing in ((prediction, true.keys() - predicted), (reference, predicted.keys() - true)):
+        if missing and not partial:
+            listed = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
+            raise UserError(
+                f"{folder} lacks {len(missing)} of the other folder's masks ({listed}): "
+                "add them, or give --partial to score what both have"
+            )
+    return {str(name): (predicted[name], true[name]) for name in names}
+
+
+def _find_masks(folder: Path) -> dict[Path, Path]:
+    """{path inside the folder without suffix and ``_gt``: file}."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder that holds the masks")
+    files = [file for file in sorted(folder.rglob("*")) if is_image(file)]
+    # ACDC keeps the images beside the masks.
+    files = [file for file in files if stem(file).endswith("_gt")] or files
+    masks: dict[Path, Path] = {}
+    for file in files:
+        name = file.relative_to(folder).with_name(stem(file).removesuffix("_gt"))
+        if name in masks:
+            raise UserError(f"{masks[name]} and {file} are two masks of one name: keep one of them")
+        masks[name] = file
+    if not masks:
+        raise UserError(f"{folder} holds no masks: they must end in {', '.join(IMAGE_SUFFIXES)}")
+    return masks
+
+
+def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Score one pair of files; they are taken to lie on one grid, with the spacing of the reference.
+
+    Args:
+        name: what names the pair; ``patientNNN_frameFF`` with an Info.cfg beside the reference is ACDC.
+        prediction: label map, one frame or more.
+        reference: label map of the same shape.
+        classes: foreground names of labels 1, 2, ...
+
+    Returns:
+        A row per frame: ``subject``, ``group``, ``phase``, ``frame`` and those of `score_volume`.
+
+    Raises:
+        UserError: if the shapes differ, or a label is not a whole number or has no name.
+    """
+    true = read_volume(reference)
+    # Other programs lose the spacing: the reference says where the slices lie, too.
+    predicted = replace(read_volume(prediction), spacing=true.spacing)
+    if predicted.shape.shape != true.shape.shape:
+        raise UserError(
+            f"{prediction} has shape {predicted.shape.shape} and {reference} {true.shape.shape}: "
+            "bring the prediction to the grid of the reference"
+        )
+    predicted_labels, true_labels = label_stack(predicted), label_stack(true)
+    for file, labels in ((prediction, predicted_labels), (reference, true_labels)):
+        if labels.max() > len(classes):
+            raise UserError(
+                f"{file} holds label {labels.max()} and the classes are {', '.join(classes)}: "
+                "name every label from 1 on with --classes"
+            )
+    row_mm, column_mm, slice_mm = true.shape.slice_spacing
+    spacing = (slice_mm, row_mm, column_mm)
+    return [
+        _identity(name, index + 1, reference) | score_volume(predicted_frame, true_frame, spacing, classes)
+        for index, (predicted_frame, true_frame) in enumerate(zip(predicted_labels, true_labels, strict=True))
+    ]
+
+
+def _identity(name: str, frame: int, reference: Path) -> dict[str, Any]:
+    """Subject, group, phase and frame; of ACDC with the Info.cfg beside the reference, else just the name."""
+    acdc = ACDC_NAME.fullmatch(name)
+    if not acdc:
+        return {"subject": name, "group": "", "phase": "", "frame": frame}
+    info, number = read_info(reference.parent), int(acdc[2])
+    phase = next((phase for phase in ("ED", "ES") if info.get(phase, "").lstrip("0") == str(number)), "")
+    return {"subject": acdc[1], "group": info.get("Group", ""), "phase": phase, "frame": number}
+
+
+def label_stack(mask: Volume) -> np.ndarray:
+    """The labels of a mask, (frames, slices, rows, columns), uint8; 255 is 1 in a mask of 0 and 255 alone.
+
+    Raises:
+        UserError: if a value is not a whole number from 0 to 255.
+    """
+    with np.errstate(invalid="ignore"):  # NaN is caught below
+        labels = mask.stack.astype(np.uint8)
+    wrong = mask.stack[labels != mask.stack]
+    if wrong.size:
+        raise UserError(f"{mask.path} holds the value {wrong[0]}: a mask holds whole numbers from 0 to 255")
+    return labels // 255 if np.isin(labels, (0, 255)).all() else labels
+
+
+def _numbered_classes(pairs: dict[str, tuple[Path, Path]]) -> list[str]:
+    top = max(int(label_stack(read_volume(file)).max()) for pair in pairs.values() for file in pair)
+    return [f"label_{label}" for label in range(1, max(top, 1) + 1)]
+
+
+def result_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """What `segment.metrics.summarise` returns, for the terminal: scores, then clinical read-outs."""
+    counts = f"{result['patients']} patients, {result['volumes']} volumes"
+    table = Table(title=f"mean over {counts}; slice-wise Jaccard {_shown(result['slice_jaccard'], 4)}")
+    _add_columns(table, "phase", "class", "Dice", "Jaccard", "HD95 mm", "ASSD mm", "both empty", "one empty")
+    for phase, scores in {"all": result, **result.get("phases", {})}.items():
+        for name in scores["dice"]:
+            overlap = [_shown(scores[measure][name], 4) for measure in ("dice", "jaccard")]
+            distance = [_shown(scores[measure][name], 2) for measure in ("hd95_mm", "assd_mm")]
+            empty = [str(counts.get(name, sum(counts.values()))) for counts in scores["not_counted"].values()]
+            table.add_row(phase, name, *overlap, *distance, *empty)
+        table.add_section()
+    yield table
+    if "clinical" in result:
+        table = Table(title="clinical read-outs: means over patients, errors of the prediction")
+        _add_columns(table, "read-out", "predicted", "reference", "bias", "absolute error", "patients", "missing")
+        for name, values in result["clinical"].items():
+            *numbers, count, missing = values.values()
+            table.add_row(name, *(_shown(number, 1) for number in numbers), str(count), str(missing))
+        yield table
+
+
+def _add_columns(table: Table, *headings: str) -> None:
+    for heading in headings:
+        is_name = heading in ("phase", "class", "read-out")
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
+
+
+def _shown(number: float | None, digits: int) -> str:
+    return "–" if number is None else f"{number:.{digits}f}"
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(tyro.cli(Evaluate))

@@ -1,0 +1,157 @@
+"""Figures of a segmentation: images with their label maps, and how training went."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from segment.metrics import foreground, mean_dice
+
+# Okabe and Ito, "Color Universal Design" (2008), the brightest first: they lie on grey images.
+COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
+
+
+def worst_median_best(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, int]:
+    """Row positions of the worst, the median and the best volume by mean Dice; fewer where there are fewer.
+
+    Args:
+        per_volume: rows of `segment.metrics.score_volume`; those with no counted class are left out.
+        classes: foreground names.
+    """
+    dice = mean_dice(per_volume, classes).to_numpy()
+    order = np.argsort(dice, kind="stable")[: np.isfinite(dice).sum()]  # NaN is sorted to the end
+    if not len(order):
+        return {}
+    picked = {"worst": order[0], "median": order[(len(order) - 1) // 2], "best": order[-1]}
+    rows = {position: name for name, position in reversed(picked.items())}  # a volume is shown once
+    return {name: int(position) for position, name in reversed(rows.items())}
+
+
+def panel_case(
+    title: str, image: np.ndarray, reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[float]
+) -> dict[str, Any]:
+    """One case of `prediction_panel`: the slice with the most reference foreground, else the most predicted.
+
+    Args:
+        title: shown above the row.
+        image: (slices, rows, columns), any unit.
+        reference: label map of the same shape.
+        prediction: label map of the same shape.
+        spacing: (slice_mm, row_mm, column_mm).
+    """
+    shown = reference if reference.any() else prediction
+    index = int(np.argmax((shown > 0).sum(axis=(1, 2))))
+    return {
+        "title": f"{title}, slice {index + 1} of {len(image)}",
+        "image": image[index],
+        "reference": reference[index],
+        "prediction": prediction[index],
+        "aspect": spacing[1] / spacing[2],
+    }
+
+
+def prediction_panel(
+    cases: Sequence[Mapping[str, Any]], path: Path, classes: Sequence[str] = ("RV", "MYO", "LV")
+) -> None:
+    """Draw a row per case: image, reference, prediction, cut to what either of the two marks.
+
+    Args:
+        cases: each with ``title``, ``image`` (rows, columns), ``reference`` and ``prediction`` (label maps of
+            that shape) and ``aspect`` (row_mm / column_mm); see `panel_case`.
+        path: file to write; its suffix gives the format (.png, .pdf, .svg).
+        classes: foreground names, for the legend.
+
+    Source: SEG figure 5.
+    """
+    figure = Figure(figsize=(7.5, 0.4 + 2.75 * len(cases)), layout="constrained", facecolor="white")
+    rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
+    for row, case in zip(rows, cases, strict=True):
+        row.suptitle(case["title"], fontsize=10, fontweight="bold")
+        window = _window(case["reference"], case["prediction"], case["aspect"])
+        image = case["image"][window]
+        low, high = np.percentile(image, (1, 99))
+        axes = row.subplots(1, 3)
+        for axis, name in zip(axes, ("image", "reference", "prediction"), strict=True):
+            axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=case["aspect"])
+            axis.set_axis_off()
+            axis.set_title(name, fontsize=9)
+            if name != "image":
+                _draw_labels(axis, case[name][window], case["aspect"])
+    handles = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=5, label=name)
+        for i, name in enumerate(foreground(classes))
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    figure.savefig(path, dpi=200)
+
+
+def _window(reference: np.ndarray, prediction: np.ndarray, aspect: float) -> tuple[slice, slice]:
+    """A square (in mm) half as wide again as all foreground, within the image; the image if there is none."""
+    marked = np.argwhere((reference > 0) | (prediction > 0))
+    if not len(marked):
+        return slice(None), slice(None)
+    low, high = marked.min(axis=0), marked.max(axis=0) + 1
+    scale = np.array([aspect, 1.0])  # column widths per voxel
+    half = 0.75 * max((high - low) * scale) / scale
+    start = np.maximum(np.floor((low + high) / 2 - half), 0).astype(int)
+    stop = np.ceil((low + high) / 2 + half).astype(int)
+    return slice(start[0], stop[0]), slice(start[1], stop[1])
+
+
+def _draw_labels(axis: Axes, labels: np.ndarray, aspect: float) -> None:
+    """Translucent label map with its outlines."""
+    for label in range(1, int(labels.max()) + 1):
+        mask = labels == label
+        if mask.any():
+            colour = COLOURS[(label - 1) % len(COLOURS)]
+            overlay = np.dstack([np.broadcast_to(to_rgb(colour), (*mask.shape, 3)), mask * 0.35])
+            axis.imshow(overlay, aspect=aspect, interpolation="nearest")
+            axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)
+
+
+def learning_curve(
+    metrics: pd.DataFrame,
+    path: Path,
+    *,
+    step: str = "step",
+    loss: str = "loss",
+    score: str = "validation_dice",
+    title: str = "",
+) -> None:
+    """Draw training loss and validation Dice against the optimiser step, the best one marked.
+
+    Args:
+        metrics: one row per record; NaN where a record has no such value (validation is rarer than training).
+        path: file to write; its suffix gives the format.
+        step: column of the optimiser step.
+        loss: column of the training loss.
+        score: column of the validation Dice, higher is better.
+        title: shown on top.
+    """
+    figure = Figure(figsize=(6.5, 5), layout="constrained", facecolor="white")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    losses = metrics[[step, loss]].dropna()
+    smooth = losses[loss].ewm(span=max(2, len(losses) // 50)).mean()
+    upper.plot(losses[step], losses[loss], color="#0072B2", alpha=0.3, linewidth=1)
+    upper.plot(losses[step], smooth, color="#0072B2", linewidth=1.8)
+    upper.set_ylabel("training loss")
+
+    scores = metrics[[step, score]].dropna()
+    lower.plot(scores[step], scores[score], color="#D55E00", linewidth=1.8, marker="o", markersize=3)
+    if len(scores):
+        at, best = scores.to_numpy()[scores[score].argmax()]
+        lower.plot(at, best, "o", color="#D55E00", markersize=8, markeredgecolor="black")
+        lower.set_title(f"best {best:.3f} at step {at:.0f}", loc="right", fontsize=9)
+    lower.set_ylabel("validation Dice")
+    lower.set_xlabel("optimiser step")
+    for axis in (upper, lower):
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=11, fontweight="bold")
+    figure.savefig(path, dpi=200)

@@ -1,0 +1,82 @@
+"""From slices to label maps on their own grid: whole slices, no cropping, deterministic."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data.samples import resample, z_score
+from segment.model import STRIDE, ModelCard
+
+
+@torch.no_grad()
+def segment_stack(
+    unet: nn.Module,
+    stack: np.ndarray,
+    spacing: tuple[float, float],
+    card: ModelCard,
+    *,
+    batch: int = 16,
+) -> np.ndarray:
+    """Label maps of slices that share a grid.
+
+    Each slice is z-scored and resampled as in training, padded to the stride, segmented whole, cut back, and its
+    probabilities brought back to its own grid before the class is chosen.
+
+    Args:
+        unet: in evaluation mode.
+        stack: (slices, rows, columns), file units.
+        spacing: (row_mm, column_mm).
+        card: how the network wants its images.
+        batch: slices per forward.
+
+    Returns:
+        (slices, rows, columns) uint8 class indices.
+    """
+    device = next(unet.parameters()).device
+    images = [_prepare(image, spacing, card) for image in stack]
+    labels = []
+    for first in range(0, len(images), batch):
+        x = torch.from_numpy(np.stack(images[first : first + batch])[:, None]).to(device)
+        probabilities = _probabilities(unet, x)
+        if card.mirror:
+            probabilities = (probabilities + _probabilities(unet, x.flip(3)).flip(3)) / 2
+        if probabilities.shape[2:] != stack.shape[1:]:
+            probabilities = F.interpolate(probabilities, size=stack.shape[1:], mode="bilinear", align_corners=False)
+        labels.append(probabilities.argmax(dim=1).to(torch.uint8).cpu().numpy())
+    return np.concatenate(labels)
+
+
+def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -> np.ndarray:
+    image = np.ascontiguousarray(image)
+    mean, std = card.statistics
+    if card.normalisation == "image":
+        mean, std = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
+    image = z_score(image, mean, std)
+    return image if card.spacing_mm is None else resample(image, spacing, card.spacing_mm)
+
+
+def _probabilities(unet: nn.Module, x: Tensor) -> Tensor:
+    """Softmax of the whole slice, (N, classes, H, W) of `x` (N, 1, H, W); padded to the stride with its edges."""
+    height, width = x.shape[2:]
+    padding = _to_stride(width) + _to_stride(height)
+    logits = unet(F.pad(x, padding, mode="replicate").contiguous(memory_format=torch.channels_last)).float()
+    top, left = padding[2], padding[0]
+    return logits[:, :, top : top + height, left : left + width].softmax(dim=1)
+
+
+def _to_stride(size: int) -> tuple[int, int]:
+    missing = -size % STRIDE
+    return missing // 2, missing - missing // 2
+
+
+def dice_per_class(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Dice of each foreground class of one volume, without its distances; NaN where both are empty."""
+    scores = {}
+    for label, name in enumerate(classes[1:], start=1):
+        p, r = prediction == label, reference == label
+        total = int(p.sum()) + int(r.sum())
+        scores[name] = 2 * int((p & r).sum()) / total if total else float("nan")
+    return scores

@@ -1,0 +1,172 @@
+"""How good a segmentation is: one row per 3D volume, and the summary of many rows.
+
+The rules: scores are of whole volumes, averaged per patient and then over patients. A class that is empty in
+prediction and reference alike is not counted; a class empty in one of them has Dice 0 and no distance. Every
+summary says how often either happened.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from segment.clinical import clinical_errors
+
+MEASURES = ("dice", "jaccard", "hd95_mm", "assd_mm")
+
+
+def foreground(classes: Sequence[str]) -> list[str]:
+    """The class names of labels 1, 2, ...; a leading "background" is dropped."""
+    return [name for name in classes if name != "background"]
+
+
+def score_volume(
+    prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], classes: Sequence[str]
+) -> dict[str, float]:
+    """Score one volume, class by class.
+
+    Args:
+        prediction: (slices, rows, columns) label map, 0 background, i + 1 the i-th foreground class.
+        reference: the same shape.
+        spacing: (slice_mm, row_mm, column_mm).
+        classes: foreground names; a leading "background" is dropped.
+
+    Returns:
+        A flat row. Per class X: ``dice_X`` and ``jaccard_X`` in [0, 1], NaN where X is empty in both;
+        ``hd95_mm_X`` and ``assd_mm_X``, NaN where X is empty in either; ``volume_ml_X`` (prediction) and
+        ``reference_ml_X``. Once: ``slice_jaccard``, the paper's score: the mean over slices and all classes,
+        background included, where a class absent from both sides of a slice scores 1; and ``slices``.
+
+    Raises:
+        ValueError: if the shapes differ or a label has no class name.
+
+    Source: SEG section 3 and its code (``inference_acdc.py``) for ``slice_jaccard``.
+    """
+    classes = foreground(classes)
+    if prediction.shape != reference.shape or reference.ndim != 3:
+        shapes = f"prediction {prediction.shape}, reference {reference.shape}"
+        raise ValueError(f"both must have one shape (slices, rows, columns): {shapes}")
+    for label in (min(prediction.min(), reference.min()), max(prediction.max(), reference.max())):
+        if not 0 <= label <= len(classes):
+            raise ValueError(f"label {label} has no name among background, {', '.join(classes)}")
+
+    confusion = _confusion(prediction, reference, len(classes) + 1)
+    both = np.diagonal(confusion, axis1=1, axis2=2)  # (slices, classes) voxels, as all three
+    predicted, true = confusion.sum(axis=1), confusion.sum(axis=2)
+    union = predicted + true - both
+    slice_jaccard = np.where(union == 0, 1.0, both / np.maximum(union, 1)).mean()
+
+    both, predicted, true, union = (count.sum(axis=0) for count in (both, predicted, true, union))
+    voxel_ml = math.prod(spacing) / 1000
+    row: dict[str, float] = {}
+    for label, name in enumerate(classes, start=1):
+        hd95, assd = surface_distances(prediction == label, reference == label, spacing)
+        counted = union[label] > 0
+        row[f"dice_{name}"] = 2 * both[label] / (predicted[label] + true[label]) if counted else math.nan
+        row[f"jaccard_{name}"] = both[label] / union[label] if counted else math.nan
+        row[f"hd95_mm_{name}"], row[f"assd_mm_{name}"] = hd95, assd
+        row[f"volume_ml_{name}"] = predicted[label] * voxel_ml
+        row[f"reference_ml_{name}"] = true[label] * voxel_ml
+    row = {column: float(value) for column, value in row.items()}
+    return {**row, "slice_jaccard": float(slice_jaccard), "slices": len(reference)}
+
+
+def _confusion(prediction: np.ndarray, reference: np.ndarray, labels: int) -> np.ndarray:
+    """Voxel counts (slices, labels of the reference, labels of the prediction)."""
+    slices = np.arange(len(reference)).reshape(-1, 1, 1)
+    cells = (slices * labels + reference) * labels + prediction
+    return np.bincount(cells.ravel(), minlength=len(reference) * labels**2).reshape(-1, labels, labels)
+
+
+def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> tuple[float, float]:
+    """HD95 and ASSD in mm between the surfaces of two masks.
+
+    HD95 is the larger of the two directed 95th percentiles; ASSD is the mean over the surface voxels of both.
+    A surface voxel has a face neighbour outside the mask. An image of one slice is measured in its plane,
+    as in 3D each of its voxels would be surface.
+
+    Args:
+        prediction: (slices, rows, columns) boolean.
+        reference: the same shape.
+        spacing: (slice_mm, row_mm, column_mm).
+
+    Returns:
+        (HD95, ASSD); both NaN where a mask is empty.
+
+    Source: MONAI ``compute_hausdorff_distance`` and ``compute_average_surface_distance``.
+    """
+    if not (prediction.any() and reference.any()):
+        return math.nan, math.nan
+    import torch  # these two take seconds to import
+    from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
+
+    if len(reference) == 1:
+        prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
+    # One voxel beyond both masks holds all that is surface, and is a small part of the image.
+    box = tuple(slice(max(at.min() - 1, 0), at.max() + 2) for at in np.nonzero(prediction | reference))
+    one_hot = [torch.from_numpy(mask[box].copy())[None, None] for mask in (prediction, reference)]
+    settings: dict[str, Any] = {"include_background": True, "spacing": [float(mm) for mm in spacing]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6 warns of its own call
+        hd95 = compute_hausdorff_distance(*one_hot, percentile=95, **settings)
+        assd = compute_average_surface_distance(*one_hot, symmetric=True, **settings)
+    return hd95.item(), assd.item()
+
+
+def summarise(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+    """The result of many volumes, ready for JSON (None where nothing was counted).
+
+    Args:
+        per_volume: one row per volume: ``subject``, ``phase`` ("ED", "ES" or "") and those of `score_volume`.
+        classes: foreground names; a leading "background" is dropped.
+
+    Returns:
+        ``dice``, ``jaccard``, ``hd95_mm``, ``assd_mm``: {"mean", class: ...}, volumes averaged per patient,
+        then over patients; a patient's "mean" is over the classes counted in it. ``slice_jaccard``: over all
+        slices. ``not_counted``: {"both_empty", "one_empty"}, volumes per class; the first have no score, the
+        second have Dice 0 and no distance. ``patients`` and ``volumes``: counts. ``phases``: the same for ED
+        and for ES, where known. ``clinical``: see `clinical_errors`, where RV, MYO and LV are known as well.
+    """
+    classes = foreground(classes)
+    result = _scores(per_volume, classes)
+    phases = {phase: per_volume[per_volume["phase"] == phase] for phase in ("ED", "ES")}
+    phases = {phase: rows for phase, rows in phases.items() if len(rows)}
+    if phases:
+        result["phases"] = {phase: _scores(rows, classes) for phase, rows in phases.items()}
+    if len(phases) == 2 and {"RV", "MYO", "LV"} <= set(classes):
+        result["clinical"] = clinical_errors(per_volume)
+    return _clean(result)
+
+
+def mean_dice(per_volume: pd.DataFrame, classes: Sequence[str]) -> pd.Series:
+    """Dice of each row, the mean over its counted classes."""
+    return per_volume[[f"dice_{name}" for name in foreground(classes)]].mean(axis=1)
+
+
+def _scores(rows: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+    """`summarise` without phases; NaN where nothing was counted."""
+    result: dict[str, Any] = {}
+    for measure in MEASURES:
+        columns = {f"{measure}_{name}": name for name in classes}
+        patients = rows.groupby("subject")[list(columns)].mean().rename(columns=columns)  # leaves out NaN
+        result[measure] = {"mean": patients.mean(axis=1).mean(), **patients.mean()}
+    result["slice_jaccard"] = (rows["slice_jaccard"] * rows["slices"]).sum() / max(rows["slices"].sum(), 1)
+    both_empty = {name: rows[f"dice_{name}"].isna() for name in classes}
+    one_empty = {name: rows[f"hd95_mm_{name}"].isna() & ~both_empty[name] for name in classes}
+    result["not_counted"] = {
+        "both_empty": {name: empty.sum() for name, empty in both_empty.items()},
+        "one_empty": {name: empty.sum() for name, empty in one_empty.items()},
+    }
+    return result | {"patients": rows["subject"].nunique(), "volumes": len(rows)}
+
+
+def _clean(value: Any) -> Any:
+    """Plain Python numbers all the way down, None for NaN."""
+    if isinstance(value, Mapping):
+        return {key: _clean(item) for key, item in value.items()}
+    if isinstance(value, float | np.floating):
+        return None if math.isnan(value) else float(value)
+    return int(value)

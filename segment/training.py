@@ -1,0 +1,214 @@
+"""One segmentation run: the labelled subset, the U-Net, its training and its scores."""
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn, optim
+
+from data.datasets import Dataset, load_dataset
+from data.errors import UserError
+from data.samples import LabelledViews, Slices, pooled_statistics
+from data.subsets import labelled_subset
+from data.views import Views
+from encoders.weights import LoadReport, load_into_unet
+from engine.config import plain
+from engine.devices import make_fabric, show_messages
+from engine.loop import Metrics, Training, train
+from engine.optimisers import warmup_cosine
+from engine.order import Order
+from engine.run import RunFolder, write_json
+from segment.config import SegmentConfig
+from segment.evaluation import score_split, validation_dice
+from segment.figures import learning_curve
+from segment.model import ModelCard, build_unet, jaccard_loss, load_unet, save_unet
+
+log = logging.getLogger("fewslice")
+
+
+def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
+    """Train on the labelled subset, score whole volumes, write `model.safetensors` and `result.json`.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        UserError: for a mistake in the configuration, the data or the encoder file.
+    """
+    fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
+    show_messages(fabric.global_rank == 0)
+    dataset = load_dataset(cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file)
+    positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed)
+    labelled = dataset.table.iloc[positions]
+
+    torch.manual_seed(cfg.seed)
+    unet = build_unet(cfg.encoder, len(dataset.classes), cfg.norm)
+    report = None if cfg.init == "random" else load_into_unet(unet, cfg.init, cfg.encoder)
+    card = _card(cfg, dataset, positions, report)
+
+    run = RunFolder(
+        cfg.run_folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=fabric.global_rank == 0
+    )
+    fabric.barrier()
+    if run.main:
+        _save_subset(run.path, labelled, dataset)
+    if report is None and cfg.init == "random":
+        log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
+    log.info(
+        f"{len(labelled)} labelled slices of {labelled['subject'].nunique()} subjects, "
+        f"{cfg.steps} optimiser steps of {cfg.batch_size}"
+    )
+
+    began = time.perf_counter()
+    speed = _fit(cfg, fabric, run, unet, card, dataset, positions)
+    result = {
+        "init": cfg.init,
+        "labelled_slices": len(labelled),
+        "labelled_subjects": labelled["subject"].nunique(),
+    }
+    result |= {"steps": cfg.steps, "seed": cfg.seed, "synthetic": dataset.synthetic}
+    if run.main:
+        unet, card = load_unet(run.path)
+        unet.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        result = {"split": "val"} | result | score_split(unet, card, dataset, "val", run.path)
+        if cfg.test:
+            result["test"] = score_split(unet, card, dataset, "test", run.path / "test")
+    result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
+    run.write_result(result)
+    run.close()
+    fabric.barrier()
+    return result
+
+
+def _fit(
+    cfg: SegmentConfig,
+    fabric: Fabric,
+    run: RunFolder,
+    unet: nn.Module,
+    card: ModelCard,
+    dataset: Dataset,
+    positions: np.ndarray,
+) -> float:
+    """Train `unet` in place and write it; returns training images per second."""
+    slices = Slices(
+        store=dataset.store,
+        positions=positions,
+        normalisation=cfg.normalisation,
+        statistics=card.statistics,
+        spacing_mm=cfg.spacing_mm,
+    )
+    share = -(-cfg.batch_size // fabric.world_size)
+    order = Order(
+        count=len(slices),
+        batch=cfg.batch_size,
+        micro=min(cfg.micro_batch_size or share, share),
+        seed=cfg.seed,
+        wrap=True,  # the same number of steps of the same size at every labelled fraction
+        device=fabric.global_rank,
+        devices=fabric.world_size,
+    )
+    network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss))  # type: ignore[call-overload]
+    if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
+        network = convert_sync_batchnorm(network)
+    adam = optim.AdamW(network.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
+    model, optimiser = fabric.setup(network, adam)
+    warmup = round(cfg.warmup * cfg.steps)
+    best = _Kept(run.path / "kept.json")
+
+    def observe(step: int, last: bool) -> Metrics:
+        if step % cfg.evaluate_every and not last:
+            return {}
+        dice = validation_dice(unet, card, dataset) if run.main else 0.0
+        if run.main and (last if cfg.select == "last" else best.beaten_by(dice)):
+            save_unet(unet, run.path, card)
+            best.note(dice, step)
+        return {"validation_dice": dice}
+
+    speed = train(
+        Training(
+            fabric=fabric,
+            run=run,
+            model=model,  # type: ignore[arg-type]
+            optimiser=optimiser,  # type: ignore[arg-type]
+            order=order,
+            samples=LabelledViews(slices, Views(cfg.views, cfg.image_size)),
+            steps=cfg.steps,
+            learning_rate=lambda step: cfg.lr * warmup_cosine(step, cfg.steps, warmup),
+            clip=cfg.clip,
+            observe=observe,
+            columns=["validation_dice"],
+            workers=cfg.workers,
+            checkpoint_every=cfg.checkpoint_every,
+            log_every=cfg.log_every,
+        ),
+        resume=cfg.resume,
+    )
+    if run.main:
+        metrics = pd.read_csv(run.path / "metrics.csv")
+        learning_curve(metrics, run.path / "learning_curve.png", loss="loss", score="validation_dice")
+    return speed
+
+
+class Supervised(nn.Module):
+    """A network and its loss, so that one call is the whole forward of a training step."""
+
+    def __init__(self, network: nn.Module, loss: nn.Module) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean loss of images (N, 1, H, W) with label maps (N, H, W)."""
+        images, labels = batch
+        return self.loss(self.network(images.contiguous(memory_format=torch.channels_last)).float(), labels)
+
+
+class _Kept:
+    """The validation score of the weights that were kept, on disk so that a resumed run knows it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def beaten_by(self, score: float) -> bool:
+        return not self.path.exists() or score > json.loads(self.path.read_text())["validation_dice"]
+
+    def note(self, score: float, step: int) -> None:
+        write_json(self.path, {"validation_dice": score, "step": step})
+
+
+def _card(cfg: SegmentConfig, dataset: Dataset, positions: np.ndarray, report: LoadReport | None) -> ModelCard:
+    if len(dataset.classes) < 2:
+        raise UserError(f"{dataset.root} has no label maps; python -m pretrain needs none, segment does")
+    return ModelCard(
+        encoder=cfg.encoder,
+        norm=cfg.norm,
+        classes=list(dataset.classes),
+        normalisation=cfg.normalisation,
+        statistics=pooled_statistics(dataset.store, positions),
+        spacing_mm=cfg.spacing_mm,
+        mirror=cfg.mirror,
+        dataset=f"{dataset.name} {dataset.store.key}",
+        init=cfg.init,
+        lineage=report.lineage if report else [],
+    )
+
+
+def _save_subset(folder: Path, labelled: pd.DataFrame, dataset: Dataset) -> None:
+    """Which slices carried labels, and which subject was in which split."""
+    labelled[["subject", "group", "phase", "frame", "slice", "file"]].to_csv(
+        folder / "labelled_slices.csv", index=False
+    )
+    write_json(folder / "splits.json", _by_split(dataset))
+
+
+def _by_split(dataset: Dataset) -> dict[str, list[str]]:
+    return {
+        split: sorted(subject for subject, own in dataset.splits.items() if own == split)
+        for split in ("train", "val", "test")
+    }

@@ -1,0 +1,134 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data.inspect import Inspect, inspect_dataset, run
+
+REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
+
+
+def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.Nifti1Image(values, np.eye(4) if affine is None else affine).to_filename(path)
+
+
+def patient(root: Path, number: int) -> Path:
+    name = f"patient{number:03d}"
+    rng = np.random.default_rng(number)
+    for frame in (1, 3):
+        save(root / name / f"{name}_frame{frame:02d}.nii.gz", rng.integers(0, 900, (9, 8, 4)).astype(np.int16))
+        save(root / name / f"{name}_frame{frame:02d}_gt.nii.gz", rng.integers(0, 4, (9, 8, 4)).astype(np.uint8))
+    save(root / name / f"{name}_4d.nii.gz", rng.integers(0, 900, (9, 8, 4, 5)).astype(np.int16))
+    (root / name / "Info.cfg").write_text("ED: 1\nES: 3\nGroup: HCM\n")
+    return root / name
+
+
+def found(report: dict, kind: str = "problems") -> dict[str, str]:
+    return {Path(entry["file"]).name: entry["problem"] for entry in report[kind]}
+
+
+def test_fingerprint_of_a_sound_data_set(tmp_path):
+    patient(tmp_path, 2)
+    patient(tmp_path, 3)
+    assert run(Inspect(data_root=tmp_path, json=tmp_path / "out" / "report.json")) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["problems"] == report["warnings"] == []
+    assert report["subjects"] == 2
+    assert report["labelled_slices"] == {"train": 8, "val": 8, "test": 0}
+    assert report["unlabelled_slices"] == 2 * 3 * 4  # frames 2, 4 and 5 of each cine
+    assert report["groups"] == {"HCM": {"train": 1, "val": 1, "test": 0}}
+    assert report["shape"]["slices"] == [4, 4, 4]
+    assert report["shape"]["frames"] == [1, 1, 5]
+    assert report["dtypes"] == {"int16": 6}
+    assert list(report["class_share"]) == ["background", "RV", "MYO", "LV"]
+    assert sum(report["class_share"].values()) == pytest.approx(1)
+
+
+def test_every_bad_file_is_listed(tmp_path):
+    folder = patient(tmp_path, 3)
+    image = folder / "patient003_frame01.nii.gz"
+    values = np.asarray(nib.load(image).dataobj).astype(np.float32)
+    values[2, 2, 2] = np.inf
+    save(image, values)
+    save(folder / "patient003_frame03_gt.nii.gz", np.full((9, 8, 3), 7, np.uint8))
+    (folder / "patient003_4d.nii.gz").write_bytes(b"damaged")
+
+    folder = patient(tmp_path, 4)
+    (folder / "patient004_frame03.nii.gz").unlink()
+    (folder / "patient004_frame01_gt.nii.gz").write_bytes(b"damaged")
+    save(folder / "patient004_4d.nii.gz", np.full((9, 8, 4, 5), 3, np.int16))
+
+    folder = patient(tmp_path, 5)
+    (folder / "patient005_frame01_gt.nii.gz").unlink()
+    cut = folder / "patient005_4d.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-500])
+
+    report = inspect_dataset("acdc", tmp_path)
+    problems = found(report)
+    assert "NaN or infinite values (1 voxels)" in problems["patient003_frame01.nii.gz"]
+    both = [entry["problem"] for entry in report["problems"] if entry["file"].endswith("frame03_gt.nii.gz")]
+    assert any("(1, 3, 8, 9) but its image (1, 4, 8, 9)" in what for what in both)
+    assert any("label values [7]" in what for what in both)
+    assert "has no image" in both
+    assert "cannot be read" in problems["patient003_4d.nii.gz"]
+    assert "cannot be read" in problems["patient004_frame01_gt.nii.gz"]
+    assert "is constant" in problems["patient004_4d.nii.gz"]
+    assert "gives ES as frame 3" in problems["Info.cfg"]
+    assert problems["patient005_frame01.nii.gz"] == "has no label map"
+    assert "cannot be read" in problems["patient005_4d.nii.gz"]
+    assert report["subjects"] == 3
+
+
+def test_warnings_are_no_errors(tmp_path):
+    flipped = np.diag([-1.0, 1.0, 1.0, 1.0])
+    rng = np.random.default_rng(0)
+    for n, affine in enumerate((None, None, flipped)):
+        save(tmp_path / f"images/s{n}.nii.gz", rng.integers(1, 9, (9, 8, 4)).astype(np.uint8), affine)
+        save(tmp_path / f"labels/s{n}.nii.gz", (np.full((9, 8, 4), int(n > 0))).astype(np.uint8))
+    half = rng.integers(1, 9, (9, 8, 4)).astype(np.uint8)
+    half[:, :, 1] = 5
+    save(tmp_path / "images/bare.nii.gz", half)
+    report = inspect_dataset("folder", tmp_path)
+    assert report["problems"] == []
+    warnings = found(report, "warnings")
+    assert warnings["s2.nii.gz"] == "is oriented LAS; all files: {'RAS': 3, 'LAS': 1}"
+    assert warnings["s0.nii.gz"] == "is background only"
+    whats = [entry["problem"] for entry in report["warnings"]]
+    assert "has 1 constant slices" in whats
+    assert "has no label map, as 1 of 4 images: pretraining only" in whats
+
+
+def test_folder_errors(tmp_path):
+    save(tmp_path / "images/a.nii.gz", np.arange(288, dtype=np.int16).reshape(9, 8, 4))
+    save(tmp_path / "labels/a.nii.gz", np.full((9, 8, 4), 2, np.uint8))
+    save(tmp_path / "labels/lost.nii.gz", np.zeros((9, 8, 4), np.uint8))
+    problems = found(inspect_dataset("folder", tmp_path))
+    assert problems["lost.nii.gz"] == "has no image"
+    assert "values [0, 2], which leave a gap" in problems[tmp_path.name]
+
+
+def test_command_line_exit_codes(tmp_path):
+    folder = patient(tmp_path, 3)
+    (folder / "patient003_4d.nii.gz").write_bytes(b"damaged")
+    command = [sys.executable, "-m", "data.inspect", "--data-root"]
+    repo = Path(__file__).parents[1]
+    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=repo, check=False)
+    assert done.returncode == 1
+    assert "patient003_4d.nii.gz cannot be read" in done.stdout
+    done = subprocess.run([*command, str(tmp_path / "no")], capture_output=True, text=True, cwd=repo, check=False)
+    assert done.returncode == 2
+    assert "is not a folder" in done.stderr
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real ACDC training set")
+def test_real_acdc():
+    report = inspect_dataset("acdc", REAL)
+    assert report["problems"] == []
+    assert report["subjects"] == 90
+    assert report["labelled_slices"] == {"train": 1498, "val": 206, "test": 0}

@@ -1,0 +1,345 @@
+import argparse
+import json
+import logging
+import os
+import sys
+import types
+
+import huggingface_hub
+import pytest
+import segmentation_models_pytorch as smp
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from data.errors import UserError
+from encoders.build import build_encoder
+from encoders.norm import replace_norm
+from encoders.weights import load_into_unet, load_weights, read_card, save_encoder, versions
+
+LINEAGE = [
+    {
+        "stage": "specialist",
+        "source": "random",
+        "data": {"name": "acdc", "hash": "0f"},
+        "steps": 10,
+        "versions": versions(),
+    }
+]
+
+
+def lively(name: str = "resnet18", in_channels: int = 1, seed: int = 0) -> nn.Module:
+    """An encoder in eval mode in which every tensor matters."""
+    torch.manual_seed(seed)
+    encoder = build_encoder(name, in_channels)
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return encoder.eval()
+
+
+def save(encoder: nn.Module, where, name: str = "resnet18", **changes):
+    settings = {
+        "name": name,
+        "in_channels": 1,
+        "network": "target",
+        "normalisation": {"kind": "z-score per image"},
+        "spacing_mm": 1.5,
+        "norm": "batch",
+        "lineage": LINEAGE,
+        "image_size": 224,
+    }
+    return save_encoder(encoder, where, **(settings | changes))
+
+
+def load(path, name: str = "resnet18", in_channels: int = 1):
+    encoder = build_encoder(name, in_channels)
+    report = load_weights(encoder, path, name=name, in_channels=in_channels)
+    return encoder.eval(), report
+
+
+def unet(name: str, in_channels: int = 1) -> nn.Module:
+    return smp.Unet(f"tu-{name}", encoder_weights=None, in_channels=in_channels, classes=4).eval()
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        return torch.equal(one(images), other(images))
+
+
+def prefixed(state: dict, prefix: str) -> dict:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def test_own_file_comes_back_with_its_card(tmp_path, caplog):
+    encoder = lively()
+    path = save(encoder, tmp_path / "run")
+    assert sorted(file.name for file in path.parent.iterdir()) == ["encoder.json", "encoder.safetensors"]
+    with caplog.at_level(logging.INFO, "fewslice"):
+        loaded, report = load(path.parent)
+    assert same(encoder, loaded)
+    assert (report.matched, report.missing, report.unexpected) == (120, [], [])
+    assert "120 matched, 0 missing, 0 unexpected" in caplog.text
+    assert report.lineage == LINEAGE
+    assert (report.card.network, report.card.spacing_mm, report.card.image_size) == ("target", 1.5, 224)
+    assert report.card == read_card(path)
+    assert save(encoder, tmp_path / "other.safetensors") == tmp_path / "other.safetensors"
+
+
+def test_plain_timm_loads_our_file(tmp_path):
+    encoder = lively()
+    path = save(encoder, tmp_path)
+    assert same(encoder, timm.create_model("resnet18", in_chans=1, num_classes=0, checkpoint_path=path).eval())
+    frozen = save(replace_norm(lively(), "frozen"), tmp_path, norm="frozen")
+    assert same(encoder, timm.create_model("resnet18", in_chans=1, num_classes=0, checkpoint_path=frozen).eval())
+
+
+def test_plain_segmentation_models_loads_our_file(tmp_path):
+    encoder = lively()
+    path = save(encoder, tmp_path)
+    model = smp.create_model("unet", encoder_name="tu-resnet18", encoder_weights=None, in_channels=1, classes=4)
+    timm.models.load_checkpoint(model.encoder.model, path, strict=True)
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.eval().encoder(images)[-1], encoder.forward_features(images))
+
+
+@pytest.mark.parametrize(
+    ("name", "unused"),
+    [
+        ("resnet18", []),
+        ("resnet50", []),
+        ("efficientnet_b0", ["bn2.weight", "conv_head.weight"]),
+        ("mobilenetv3_small_100", ["conv_head.weight"]),
+        ("regnety_002", []),
+        ("convnext_atto", ["head.norm.weight"]),
+        ("hrnet_w18_small", ["final_layer.0.weight"]),
+    ],
+)
+def test_unet_gets_the_encoder(tmp_path, name, unused):
+    encoder = lively(name)
+    path = save(encoder, tmp_path, name)
+    model = unet(name)
+    report = load_into_unet(model, path, name)
+    assert report.missing == []
+    assert report.matched == len(model.encoder.state_dict())
+    assert set(unused) <= set(report.unexpected)
+    assert bool(unused) == bool(report.unexpected)
+    # By timm's own means: the whole network is given its weights first and cut to its feature maps then.
+    overlay = {"file": str(path), "hf_hub_id": None, "url": "", "num_classes": 0}
+    settings = {
+        "in_chans": 1,
+        "features_only": True,
+        "out_indices": model.encoder.model.feature_info.out_indices,
+    }
+    timms = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **settings).eval()
+    images = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        for ours, reference in zip(model.encoder.model(images), timms(images), strict=True):
+            assert torch.equal(ours, reference)
+    # And back: the encoder of a U-Net exports under timm's names.
+    back = save(model.encoder, tmp_path / "back", name, network="segmentation")
+    other = unet(name)
+    load_into_unet(other, back, name)
+    for key, value in model.encoder.state_dict().items():
+        assert torch.equal(value, other.encoder.state_dict()[key])
+
+
+def wrap_sequential(state: dict) -> dict:
+    names = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+    return {".".join([names[key.split(".")[0]], *key.split(".")[1:]]): value for key, value in state.items()}
+
+
+# From (the state that must be taken, a state that must not be) to the content of a file.
+LAYOUTS = {
+    "torchvision": lambda s, o: s | {"fc.weight": torch.zeros(10, 512), "fc.bias": torch.zeros(10)},
+    "BYOL-PyTorch": lambda s, o: {"epoch": 1, "target_backbone": prefixed(s, "module.")},
+    "solo-learn": lambda s, o: {
+        "state_dict": prefixed(o, "backbone.") | prefixed(s, "momentum_backbone.") | {"projector.0.bias": torch.ones(2)}
+    },
+    "old solo-learn": lambda s, o: {"state_dict": prefixed(s, "encoder.")},
+    "lightly": lambda s, o: {"state_dict": prefixed(wrap_sequential(s), "backbone.")},
+    "lightly DINO": lambda s, o: {"state_dict": prefixed(o, "student_backbone.") | prefixed(s, "teacher_backbone.")},
+    "lightly backbone": lambda s, o: wrap_sequential(s),
+    "lightly-train": lambda s, o: {"model": s},
+    "MoCo": lambda s, o: {"state_dict": prefixed(s, "module.encoder_q.") | prefixed(o, "module.encoder_k.")},
+    "MoCo v3": lambda s, o: {
+        "state_dict": prefixed(s, "module.base_encoder.") | prefixed(o, "module.momentum_encoder.")
+    },
+    "DINO": lambda s, o: {"student": prefixed(o, "module.backbone."), "teacher": prefixed(s, "backbone.")},
+    "VISSL": lambda s, o: {
+        "classy_state_dict": {
+            "base_model": {"model": {"trunk": prefixed(s, "_feature_blocks."), "heads": {"0.bias": torch.ones(3)}}}
+        }
+    },
+    "timm with EMA": lambda s, o: {"arch": "resnet18", "state_dict": o, "state_dict_ema": s},
+    "segmentation_models": lambda s, o: prefixed(s, "encoder.model.") | {"decoder.x": torch.ones(1)},
+    "compiled": lambda s, o: {"state_dict": prefixed(s, "_orig_mod.")},
+    "without batch counters": lambda s, o: {k: v for k, v in s.items() if "num_batches" not in k},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_foreign_layouts(tmp_path, layout):
+    encoder = lively()
+    content = LAYOUTS[layout](encoder.state_dict(), lively(seed=1).state_dict())
+    torch.save(content, tmp_path / "foreign.pth")
+    loaded, report = load(tmp_path / "foreign.pth")
+    assert same(encoder, loaded)
+    assert all(key.endswith("num_batches_tracked") for key in report.missing)
+    assert report.matched + len(report.missing) == 120
+    (stage,) = report.lineage
+    assert stage["stage"] == "foreign"
+    assert stage["source"] == "foreign.pth"
+    assert len(stage["sha256"]) == 64
+    load_into_unet(unet("resnet18"), tmp_path / "foreign.pth", "resnet18")
+
+
+def test_torchvision_network_in_half_precision_loads_into_one_channel(tmp_path):
+    torch.manual_seed(0)
+    original = torchvision.models.resnet18().half()
+    torch.save(original.state_dict(), tmp_path / "r18.pth")
+    encoder, report = load(tmp_path / "r18.pth")
+    assert report.unexpected == ["fc.bias", "fc.weight"]
+    assert encoder.conv1.weight.dtype == torch.float32
+    torch.testing.assert_close(encoder.conv1.weight, original.conv1.weight.float().sum(1, keepdim=True))
+    original.fc = nn.Identity()
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        expected = original.float().eval()(grey.repeat(1, 3, 1, 1))
+        torch.testing.assert_close(encoder(grey), expected, rtol=1e-4, atol=1e-5)
+        model = unet("resnet18")
+        load_into_unet(model, tmp_path / "r18.pth", "resnet18")
+        torch.testing.assert_close(model.encoder(grey)[-1].mean((2, 3)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_of_one_channel_loads_into_three(tmp_path):
+    encoder = lively()
+    colour, _ = load(save(encoder, tmp_path), in_channels=3)
+    grey = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(colour(grey.repeat(1, 3, 1, 1)), encoder(grey), rtol=1e-4, atol=1e-5)
+
+
+def test_another_architecture_is_refused_and_nothing_changes(tmp_path):
+    path = save(lively("resnet34"), tmp_path, "resnet34")
+    with pytest.raises(UserError, match="holds a resnet34, not a resnet18"):
+        load(path)
+    torch.save({"arch": "resnet50", "state_dict": build_encoder("resnet50").state_dict()}, tmp_path / "r50.pth")
+    shapes = r"says it is a resnet50.*layer1.0.conv1.weight: \(64, 64, 1, 1\) in the file, \(64, 64, 3, 3\) in"
+    with pytest.raises(UserError, match=shapes):
+        load(tmp_path / "r50.pth")
+    state = lively().state_dict()
+    del state["layer4.1.conv2.weight"], state["layer1.0.bn1.bias"]
+    torch.save(state, tmp_path / "part.pth")
+    encoder = lively(seed=1)
+    with pytest.raises(UserError, match=r"lacks 2 of its 120 tensors \(layer1.0.bn1.bias, layer4.1.conv2.weight\)"):
+        load_weights(encoder, tmp_path / "part.pth", name="resnet18", in_channels=1)
+    assert same(encoder, lively(seed=1))
+
+
+def test_norms_travel(tmp_path):
+    group = replace_norm(lively(), "group")
+    path = save(group, tmp_path, norm="group")
+    with pytest.raises(UserError, match="group normalisation"):
+        load(path)
+    encoder = build_encoder("resnet18", norm="group")
+    load_weights(encoder, path, name="resnet18", in_channels=1)
+    assert same(group, encoder.eval())
+    # Scale and shift of a batch-normalised file fit group normalisation too; its statistics have no place.
+    report = load_weights(encoder, save(lively(), tmp_path), name="resnet18", in_channels=1)
+    assert {key.split(".")[-1] for key in report.unexpected} == {
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+    }
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_never_runs(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": lively().state_dict(), "extra": Code()}
+    torch.save(content, "evil.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"evil.pth holds Python objects beside its tensors"):
+        load(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_settings_beside_the_weights_are_not_in_the_way(tmp_path, monkeypatch):
+    # Lightning's hyperparameters: a class that need not be installed where the file is read.
+    module = types.ModuleType("pytorch_lightning.utilities.parsing")
+    module.AttributeDict = type("AttributeDict", (dict,), {"__module__": module.__name__})
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", types.ModuleType("pytorch_lightning"))
+    monkeypatch.setitem(sys.modules, "pytorch_lightning.utilities", types.ModuleType("pytorch_lightning.utilities"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    encoder = lively()
+    settings = {"hyper_parameters": module.AttributeDict(lr=0.1), "args": argparse.Namespace(seed=1)}
+    torch.save(settings | {"state_dict": prefixed(encoder.state_dict(), "backbone.")}, tmp_path / "solo.ckpt")
+    monkeypatch.undo()
+    assert same(encoder, load(tmp_path / "solo.ckpt")[0])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"just some text, longer than nine bytes", b"PK\x03\x04 broken", b"12345678{"]
+)
+def test_files_of_another_kind_are_refused(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"x.pth is neither a safetensors file nor a torch file"):
+        load(tmp_path / "x.pth")
+
+
+def test_other_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="there is no encoder file"):
+        load(tmp_path / "nowhere.pth")
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
+    with pytest.raises(UserError, match="holds a list, not a state dict"):
+        load(tmp_path / "list.pth")
+    state = lively().state_dict()
+    save_file(state | {"conv1.weight": state["conv1.weight"] * torch.nan}, tmp_path / "nan.safetensors")
+    with pytest.raises(UserError, match=r"not finite \(conv1.weight\)"):
+        load(tmp_path / "nan.safetensors")
+
+
+def test_the_sidecar_is_checked(tmp_path):
+    path = save(lively(), tmp_path)
+    card = json.loads((tmp_path / "encoder.json").read_text())
+    save_file(lively(seed=1).state_dict(), path)
+    with pytest.raises(UserError, match=r"describes other weights than encoder.safetensors"):
+        load(path)
+    (tmp_path / "encoder.json").write_text(json.dumps(card | {"network": "both"}))
+    with pytest.raises(UserError, match=r"encoder.json is no sidecar of an encoder \(network: Input should be"):
+        load(path)
+    (tmp_path / "encoder.json").unlink()
+    assert load(path)[1].lineage[0]["stage"] == "foreign"
+
+
+def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = save(lively(), tmp_path)
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("encoders.weights.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save(lively(seed=1), tmp_path)
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["encoder.json", "encoder.safetensors"]
+
+
+def test_imagenet_without_a_network_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: None)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"ImageNet weights of resnet18 could not be fetched.*pass a file instead"):
+        load("imagenet")
