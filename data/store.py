@@ -99,7 +99,7 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
         root: the folder its file names are relative to.
 
     Raises:
-        UserError: if files cannot be used: unreadable, NaN or infinite values, a label map of another shape
+        UserError: if files cannot be used: unreadable, NaN or infinite values, one value everywhere, a label map of another shape
             than its image, label values that are no integers in 0..255. It names the first and counts the
             others.
         OSError: naming the cache folder, if it cannot be written.
@@ -246,6 +246,8 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
     file, label_file = root / table["file"].iloc[0], table["label_file"].iloc[0]
     volume = read_volume(file)
     stack, mm = volume.stack, volume.shape.slice_spacing
+    if stack.min() == stack.max():
+        raise UserError(f"{file} has the value {stack.flat[0]} everywhere: remove it, or export it again")
     labels = read_labels(root / label_file) if label_file else None
     if labels is not None and labels.shape != stack.shape:
         shapes = f"{labels.shape} for an image of {stack.shape} (frames, slices, rows, columns)"

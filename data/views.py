@@ -48,7 +48,7 @@ class ViewRecipe:
     """Probability of inverting everything above the slice's mean."""
 
 
-class _Jitter(A.ImageOnlyTransform):  # type: ignore[misc]
+class _Jitter(A.ImageOnlyTransform):
     """Gain about the slice's mean (0 after z-scoring) and offset in its standard deviations."""
 
     def __init__(self, brightness: float, contrast: float, p: float) -> None:
@@ -65,7 +65,7 @@ class _Jitter(A.ImageOnlyTransform):  # type: ignore[misc]
         return img * np.float32(gain) + np.float32(offset)
 
 
-class _Blur(A.ImageOnlyTransform):  # type: ignore[misc]
+class _Blur(A.ImageOnlyTransform):
     """Gaussian blur with a 23-pixel kernel at 224 (BYOL), the kernel following sigma."""
 
     def get_params(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class _Blur(A.ImageOnlyTransform):  # type: ignore[misc]
         return cv2.GaussianBlur(img, (23, 23), sigma)
 
 
-class _Solarise(A.ImageOnlyTransform):  # type: ignore[misc]
+class _Solarise(A.ImageOnlyTransform):
     """Mirror intensities above the mean: |x| -> -|x| (the z-scored form of 255 - x above 128)."""
 
     def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:

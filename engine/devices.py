@@ -41,7 +41,7 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         devices=devices,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
-        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],  # type: ignore[arg-type]
+        precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
     )
     fabric.launch()
     return fabric

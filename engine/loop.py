@@ -104,7 +104,7 @@ def train(t: Training, *, resume: bool = False) -> float:
             for k, (draws, weight) in enumerate(micro_batches):
                 batch = t.fabric.to_device(next(loader))
                 last = k == len(micro_batches) - 1
-                with t.fabric.no_backward_sync(t.model, enabled=not last):  # type: ignore[arg-type]
+                with t.fabric.no_backward_sync(t.model, enabled=not last):
                     loss = t.model(batch)
                     t.fabric.backward(loss * weight)
                 total += loss.detach() * weight
@@ -112,7 +112,7 @@ def train(t: Training, *, resume: bool = False) -> float:
             t.losses.append(total)
 
             if t.clip is not None:
-                t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.clip, error_if_nonfinite=False)  # type: ignore[arg-type]
+                t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.clip, error_if_nonfinite=False)
             stepped = _optimiser_step(t)
             if stepped:
                 t.after_step(step + 1)
@@ -164,7 +164,7 @@ def _optimiser_step(t: Training) -> bool:
 def _read_losses(t: Training, done: int) -> float:
     """Mean loss since the last reading, over all devices: the only place where the loop waits for the device."""
     losses = t.fabric.all_reduce(torch.stack(t.losses), reduce_op="mean")
-    values = losses.tolist()  # type: ignore[union-attr]
+    values = losses.tolist()
     t.losses.clear()
     for k, value in enumerate(values):
         if not math.isfinite(value):
@@ -209,8 +209,8 @@ def _stop_on_signals() -> Iterator[list[int]]:
         signal.signal(number, previous[number])
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+        for caught in (signal.SIGINT, signal.SIGTERM):
+            previous[caught] = signal.signal(caught, note)
     except ValueError:  # not the main thread: whoever started the thread handles its signals
         previous.clear()
     try:

@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 class Draw(NamedTuple):
     """One sample of one step: which item, and the seed of its random view."""
 
-    index: int
+    item: int
     seed: int
 
 

@@ -12,13 +12,11 @@ from engine.ema import update_average
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """BYOL's head: linear, batch norm, ReLU, linear; Kaiming-uniform weights (METHODS, section 1)."""
-    head = nn.Sequential(
-        nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, outputs)
-    )
-    for layer in (head[0], head[3]):
+    first, last = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
+    for layer in (first, last):
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
-    return head
+    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
 
 
 class Byol(nn.Module):

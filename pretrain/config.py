@@ -16,7 +16,7 @@ class PretrainConfig:
     """Pretrain an encoder in stages: natural images, then your own unlabelled scans, with BYOL."""
 
     stage: Stage = "hierarchical"
-    """generalist: natural images only; specialist: your scans from random weights; hierarchical: one after the other."""
+    """generalist: natural images; specialist: your scans from random weights; hierarchical: one after the other."""
     generalist: str = "procedural"
     """Where natural images come from: `imagenet` (timm's weights, needs the network), an encoder FILE, an image
     FOLDER (BYOL on it), or `procedural` (BYOL on drawn images with natural statistics, no download)."""
@@ -139,7 +139,7 @@ def paper() -> PretrainConfig:
 
 
 def default() -> PretrainConfig:
-    """The paper's numbers, a smaller encoder, and group of epochs that a workstation finishes."""
+    """The paper's numbers with a smaller encoder and image, which a workstation finishes."""
     return PretrainConfig(encoder="resnet18", image_size=128, epochs=25, generalist_epochs=5, workers=0)
 
 

@@ -18,7 +18,7 @@ from data.procedural import FolderImages, ProceduralImages
 from data.samples import Images, Slices, Standardised, TwoViews
 from data.views import Views
 from encoders.build import build_encoder, feature_width
-from encoders.weights import load_weights, save_encoder, versions
+from encoders.weights import Network, load_weights, save_encoder, versions
 from engine.config import plain
 from engine.devices import make_fabric, show_messages
 from engine.ema import cosine_tau
@@ -230,8 +230,8 @@ def _byol(
         Training(
             fabric=fabric,
             run=run,
-            model=model,  # type: ignore[arg-type]
-            optimiser=optimiser,  # type: ignore[arg-type]
+            model=model,
+            optimiser=optimiser,
             order=order,
             samples=TwoViews(pool.images, Views(cfg.views, cfg.image_size)),
             steps=steps,
@@ -258,7 +258,9 @@ def _byol(
     }
 
 
-def _export(cfg: PretrainConfig, encoder: nn.Module, folder: Path, lineage: list[dict[str, Any]], network: str) -> None:
+def _export(
+    cfg: PretrainConfig, encoder: nn.Module, folder: Path, lineage: list[dict[str, Any]], network: Network
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_encoder(
         encoder,

@@ -37,14 +37,14 @@ def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
     """The labelled volumes of a split, one at a time."""
     positions = dataset.positions(split, labelled=True)
     table = dataset.table.iloc[positions].assign(position=positions)
-    for (subject, _, frame), rows in table.groupby(["subject", "file", "frame"], sort=True):
+    for _, rows in table.groupby(["subject", "file", "frame"], sort=True):
         rows = rows.sort_values("slice")
         first = rows.iloc[0]
         yield LabelledVolume(
-            subject=str(subject),
+            subject=str(first["subject"]),
             group=str(first["group"]),
             phase=str(first["phase"]),
-            frame=int(frame),
+            frame=int(first["frame"]),
             image=np.stack([dataset.store.image(i) for i in rows["position"]]),
             reference=np.stack([dataset.store.label(i) for i in rows["position"]]),
             spacing=(float(first["slice_mm"]), float(first["row_mm"]), float(first["column_mm"])),

@@ -76,7 +76,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     result |= {"steps": cfg.steps, "seed": cfg.seed, "synthetic": dataset.synthetic}
     if run.main:
         unet, card = load_unet(run.path)
-        unet.to(fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet.to(fabric.device).to(memory_format=torch.channels_last)
         result = {"split": "val"} | result | score_split(unet, card, dataset, "val", run.path)
         if cfg.test:
             result["test"] = score_split(unet, card, dataset, "test", run.path / "test")
@@ -114,7 +114,7 @@ def _fit(
         device=fabric.global_rank,
         devices=fabric.world_size,
     )
-    network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss))  # type: ignore[call-overload]
+    network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss))
     if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
         network = convert_sync_batchnorm(network)
     adam = optim.AdamW(network.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
@@ -135,8 +135,8 @@ def _fit(
         Training(
             fabric=fabric,
             run=run,
-            model=model,  # type: ignore[arg-type]
-            optimiser=optimiser,  # type: ignore[arg-type]
+            model=model,
+            optimiser=optimiser,
             order=order,
             samples=LabelledViews(slices, Views(cfg.views, cfg.image_size)),
             steps=cfg.steps,

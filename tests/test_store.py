@@ -186,14 +186,22 @@ def test_classes_are_numbered_as_found():
 
 
 def test_constant_slices_are_allowed_and_wide_types_narrowed(tmp_path):
-    save(tmp_path / "int32.nii", np.full((4, 4, 2), 40_000, np.int32))
-    save(tmp_path / "float64.nii", np.full((4, 4, 2), 0.25))
+    slices = np.ones((4, 4, 2)) * [1, 2]  # each slice constant, the volume not
+    save(tmp_path / "int32.nii", (20_000 * slices).astype(np.int32))
+    save(tmp_path / "float64.nii", 0.25 * slices)
     files = ["int32.nii", "int32.nii", "float64.nii", "float64.nii"]
     table = pd.DataFrame({"file": files, "label_file": "", "frame": 1, "slice": [0, 1, 0, 1], "labelled": False})
     store = open_store(table, tmp_path)
     assert store.table["dtype"].tolist() == ["uint16", "uint16", "float32", "float32"]
     assert store.table["std"].tolist() == [0, 0, 0, 0]
-    assert store.table["mean"].tolist() == [40_000, 40_000, 0.25, 0.25]
+    assert store.table["mean"].tolist() == [20_000, 40_000, 0.25, 0.5]
+
+
+def test_a_constant_volume_is_refused(tmp_path):
+    save(tmp_path / "flat.nii", np.full((4, 4, 2), 7.0))
+    table = pd.DataFrame({"file": ["flat.nii"], "label_file": "", "frame": 1, "slice": 0, "labelled": False})
+    with pytest.raises(UserError, match=r"flat\.nii has the value 7.0 everywhere: remove it"):
+        open_store(table, tmp_path)
 
 
 def test_full_disk_names_the_cache_and_leaves_nothing(tmp_path, cache, monkeypatch):
