@@ -99,9 +99,9 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
         root: the folder its file names are relative to.
 
     Raises:
-        UserError: if files cannot be used: unreadable, NaN or infinite values, one value everywhere, a label map of another shape
-            than its image, label values that are no integers in 0..255. It names the first and counts the
-            others.
+        UserError: if files cannot be used: unreadable, NaN or infinite values, one value everywhere, a label map
+            of another shape than its image, label values that are no integers in 0..255. It names the first and
+            counts the others.
         OSError: naming the cache folder, if it cannot be written.
     """
     folder = cache_folder() / "slices"
