@@ -25,9 +25,11 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
         partial.unlink(missing_ok=True)
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
-        reason = error.__cause__ or error.__context__ or error
+        reason: BaseException | None = error
+        while reason and not isinstance(reason, OSError):  # torch hides a full disk behind an error of its own
+            reason = reason.__context__
         raise UserError(
-            f"cannot write the checkpoint {path} ({reason}); {kept}: make room and continue with --resume"
+            f"cannot write the checkpoint {path} ({reason or error}); {kept}: make room and continue with --resume"
         ) from error
 
 
@@ -38,4 +40,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path} to resume from; start again with --overwrite") from None
     except Exception as error:
-        raise UserError(f"cannot read the checkpoint {path} ({error}); start again with --overwrite") from error
+        # torch goes on to recommend unsafe loading: its first sentence is enough
+        reason = str(error).split("\n")[0].split(". ")[0]
+        raise UserError(f"cannot read the checkpoint {path} ({reason}); start again with --overwrite") from error

@@ -29,8 +29,11 @@ def read_config(kind: type[C], path: Path) -> C:
     """
     try:
         values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError(f"it holds a {type(values).__name__}, not settings")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read the configuration {path} ({reason}); give a run's config.json") from None
     unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
     if unknown:
         raise UserError(f"{path} is not a {kind.__name__}: it has no setting {', '.join(unknown)}")
@@ -38,8 +41,9 @@ def read_config(kind: type[C], path: Path) -> C:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path}: {where} is {first['input']!r}: {first['msg']}") from None
+        where = ".".join(str(part) for part in first["loc"])  # empty when the settings do not go together
+        setting = f"{where} is {first['input']!r}: " if where else ""
+        raise UserError(f"{path}: {setting}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def parse(recipes: Mapping[str, Callable[[], C]], description: str, arguments: Sequence[str] | None = None) -> C:
@@ -50,12 +54,12 @@ def parse(recipes: Mapping[str, Callable[[], C]], description: str, arguments: S
     for two CPU cores, on the embedded phantom.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    program = "python -m " + next(iter(recipes.values())).__module__.partition(".")[0]
+    before = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
     before.add_argument("--recipe")
     before.add_argument("--config", type=Path)
-    before.add_argument("--data-root")
-    early, rest = before.parse_known_args([argument.replace("_", "-", 1) if argument.startswith("--") else argument
-                                           for argument in arguments])  # fmt: skip
+    before.add_argument("--data-root", "--data_root")
+    early, rest = before.parse_known_args(arguments)
     name = early.recipe or ("default" if early.data_root else "demo")
     if name not in recipes:
         raise UserError(f"--recipe {name}: there is no such recipe; choose {', '.join(recipes)}")
@@ -64,4 +68,8 @@ def parse(recipes: Mapping[str, Callable[[], C]], description: str, arguments: S
         default = read_config(type(default), early.config)
     if early.data_root:
         rest += ["--data-root", early.data_root]
-    return tyro.cli(type(default), default=default, args=rest, description=description)
+    description += (
+        f"\n\n--recipe {'|'.join(recipes)}, or --config FILE (the config.json of a run), sets every default below; "
+        "flags change single settings. Default recipe: `default` with --data-root, `demo` without."
+    )
+    return tyro.cli(type(default), prog=program, default=default, args=rest, description=description)

@@ -1,10 +1,10 @@
-"""Exponential moving average of a network's parameters: BYOL's target (Grill et al. 2020, eq. 1)."""
+"""Exponential moving average of a network: BYOL's target (Grill et al. 2020, eq. 1), the U-Net that is kept."""
 
 import math
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor
 
 
 def cosine_tau(step: int, steps: int, base: float = 0.99) -> float:
@@ -16,10 +16,10 @@ def cosine_tau(step: int, steps: int, base: float = 0.99) -> float:
 
 
 @torch.no_grad()
-def update_average(target: Iterable[nn.Parameter], online: Iterable[nn.Parameter], tau: float) -> None:
+def update_average(target: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> None:
     """target <- tau * target + (1 - tau) * online, in place.
 
-    Parameters only. Running statistics of batch norms are not averaged: the target network sees the views
-    in training mode, so its buffers are already statistics of its own activations.
+    BYOL hands over parameters only: its target network sees the views in training mode, so the running statistics of
+    its batch norms are already those of its own activations. An average that is only evaluated needs them as well.
     """
     torch._foreach_lerp_(list(target), list(online), 1 - tau)

@@ -121,11 +121,13 @@ def train(t: Training, *, resume: bool = False) -> float:
             done = step + 1
             stopping = _asked_to_stop(t, done, stop)
             ending = done == t.steps or stopping
+            due = ending or done % t.log_every == 0 or done % t.checkpoint_every == 0
+            loss_now = _read_losses(t, done) if due else 0.0  # a broken network is never observed nor saved
             pause = time.perf_counter()
             metrics = t.observe(done, done == t.steps)
             paused += time.perf_counter() - pause
-            if metrics or ending or done % t.log_every == 0 or done % t.checkpoint_every == 0:
-                loss_now = _read_losses(t, done)
+            if due or metrics:
+                loss_now = loss_now if due else _read_losses(t, done)
                 speed = seen * t.order.devices / max(1e-9, time.perf_counter() - began - paused)
                 row = {
                     "step": done,
@@ -148,9 +150,15 @@ def _loader(t: Training, first: int) -> DataLoader[Any]:
         t.samples,
         batch_sampler=MicroBatches(t.order, first, t.steps),
         num_workers=t.workers,
+        generator=torch.Generator(),  # else it would draw from the restored one, and dropout would differ
+        worker_init_fn=_leave_interrupts_to_us,
         pin_memory=t.fabric.device.type == "cuda",
         multiprocessing_context="fork" if t.workers and sys.platform == "linux" else None,
     )
+
+
+def _leave_interrupts_to_us(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and the running step needs them
 
 
 def _optimiser_step(t: Training) -> bool:

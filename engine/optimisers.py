@@ -9,13 +9,12 @@ from torch import nn, optim
 def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust: float = 0.02) -> optim.Optimizer:
     """LARS with momentum 0.9; biases and norms get neither decay nor the layer-wise rate.
 
-    The layer-wise rate is clipped at the plain one (`clip_lr` of solo-learn, LARC). timm leaves groups without
-    weight decay at the plain rate (`always_adapt=False`), which is how biases and norms are excluded.
+    The layer-wise rate is clipped at the plain one (`clip_lr` of solo-learn, LARC).
 
     Args:
         modules: all that is trained.
         lr: peak learning rate, already scaled to the effective batch.
-        weight_decay: of weights with two or more dimensions; must be above 0 for LARS to adapt at all.
+        weight_decay: of weights with two or more dimensions.
         trust: trust coefficient eta.
 
     Source: You et al. 2017, Large batch training of convolutional networks.
@@ -24,8 +23,8 @@ def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust: float = 0
     weights = [p for p in parameters if p.ndim > 1]
     others = [p for p in parameters if p.ndim <= 1]
     groups = [
-        {"params": weights, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": weights, "weight_decay": weight_decay, "always_adapt": True},
+        {"params": others, "weight_decay": 0.0, "always_adapt": False},
     ]
     return Lars(groups, lr=lr, momentum=0.9, trust_coeff=trust, trust_clip=True)
 

@@ -45,7 +45,9 @@ class RunFolder:
         if not main:
             return
         _claim(path, config, resume=resume, overwrite=overwrite)
-        write_json(path / "config.json", config)
+        # what was asked of this folder is no setting: running the file again must not delete anything
+        settings = {key: value for key, value in config.items() if key not in ("resume", "overwrite")}
+        write_json(path / "config.json", settings)
         self._log_file = logging.FileHandler(path / "train.log")
         self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         log.addHandler(self._log_file)
@@ -99,14 +101,19 @@ RESUME_MAY_CHANGE = {
 }  # fmt: skip
 
 
+OURS = {"out", "device", "workers", "checkpoint_every", "log_every"}
+"""Settings of every run of ours. Other software keeps a `config.json` too: its folders are never overwritten."""
+
+
 def _claim(path: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
     """Make the folder ours, or say why not."""
     config_file = path / "config.json"
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if occupied and not config_file.is_file():
+    before = _read_settings(config_file) if occupied else {}
+    if occupied and not before.keys() >= OURS:
         raise UserError(f"{path} is not empty and holds no fewslice run; choose another --out")
     if occupied and resume:
-        before, now = json.loads(config_file.read_text()), json.loads(json.dumps(config, default=str))
+        now = json.loads(json.dumps(config, default=str))
         changed = sorted(
             key
             for key in before.keys() | now.keys()
@@ -121,3 +128,12 @@ def _claim(path: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bo
     elif occupied:
         raise UserError(f"{path} holds an earlier run; continue it with --resume, replace it with --overwrite")
     os.makedirs(path, exist_ok=True)
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """A run's configuration; empty when there is none."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

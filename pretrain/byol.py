@@ -59,7 +59,7 @@ class Byol(nn.Module):
             views: (N, 2, channels, H, W).
         """
         first, second = views[:, 0], views[:, 1]
-        if self.batch_statistics:
+        if self.batch_statistics and len(views) > 1:  # one sample alone has none: its views share theirs
             predictions = [self._predict(first), self._predict(second)]
             with torch.no_grad():  # the target network is trained by averaging alone
                 projections = [self._target(first), self._target(second)]

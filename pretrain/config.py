@@ -55,7 +55,7 @@ class PretrainConfig:
     lr: float = 0.5
     """LARS learning rate for a batch of 256; scaled by batch_size / 256."""
     warmup_epochs: float = 10
-    """Linear warm-up; at most a tenth of the run is used."""
+    """Linear warm-up of each stage; at most half of it is used."""
     weight_decay: float = 1e-5
     """Of weights; biases and norms have none."""
     trust: float = 0.02
@@ -106,8 +106,9 @@ class PretrainConfig:
         positive = {
             "image_size": self.image_size,
             "batch_size": self.batch_size,
-            "micro_batch_size": self.micro_batch_size or 1,
+            "micro_batch_size": 1 if self.micro_batch_size is None else self.micro_batch_size,
             "generalist_images": self.generalist_images,
+            "generalist_epochs": self.generalist_epochs,
             "lr": self.lr,
             "checkpoint_every": self.checkpoint_every,
             "log_every": self.log_every,
@@ -119,6 +120,8 @@ class PretrainConfig:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
         if not 0 <= self.tau < 1:
             raise UserError(f"--tau {self.tau}: must lie in [0, 1)")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be 0 or above")
         if self.image_size < 32:
             raise UserError(f"--image-size {self.image_size}: must be at least 32, the stride of the encoders")
 
@@ -140,7 +143,7 @@ def paper() -> PretrainConfig:
 
 def default() -> PretrainConfig:
     """The paper's numbers with a smaller encoder and image, which a workstation finishes."""
-    return PretrainConfig(encoder="resnet18", image_size=128, epochs=25, generalist_epochs=5, workers=0)
+    return PretrainConfig(encoder="resnet18", image_size=128, epochs=25, generalist_epochs=5, warmup_epochs=1)
 
 
 def demo() -> PretrainConfig:

@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +48,13 @@ class Pool:
     steps: int | None = None
 
 
+class Start(NamedTuple):
+    """The weights that a stage starts from, and the stages that made them."""
+
+    encoder: nn.Module
+    lineage: list[dict[str, Any]]
+
+
 def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     """Run what a stage needs and write `encoder.safetensors` and `encoder.json`.
 
@@ -67,17 +74,18 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         dataset = load_dataset(
             cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file
         )
+    target = _target_images(cfg, dataset) if dataset is not None else None
+    given = _load(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
     run_folder = RunFolder(folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=fabric.global_rank == 0)
     fabric.barrier()
 
     if cfg.stage == "generalist":
-        result = _byol(cfg, fabric, run_folder, natural) if natural else _adopt(cfg, run_folder, cfg.generalist)
+        result = _byol(cfg, fabric, run_folder, natural) if natural else _adopt(cfg, run_folder, given)
     else:
-        source = None
-        if cfg.stage == "hierarchical":
-            source = _generalist_file(cfg, fabric, folder) if natural else cfg.generalist
-        assert dataset is not None
-        result = _byol(cfg, fabric, run_folder, _target_images(cfg, dataset), source=source, dataset=dataset)
+        if natural is not None:
+            given = _load(cfg, _generalist_file(cfg, fabric, folder))
+        assert target is not None
+        result = _byol(cfg, fabric, run_folder, target, start=given, dataset=dataset)
     run_folder.write_result(result)
     run_folder.close()
     return result
@@ -92,11 +100,11 @@ def _natural_images(cfg: PretrainConfig) -> Pool | None:
         recipe = f"procedural-{len(images)}-{cfg.seed}"
         return Pool(images=Standardised(images), name="procedural", hash=recipe, epochs=cfg.generalist_epochs)
     path = Path(cfg.generalist)
+    if path.is_file() or (path / "encoder.safetensors").is_file():
+        return None
     if path.is_dir():
         folder = FolderImages(path)
         return Pool(images=Standardised(folder), name=path.name, hash=folder.hash, epochs=cfg.generalist_epochs)
-    if path.is_file():
-        return None
     raise UserError(
         f"--generalist {cfg.generalist}: no such file or folder; give an encoder file, a folder of images, "
         "imagenet or procedural"
@@ -130,16 +138,21 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric, folder: Path) -> str:
     return str(out / "encoder.safetensors")
 
 
-def _adopt(cfg: PretrainConfig, run: RunFolder, source: str) -> dict[str, Any]:
-    """A generalist that needs no training: foreign weights written as an encoder file of ours."""
+def _load(cfg: PretrainConfig, source: str) -> Start:
+    """The encoder in a file, or timm's."""
     encoder = build_encoder(cfg.encoder, norm=cfg.norm)
-    report = load_weights(encoder, source, name=cfg.encoder, in_channels=1)
+    return Start(encoder, list(load_weights(encoder, source, name=cfg.encoder, in_channels=1).lineage))
+
+
+def _adopt(cfg: PretrainConfig, run: RunFolder, start: Start | None) -> dict[str, Any]:
+    """A generalist that needs no training: foreign weights written as an encoder file of ours."""
+    assert start is not None
     if run.main:
-        _export(cfg, encoder, run.path, report.lineage, network="foreign")
+        _export(cfg, start.encoder, run.path, start.lineage, network="foreign")
     return {
         "stage": cfg.stage,
         "steps": 0,
-        "source": source,
+        "source": cfg.generalist,
         "encoder": str(run.path / "encoder.safetensors"),
     }
 
@@ -150,15 +163,15 @@ def _byol(
     run: RunFolder,
     pool: Pool,
     *,
-    source: str | None = None,
+    start: Start | None = None,
     dataset: Dataset | None = None,
 ) -> dict[str, Any]:
-    """One BYOL pretraining, from the encoder file `source` or from random weights."""
+    """One BYOL pretraining, from the encoder of `start` or from random weights."""
     torch.manual_seed(cfg.seed)
     encoder = build_encoder(cfg.encoder, norm=cfg.norm)
-    lineage: list[dict[str, Any]] = []
-    if source is not None:
-        lineage = list(load_weights(encoder, source, name=cfg.encoder, in_channels=1).lineage)
+    lineage = start.lineage if start else []
+    if start is not None:
+        encoder.load_state_dict(start.encoder.state_dict())
     byol = Byol(
         encoder.to(memory_format=torch.channels_last),
         feature_width(encoder),
@@ -181,7 +194,10 @@ def _byol(
     )
     _warn_of_small_batches(cfg, order)
     steps = pool.steps or max(1, round(pool.epochs * order.steps_per_epoch))
-    warmup = min(round(cfg.warmup_epochs * order.steps_per_epoch), steps // 10)
+    warmup = round(cfg.warmup_epochs * order.steps_per_epoch)
+    if warmup > steps // 2:
+        log.info(f"warm-up shortened from {warmup} to {steps // 2} optimiser steps, half of this stage")
+        warmup = steps // 2
     lr = cfg.lr * cfg.batch_size / 256
     model, optimiser = fabric.setup(byol, lars(byol, lr=lr, weight_decay=cfg.weight_decay, trust=cfg.trust))
 
@@ -189,9 +205,11 @@ def _byol(
         byol.move_target(cosine_tau(step, steps, cfg.tau) if cfg.tau_schedule == "cosine" else cfg.tau)
 
     keep = {round(epoch * order.steps_per_epoch): epoch for epoch in cfg.keep_epochs}
+    if beyond := [epoch for step, epoch in keep.items() if step > steps]:
+        log.warning(f"--keep-epochs {' '.join(map(str, beyond))} lie beyond this run's {steps} steps and are not kept")
     probe = Probe(dataset) if cfg.probe_every and dataset is not None else None
     stage = {
-        "stage": cfg.stage if source is None else "hierarchical",
+        "stage": cfg.stage if start is None else "hierarchical",
         "data": {"name": pool.name, "hash": pool.hash, "images": len(pool.images)},
         "views": plain(cfg)["views"],
         "steps": steps,

@@ -225,4 +225,4 @@ def _shown(number: float | None, digits: int) -> str:
 
 if __name__ == "__main__":
     with user_errors():
-        run(tyro.cli(Evaluate))
+        run(tyro.cli(Evaluate, prog="python -m segment.evaluate"))

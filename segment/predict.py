@@ -61,13 +61,13 @@ def run(cfg: Predict) -> pd.DataFrame:
             volume = read_volume(file)
             if not np.isfinite(volume.stack).all():
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
+            row_mm, column_mm, slice_mm = volume.shape.slice_spacing
+            labels = np.stack([segment_stack(unet, frame, (row_mm, column_mm), card) for frame in volume.stack])
+            target = cfg.output / (file.relative_to(cfg.input) if cfg.input.is_dir() else file.name)
+            write_label_map(target, labels, volume)
         except UserError as error:
             problems.append(str(error))
             continue
-        row_mm, column_mm, slice_mm = volume.shape.slice_spacing
-        labels = np.stack([segment_stack(unet, frame, (row_mm, column_mm), card) for frame in volume.stack])
-        target = cfg.output / (file.relative_to(cfg.input) if cfg.input.is_dir() else file.name)
-        write_label_map(target, labels, volume)
         counts = [np.bincount(frame.ravel(), minlength=len(card.classes)) for frame in labels]
         who = _frames(file, len(labels))
         for (subject, phase, frame), count in zip(who, counts, strict=True):
@@ -120,7 +120,8 @@ def _images(path: Path, output: Path) -> Iterator[Path]:
     if output.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise UserError(f"--output {output} is the folder of the images, which would be overwritten; choose another")
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file() and is_image(file) and not stem(file).endswith("_gt") and output not in file.parents:
+        ours = output.resolve() in file.resolve().parents
+        if file.is_file() and is_image(file) and not stem(file).endswith("_gt") and not ours:
             yield file
 
 
@@ -162,4 +163,4 @@ def _print(table: pd.DataFrame, output: Path) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(tyro.cli(Predict))
+        run(tyro.cli(Predict, prog="python -m segment.predict"))

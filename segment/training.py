@@ -1,5 +1,6 @@
 """One segmentation run: the labelled subset, the U-Net, its training and its scores."""
 
+import copy
 import json
 import logging
 import time
@@ -21,6 +22,7 @@ from data.views import Views
 from encoders.weights import LoadReport, load_into_unet
 from engine.config import plain
 from engine.devices import make_fabric, show_messages
+from engine.ema import update_average
 from engine.loop import Metrics, Training, train
 from engine.optimisers import warmup_cosine
 from engine.order import Order
@@ -46,6 +48,11 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     show_messages(fabric.global_rank == 0)
     dataset = load_dataset(cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file)
     positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed)
+    for split in ("val", "test") if cfg.test else ("val",):  # before training, not after it
+        if not len(dataset.positions(split, labelled=True)):
+            raise UserError(
+                f"{dataset.root} has no labelled volume in the {split} split to score; label a {split} subject"
+            )
     labelled = dataset.table.iloc[positions]
 
     torch.manual_seed(cfg.seed)
@@ -114,10 +121,10 @@ def _fit(
         device=fabric.global_rank,
         devices=fabric.world_size,
     )
-    network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss))
+    network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss), averaged=cfg.ema > 0)
     if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
         network = convert_sync_batchnorm(network)
-    adam = optim.AdamW(network.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
+    adam = optim.AdamW(unet.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
     model, optimiser = fabric.setup(network, adam)
     warmup = round(cfg.warmup * cfg.steps)
     best = _Kept(run.path / "kept.json")
@@ -125,9 +132,9 @@ def _fit(
     def observe(step: int, last: bool) -> Metrics:
         if step % cfg.evaluate_every and not last:
             return {}
-        dice = validation_dice(unet, card, dataset) if run.main else 0.0
+        dice = validation_dice(network.best, card, dataset) if run.main else 0.0
         if run.main and (last if cfg.select == "last" else best.beaten_by(dice)):
-            save_unet(unet, run.path, card)
+            save_unet(network.best, run.path, card)
             best.note(dice, step)
         return {"validation_dice": dice}
 
@@ -142,6 +149,7 @@ def _fit(
             steps=cfg.steps,
             learning_rate=lambda step: cfg.lr * warmup_cosine(step, cfg.steps, warmup),
             clip=cfg.clip,
+            after_step=lambda step: network.move_average(min(cfg.ema, step / (step + 10))),
             observe=observe,
             columns=["validation_dice"],
             workers=cfg.workers,
@@ -157,16 +165,38 @@ def _fit(
 
 
 class Supervised(nn.Module):
-    """A network and its loss, so that one call is the whole forward of a training step."""
+    """A network and its loss, so that one call is the whole forward of a training step.
 
-    def __init__(self, network: nn.Module, loss: nn.Module) -> None:
+    Args:
+        network: images (N, 1, H, W) -> logits (N, C, H, W).
+        loss: of logits and label maps.
+        averaged: keep a moving average of the network beside it.
+    """
+
+    def __init__(self, network: nn.Module, loss: nn.Module, *, averaged: bool) -> None:
         super().__init__()
         self.network, self.loss = network, loss
+        self.average = copy.deepcopy(network).requires_grad_(False) if averaged else None
+
+    @property
+    def best(self) -> nn.Module:
+        """The network to evaluate and to keep: the average where there is one."""
+        return self.network if self.average is None else self.average
+
+    def move_average(self, tau: float) -> None:
+        """Move the average towards the network, the running statistics of its norms too; after every real step."""
+        if self.average is not None:
+            update_average(self.average.parameters(), self.network.parameters(), tau)
+            update_average(_statistics(self.average), _statistics(self.network), tau)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss of images (N, 1, H, W) with label maps (N, H, W)."""
         images, labels = batch
         return self.loss(self.network(images.contiguous(memory_format=torch.channels_last)).float(), labels)
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
 
 
 class _Kept:

@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+
+def _heart(rng: np.random.Generator, radius: float, slices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (X, Y, Z) int16 and labels uint8: a bright disc (LV) in a dark ring (MYO) beside a grey disc (RV)."""
+    x, y = np.mgrid[:64, :56]
+    image, labels = np.full((64, 56, slices), 200.0), np.zeros((64, 56, slices), np.uint8)
+    for z in range(slices):
+        r = radius * (1 - 0.15 * z)
+        from_lv, from_rv = np.hypot(x - 36, y - 28), np.hypot(x - 16, y - 28)
+        for label, where, value in ((1, from_rv < r, 500), (2, from_lv < r + 4, 20), (3, from_lv < r, 700)):
+            labels[where, z], image[where, z] = label, value
+    return (image + rng.normal(0, 20, image.shape)).astype(np.int16), labels
+
+
+@pytest.fixture(scope="session")
+def tiny_acdc(tmp_path_factory) -> Path:
+    """Six patients in the ACDC layout: 1 tests, 2 validates, 3-6 train (24 labelled slices, 6 without in a cine)."""
+    root = tmp_path_factory.mktemp("acdc")
+    for number in range(1, 7):
+        name, rng = f"patient{number:03d}", np.random.default_rng(number)
+        folder = root / "training" / name
+        folder.mkdir(parents=True)
+        (folder / "Info.cfg").write_text(f"ED: 1\nES: 3\nGroup: {'DCM' if number % 2 else 'NOR'}\n")
+        hearts = [_heart(rng, radius, 3) for radius in (9 + number / 4, 8, 6, 7)]
+        files = {f"frame{t:02d}{kind}": hearts[t - 1][k] for t in (1, 3) for k, kind in enumerate(("", "_gt"))}
+        if number == 3:
+            files["4d"] = np.stack([image for image, _ in hearts], axis=3)
+        for key, values in files.items():
+            image = nib.Nifti1Image(values, np.eye(4))
+            image.header.set_zooms((1.5, 1.5, 10, 1)[: values.ndim])
+            image.to_filename(folder / f"{name}_{key}.nii.gz")
+    return root

@@ -1,0 +1,238 @@
+import logging
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from data.errors import UserError
+from segment.model import ModelCard, build_unet, save_unet
+from segment.predict import Predict, ejection_fractions, run
+
+REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
+CLASSES = ["background", "RV", "MYO", "LV"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A U-Net of random weights whose predictions hold every class."""
+    folder = tmp_path_factory.mktemp("run")
+    torch.manual_seed(0)
+    card = ModelCard(
+        encoder="resnet10t",
+        norm="batch",
+        classes=CLASSES,
+        normalisation="image",
+        statistics=(0, 1),
+        spacing_mm=1.5,
+        mirror=True,
+        dataset="acdc",
+        init="random",
+    )
+    save_unet(build_unet("resnet10t", 4), folder, card)
+    return folder
+
+
+def predict(trained: Path, source: Path, output: Path) -> pd.DataFrame:
+    return run(Predict(run=trained, input=source, output=output, device="cpu"))
+
+
+def scan(shape: tuple[int, ...], zooms: tuple[float, ...], dtype="int16", affine=None, seed=0) -> nib.Nifti1Image:
+    values = np.random.default_rng(seed).normal(300, 100, shape).astype(dtype)
+    image = nib.Nifti1Image(values, np.eye(4) if affine is None else affine)
+    image.header.set_zooms(zooms)
+    return image
+
+
+def same_grid(mask: Path, image: Path) -> np.ndarray:
+    """Checks the label map against its image; returns the labels."""
+    found, like = nib.load(mask), nib.load(image)
+    assert found.shape == like.shape
+    assert found.get_data_dtype() == np.uint8
+    assert found.header.get_zooms() == like.header.get_zooms()
+    np.testing.assert_array_equal(found.affine, like.affine)
+    for code in ("qform_code", "sform_code", "xyzt_units"):
+        assert found.header[code] == like.header[code]
+    labels = np.asarray(found.dataobj)
+    assert set(np.unique(labels)) <= {0, 1, 2, 3}
+    return labels
+
+
+OBLIQUE = np.array([[1.4, 0.2, 0, -50], [-0.2, 1.4, 0, 30], [0, 0, 8, 12], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("shape", "zooms", "dtype", "affine"),
+    [
+        ((61, 47, 3), (1.5, 1.5, 10), "int16", None),
+        ((61, 47, 3), (1.4, 1.4, 8), "float32", OBLIQUE),
+        ((33, 40, 2, 3), (1.5, 1.25, 10, 0.03), "int16", None),
+        ((3, 61, 47), (10, 1.5, 1.25), "int16", None),
+        ((47, 3, 61, 2), (1.5, 10, 1.25, 1), "float32", None),
+        ((41, 37, 1), (1.5, 1.5, 10), "uint16", None),
+    ],
+    ids=["3D", "oblique", "4D", "slices first", "4D slices second", "one slice"],
+)
+def test_label_maps_lie_on_the_images_grid(trained, tmp_path, shape, zooms, dtype, affine):
+    file = tmp_path / "scan.nii.gz"
+    scan(shape, zooms, dtype, affine).to_filename(file)
+    table = predict(trained, file, tmp_path / "out")
+    labels = same_grid(tmp_path / "out/scan.nii.gz", file)
+    frames = shape[3] if len(shape) == 4 else 1
+    assert table["frame"].tolist() == list(range(1, frames + 1))
+    voxel_ml = np.prod(np.array(zooms[:3])) / 1000
+    for k, name in enumerate(CLASSES[1:], start=1):
+        counts = (labels.reshape(*shape[:3], frames) == k).sum(axis=(0, 1, 2))
+        np.testing.assert_allclose(table[f"volume_ml_{name}"], counts * voxel_ml)
+
+
+def test_the_slice_axis_does_not_matter(trained, tmp_path):
+    """The same slices stacked along another axis get the same labels."""
+    image = scan((61, 47, 3), (1.5, 1.25, 10))
+    image.to_filename(tmp_path / "last.nii")
+    turned = nib.Nifti1Image(np.moveaxis(np.asarray(image.dataobj), 2, 0), np.eye(4))
+    turned.header.set_zooms((10, 1.5, 1.25))
+    turned.to_filename(tmp_path / "first.nii")
+    predict(trained, tmp_path, tmp_path / "out")
+    last, first = (np.asarray(nib.load(tmp_path / f"out/{name}.nii").dataobj) for name in ("last", "first"))
+    np.testing.assert_array_equal(last, np.moveaxis(first, 0, 2))
+    assert last.any()
+
+
+def test_scaled_intensities_do_not_scale_the_labels(trained, tmp_path):
+    image = scan((40, 36, 2), (1.5, 1.5, 10))
+    image.header.set_slope_inter(2.5, -10)
+    image.to_filename(tmp_path / "scan.nii.gz")
+    predict(trained, tmp_path / "scan.nii.gz", tmp_path / "out")
+    same_grid(tmp_path / "out/scan.nii.gz", tmp_path / "scan.nii.gz")
+
+
+def test_png(trained, tmp_path, capsys):
+    values = np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8)
+    Image.fromarray(values).save(tmp_path / "slice.png")
+    table = predict(trained, tmp_path / "slice.png", tmp_path / "out")
+    labels = np.asarray(Image.open(tmp_path / "out/slice.png"))
+    assert labels.shape == (45, 70)
+    assert labels.max() <= 3
+    assert table["volume_ml_LV"].tolist() == [(labels == 3).sum() / 1000]
+    assert "mL" not in capsys.readouterr().out  # pixels have no volume
+
+
+def test_a_folder_of_the_acdc_layout(trained, tiny_acdc, tmp_path, capsys):
+    table = predict(trained, tiny_acdc, tmp_path / "out")
+    images = [file for file in sorted(tiny_acdc.rglob("*.nii.gz")) if "_gt" not in file.name]
+    assert len(images) == 13
+    for image in images:
+        same_grid(tmp_path / "out" / image.relative_to(tiny_acdc), image)
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 13
+    frames = table[table["file"].str.endswith("patient004_frame03.nii.gz")]
+    assert frames[["subject", "phase", "frame"]].to_numpy().tolist() == [["patient004", "ES", 3]]
+    cine = table[table["file"].str.endswith("patient003_4d.nii.gz")]
+    assert cine["phase"].tolist() == ["ED", "", "ES", ""]
+    saved = pd.read_csv(tmp_path / "out/volumes.csv", keep_default_na=False)
+    assert saved["subject"].tolist() == table["subject"].tolist()
+    assert "written: 13 label maps" in capsys.readouterr().out
+
+
+def test_one_bad_file_does_not_stop_the_others(trained, tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for name in ("a", "z"):
+        scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(folder / f"{name}.nii.gz")
+    (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:400])
+    (folder / "c.nii").write_text("not an image")
+    scan((9, 9, 2), (1, 1, 1), "float32").to_filename(folder / "d.nii")
+    broken = np.full((9, 9, 2), np.nan, np.float32)
+    nib.Nifti1Image(broken, np.eye(4)).to_filename(folder / "d.nii")
+    page = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    page.save(folder / "e.tif", save_all=True, append_images=[page])
+    with pytest.raises(UserError, match=r"b\.nii\.gz cannot be read .*\(and 3 more\); the other 2 files are done"):
+        predict(trained, folder, out)
+    assert sorted(file.name for file in out.iterdir()) == ["a.nii.gz", "volumes.csv", "z.nii.gz"]
+
+
+def test_a_second_run_does_not_segment_the_first_ones_output(trained, tmp_path, monkeypatch):
+    scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(tmp_path / "a.nii.gz")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert len(predict(trained, tmp_path, Path("out"))) == 1  # one path absolute, one relative
+    assert sorted(file.name for file in (tmp_path / "out").rglob("*")) == ["a.nii.gz", "volumes.csv"]
+
+
+def test_the_images_are_never_overwritten(trained, tmp_path, monkeypatch):
+    file = tmp_path / "a.nii.gz"
+    scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(file)
+    before = file.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for source, output in ((tmp_path, tmp_path), (file, tmp_path), (Path(), tmp_path), (Path("a.nii.gz"), Path())):
+        with pytest.raises(UserError, match="is the folder of the images, which would be overwritten; choose another"):
+            predict(trained, source, output)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_mistakes_in_the_paths(trained, tmp_path):
+    with pytest.raises(UserError, match="nowhere does not exist; --input takes"):
+        predict(trained, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no image"):
+        predict(trained, tmp_path / "empty", tmp_path / "out")
+    scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(tmp_path / "a.nii.gz")
+    with pytest.raises(UserError, match=r"no trained model \(model.safetensors is missing\); give a finished --run"):
+        predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "out")
+    (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:-100])
+    (tmp_path / "model.json").write_bytes((trained / "model.json").read_bytes())
+    with pytest.raises(UserError, match="cannot read the model in .*; train it again"):
+        predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def rows(*values: tuple[str, str, str, int, float]) -> pd.DataFrame:
+    return pd.DataFrame(values, columns=["file", "subject", "phase", "frame", "volume_ml_LV"])
+
+
+def test_ejection_fraction_by_hand():
+    table = rows(
+        ("p1_frame01.nii.gz", "p1", "ED", 1, 120.0),
+        ("p1_frame09.nii.gz", "p1", "ES", 9, 48.0),
+        ("p2_frame01.nii.gz", "p2", "ED", 1, 100.0),  # no ES
+        ("cine.nii.gz", "cine", "", 1, 80.0),
+        ("cine.nii.gz", "cine", "", 2, 100.0),
+        ("cine.nii.gz", "cine", "", 3, 60.0),
+        ("p3_4d.nii.gz", "p3", "", 1, 70.0),
+        ("p3_4d.nii.gz", "p3", "ED", 2, 50.0),  # the named frames win over the largest and the smallest
+        ("p3_4d.nii.gz", "p3", "ES", 3, 20.0),
+        ("empty.nii.gz", "empty", "", 1, 0.0),
+        ("empty.nii.gz", "empty", "", 2, 0.0),
+    )
+    found = ejection_fractions(table, "LV").set_index("source")
+    assert found.T.to_dict("list") == {
+        "cine": [100.0, 60.0, pytest.approx(40)],
+        "p1": [120.0, 48.0, pytest.approx(60)],
+        "p3_4d": [50.0, 20.0, pytest.approx(60)],
+    }
+
+
+def test_no_ejection_fraction_of_two_unnamed_images():
+    table = rows(("a.nii.gz", "a", "", 1, 100.0), ("b.nii.gz", "b", "", 1, 50.0))
+    assert ejection_fractions(table, "LV").empty
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the ACDC data set")
+def test_genuine_headers(trained, tmp_path, caplog):
+    """One genuine 3D and one 4D file, cut to two slices under their own headers."""
+    caplog.set_level(logging.WARNING)
+    frame = min(REAL.glob("patient*/*_frame*[0-9].nii.gz"))
+    for file in (frame, min(REAL.glob("patient*/*_4d.nii.gz"), default=frame)):
+        image = nib.load(file)
+        values = np.asarray(image.dataobj)[:, :, :2, ...]
+        values = values[..., :2] if values.ndim == 4 else values
+        small = nib.Nifti1Image(values, image.affine, image.header)
+        small.to_filename(tmp_path / file.name)
+        assert small.header.get_zooms()[:3] == image.header.get_zooms()[:3]
+        predict(trained, tmp_path / file.name, tmp_path / "out")
+        same_grid(tmp_path / "out" / file.name, tmp_path / file.name)

@@ -1,0 +1,403 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import segment.training
+from data.datasets import load_dataset
+from data.views import ViewRecipe
+from encoders.build import build_encoder
+from encoders.weights import save_encoder
+from engine.config import plain, read_config
+from segment.__main__ import main
+from segment.config import SegmentConfig
+from segment.evaluation import labelled_volumes, score_split, validation_dice
+from segment.inference import dice_per_class, segment_stack
+from segment.model import ModelCard, build_unet, jaccard_loss, load_unet, save_unet
+from segment.training import run
+
+CLASSES = ["background", "RV", "MYO", "LV"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet(tmp_path_factory):
+    """A cache of this file's own, and one thread, as the killed process has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(threads)
+
+
+def tiny(root: Path, out: Path, **settings) -> SegmentConfig:
+    few = {
+        "encoder": "resnet10t",
+        "image_size": 32,
+        "views": ViewRecipe(crop="fixed", foreground=1.0, jitter=0.5),
+        "steps": 4,
+        "batch_size": 4,
+        "lr": 1e-3,
+        "evaluate_every": 2,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
+    return SegmentConfig(data_root=root, out=out, **(few | settings))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    return (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_acdc, tmp_path_factory) -> tuple[SegmentConfig, dict]:
+    """Long enough to learn the blobs; with the test split."""
+    cfg = tiny(
+        tiny_acdc,
+        tmp_path_factory.mktemp("run") / "a",
+        steps=60,
+        batch_size=8,
+        lr=3e-3,
+        evaluate_every=30,
+        loss="jaccard+ce",
+        test=True,
+    )
+    return cfg, run(cfg)
+
+
+def test_result(finished):
+    cfg, result = finished
+    assert json.loads((cfg.run_folder / "result.json").read_text()) == result
+    assert result.items() >= {"split": "val", "init": "random", "steps": 60, "seed": 0, "synthetic": False}.items()
+    assert (result["labelled_slices"], result["labelled_subjects"]) == (24, 4)
+    assert (result["patients"], result["volumes"]) == (1, 2)
+    for measure in ("dice", "jaccard", "hd95_mm", "assd_mm"):
+        assert list(result[measure]) == ["mean", "RV", "MYO", "LV"]
+    assert set(result["not_counted"]) == {"both_empty", "one_empty"}
+    assert result["dice"]["mean"] > 0.5  # it learns
+    assert 0 < result["slice_jaccard"] <= 1
+    assert result["seconds"] > 0
+    assert result["images_per_second"] > 0
+
+
+def test_files_of_a_run(finished):
+    folder = finished[0].run_folder
+    pictures = ("learning_curve.png", "predictions.png", "test/predictions.png")
+    for name in ("config.json", "metrics.csv", "per_volume.csv", "model.json", "model.safetensors", *pictures):
+        assert (folder / name).stat().st_size > 0, name
+    labelled = pd.read_csv(folder / "labelled_slices.csv")
+    assert list(labelled) == ["subject", "group", "phase", "frame", "slice", "file"]
+    assert len(labelled) == 24
+    splits = json.loads((folder / "splits.json").read_text())
+    assert splits == {
+        "train": [f"patient{n:03d}" for n in (3, 4, 5, 6)],
+        "val": ["patient002"],
+        "test": ["patient001"],
+    }
+    rows = pd.read_csv(folder / "per_volume.csv")
+    assert rows[["subject", "phase", "frame"]].to_numpy().tolist() == [["patient002", "ED", 1], ["patient002", "ES", 3]]
+
+
+def test_the_test_split_is_scored_when_asked(finished, tiny_acdc, tmp_path):
+    cfg, result = finished
+    assert result["test"]["volumes"] == 2
+    assert set(pd.read_csv(cfg.run_folder / "test/per_volume.csv")["subject"]) == {"patient001"}
+    plain_run = tiny(tiny_acdc, tmp_path / "a", steps=1)
+    assert "test" not in run(plain_run)
+    assert not (plain_run.run_folder / "test").exists()
+
+
+def test_validation_during_training_is_the_score_of_the_result(finished):
+    cfg, result = finished
+    curve = pd.read_csv(cfg.run_folder / "metrics.csv").dropna(subset="validation_dice")
+    assert curve["step"].tolist() == [30, 60]
+    assert curve["validation_dice"].iloc[-1] == pytest.approx(result["dice"]["mean"], abs=1e-12)
+
+
+def test_one_seed_one_result(tiny_acdc, tmp_path):
+    a, b, other = (tiny(tiny_acdc, tmp_path / name, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    results = [run(cfg) for cfg in (a, b, other)]
+    assert same_weights(a.run_folder, b.run_folder)
+    assert results[0]["dice"] == results[1]["dice"]
+    for name in ("labelled_slices.csv", "per_volume.csv"):
+        assert (a.run_folder / name).read_bytes() == (b.run_folder / name).read_bytes()
+    assert not same_weights(a.run_folder, other.run_folder)
+
+
+class Stop(Exception):
+    """Raised in place of training."""
+
+
+def test_runs_of_one_seed_differ_in_their_encoder_alone(tiny_acdc, tmp_path, monkeypatch):
+    torch.manual_seed(9)
+    encoder = build_encoder("resnet10t")
+    about = {"normalisation": {}, "spacing_mm": None, "norm": "batch", "lineage": [{"stage": "specialist"}]}
+    save_encoder(encoder, tmp_path / "enc_file", name="resnet10t", in_channels=1, network="target", **about)
+    seen = []
+
+    def stop(cfg, fabric, run, unet, card, dataset, positions):
+        seen.append(({key: value.clone() for key, value in unet.state_dict().items()}, positions, card))
+        raise Stop
+
+    monkeypatch.setattr(segment.training, "_fit", stop)
+    for name, init in (("a", "random"), ("b", str(tmp_path / "enc_file"))):
+        with pytest.raises(Stop):
+            run(tiny(tiny_acdc, tmp_path / name, init=init, labelled_fraction=0.3))
+    (random, positions, _), (loaded, same_positions, card) = seen
+    np.testing.assert_array_equal(positions, same_positions)
+    differing = {key for key, value in random.items() if not torch.equal(value, loaded[key])}
+    assert differing
+    assert all(key.startswith("encoder.") for key in differing)
+    torch.testing.assert_close(loaded["encoder.model.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"])
+    assert card.lineage == [{"stage": "specialist"}]
+
+
+def test_every_fraction_takes_the_same_steps(tiny_acdc, tmp_path):
+    rows = []
+    for fraction, slices in ((0.001, 1), (1.0, 24)):
+        cfg = tiny(tiny_acdc, tmp_path / str(fraction), labelled_fraction=fraction, steps=3)
+        assert run(cfg)["labelled_slices"] == slices == len(pd.read_csv(cfg.run_folder / "labelled_slices.csv"))
+        rows.append(pd.read_csv(cfg.run_folder / "metrics.csv"))
+    for column in ("step", "learning_rate"):
+        assert rows[0][column].tolist() == rows[1][column].tolist()
+    assert rows[0]["step"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("select", "kept"), [("best", 4), ("last", 6)])
+def test_select(tiny_acdc, tmp_path, monkeypatch, select, kept):
+    scores, weights = {2: 0.1, 4: 0.9, 6: 0.3}, {}
+
+    def scripted(unet, card, dataset):
+        step = 2 * len(weights) + 2
+        weights[step] = {key: value.clone() for key, value in unet.state_dict().items()}
+        return scores[step]
+
+    monkeypatch.setattr(segment.training, "validation_dice", scripted)
+    cfg = tiny(tiny_acdc, tmp_path / "a", steps=6, select=select)
+    run(cfg)
+    saved = load_file(cfg.run_folder / "model.safetensors")
+    assert [step for step in weights if all(torch.equal(weights[step][key], saved[key]) for key in saved)] == [kept]
+    note = json.loads((cfg.run_folder / "kept.json").read_text())
+    assert note == {"validation_dice": scores[kept], "step": kept}
+
+
+def test_a_saved_configuration_runs_again(finished, tiny_acdc, tmp_path, monkeypatch, capsys):
+    first = tiny(tiny_acdc, tmp_path / "a_1", steps=2, spacing_mm=2.0, normalisation="dataset", mirror=True)
+    run(replace(first, overwrite=True))
+    saved = tmp_path / "a_1/config.json"
+    assert read_config(SegmentConfig, saved) == first  # it does not ask to overwrite what it made
+    monkeypatch.setattr(sys, "argv", ["segment", "--config", str(saved), f"--out={tmp_path / 'b_2'}"])
+    main()
+    assert same_weights(tmp_path / "a_1", tmp_path / "b_2")
+    assert f"python -m segment.predict --run {tmp_path / 'b_2'}" in capsys.readouterr().out
+
+
+def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch):
+    whole, killed = (tiny(tiny_acdc, tmp_path / name, steps=10, checkpoint_every=3, select="best") for name in "ab")
+    run(whole)
+    (tmp_path / "config.json").write_text(json.dumps(plain(killed)))
+    command = [sys.executable, "-m", "segment", "--config", str(tmp_path / "config.json")]
+    process = subprocess.Popen(
+        command,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    for line in process.stdout:  # one for every step
+        if line.startswith("step 5 of 10"):
+            process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed.run_folder / "result.json").exists()
+
+    monkeypatch.setattr(sys, "argv", [*command[2:], "--resume"])
+    main()
+    assert same_weights(whole.run_folder, killed.run_folder)
+    columns = ["step", "loss", "validation_dice"]
+    curves = [pd.read_csv(cfg.run_folder / "metrics.csv")[columns] for cfg in (whole, killed)]
+    pd.testing.assert_frame_equal(*curves, check_exact=True)
+
+
+# Loss
+
+
+def test_jaccard_loss_by_hand():
+    """2 x 2 pixels, classes 0 0 1 1, probability of class 1: 0, 1/2, 1, 1/2.
+
+    Class 0: intersection 1 + 1/2, union 2 + 2 - 3/2: 3/5. Class 1 the same. Loss 2/5.
+    """
+    probability = torch.tensor([[0.0, 0.5], [1.0, 0.5]])
+    logits = torch.stack([1 - probability, probability]).clamp_min(1e-12).log()[None]
+    target = torch.tensor([[[0, 0], [1, 1]]])
+    loss = jaccard_loss("jaccard")(logits, target)
+    assert loss.item() == pytest.approx(0.4, abs=1e-6)
+    entropy = (0 + np.log(2) + 0 + np.log(2)) / 4
+    assert jaccard_loss("jaccard+ce")(logits, target).item() == pytest.approx(0.4 + entropy, abs=1e-6)
+
+
+def test_jaccard_loss_of_a_class_absent_from_the_batch():
+    """All pixels class 0, predicted as 1: class 0 scores 0, class 1 adds nothing though predicted, and counts as
+    a class in the mean."""
+    target = torch.zeros(1, 2, 2, dtype=torch.long)
+    logits = torch.stack([torch.full((2, 2), -50.0), torch.full((2, 2), 50.0)])[None].requires_grad_()
+    loss = jaccard_loss("jaccard")(logits, target)
+    assert loss.item() == pytest.approx(0.5, abs=1e-6)
+    # Over the batch, not per sample: present in one sample is present.
+    pair = torch.cat([logits, logits]), torch.cat([target, target + 1])
+    assert jaccard_loss("jaccard")(*pair).item() == pytest.approx((1 + 1 / 2) / 2, abs=1e-6)
+
+
+# From slices to label maps
+
+
+class Fake(nn.Module):
+    """Scores that are a function of the padded input alone."""
+
+    def __init__(self, scores) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.scores, self.shapes = scores, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(tuple(x.shape))
+        return self.scores(x)
+
+
+def threshold(x: Tensor) -> Tensor:
+    """Class 1 where the z-scored image is above its mean."""
+    return torch.cat([-x, x], dim=1) * 100
+
+
+def card(**settings) -> ModelCard:
+    about = {"encoder": "resnet10t", "norm": "batch", "classes": ["background", "x"], "dataset": "", "init": "random"}
+    return ModelCard(**(about | {"normalisation": "image", "statistics": (0, 1), "spacing_mm": None} | settings))
+
+
+def disc(rows: int, columns: int, spacing: tuple[float, float], radius_mm: float) -> np.ndarray:
+    y, x = (np.arange(n) - (n - 1) / 2 for n in (rows, columns))
+    return (np.hypot(y[:, None] * spacing[0] + 3, x * spacing[1] - 5) < radius_mm).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(31, 33), (32, 64), (1, 45), (97, 50)])
+def test_padding_is_cut_back_exactly(rows, columns):
+    stack = np.random.default_rng(0).integers(-500, 3000, (5, rows, columns)).astype(np.int16)
+    fake = Fake(threshold)
+    labels = segment_stack(fake, stack, (1.0, 1.0), card(), batch=2)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels, stack > stack.mean(axis=(1, 2), keepdims=True))
+    assert [shape[0] for shape in fake.shapes] == [2, 2, 1]
+    assert all(side % 32 == 0 and 0 <= side - own < 32 for s in fake.shapes for side, own in zip(s[2:], (rows, columns)))
+
+
+def test_the_data_sets_statistics():
+    stack = np.array([[[10, 20, 30]], [[40, 50, 60]]], np.uint8)
+    seen = card(normalisation="dataset", statistics=(45.0, 9.0))
+    labels = segment_stack(Fake(threshold), stack, (1.0, 1.0), seen)
+    assert labels.tolist() == [[[0, 0, 0]], [[0, 1, 1]]]
+
+
+def test_a_constant_slice_becomes_zero():
+    labels = segment_stack(Fake(lambda x: torch.cat([x, x + 1], dim=1)), np.full((1, 8, 8), 7), (1.0, 1.0), card())
+    assert (labels == 1).all()
+
+
+@pytest.mark.parametrize("spacing", [(1.4, 1.4), (0.7, 1.6)])
+@pytest.mark.parametrize("to_mm", [1.0, 2.0])
+def test_resampled_and_back(spacing, to_mm):
+    """Neither shifted nor scaled: a disc off the centre comes back, on its own grid."""
+    mask = disc(91, 77, spacing, radius_mm=20)
+    fake = Fake(lambda x: torch.cat([-x, x], dim=1))
+    half = card(spacing_mm=to_mm, normalisation="dataset", statistics=(450, 450))  # 0 and 900 become -1 and 1
+    labels = segment_stack(fake, mask[None] * 900.0, spacing, half)[0]
+    assert labels.shape == mask.shape
+    height = round(91 * spacing[0] / to_mm)
+    assert fake.shapes[0][2] == height + -height % 32
+    assert dice_per_class(labels, mask, ["background", "x"])["x"] > 0.97
+    for axis in (0, 1):
+        centres = [np.nonzero(image)[axis].mean() * spacing[axis] for image in (labels, mask)]
+        assert centres[0] == pytest.approx(centres[1], abs=0.1)
+
+
+def test_mirrored_predictions_are_averaged():
+    """Probability of class 1 from left to right 0.9 0.9 0.4 0.1; mirrored and averaged 0.5 0.65 0.65 0.5."""
+    wanted = torch.zeros(32)
+    wanted[14:18] = torch.tensor([0.9, 0.9, 0.4, 0.1])
+
+    def scores(x: Tensor) -> Tensor:
+        p = wanted.expand(len(x), 1, 32, 32).clamp(1e-6, 1 - 1e-6)
+        return torch.cat([1 - p, p], dim=1).log()
+
+    stack = np.random.default_rng(0).random((1, 1, 4))
+    labels = [segment_stack(Fake(scores), stack, (1.0, 1.0), card(mirror=mirror))[0, 0] for mirror in (False, True)]
+    assert labels[0].tolist() == [1, 1, 0, 0]
+    assert labels[1].tolist()[1:3] == [1, 1]
+    noise = np.random.default_rng(0).integers(0, 99, (2, 30, 35))
+    pair = [segment_stack(Fake(threshold), noise, (1.0, 1.0), card(mirror=mirror)) for mirror in (False, True)]
+    np.testing.assert_array_equal(*pair)  # mirrored back onto the same pixels
+
+
+def blobs(x: Tensor) -> Tensor:
+    """Classes by intensity, so that most of the fixture's pixels are right, and never the LV of small hearts."""
+    levels = torch.tensor([-0.2, 1.8, -1.2, 3.0], device=x.device).view(1, 4, 1, 1)
+    return -100 * (x - levels) ** 2
+
+
+def test_validation_dice_is_the_summarys(tiny_acdc, tmp_path):
+    dataset = load_dataset("acdc", tiny_acdc)
+    fake, own = Fake(blobs), card(classes=CLASSES)
+    summary = score_split(fake, own, dataset, "val", tmp_path)
+    assert 0.2 < summary["dice"]["mean"] < 1
+    assert validation_dice(fake, own, dataset) == pytest.approx(summary["dice"]["mean"], abs=1e-12)
+    assert fake.training  # as training goes on after it
+
+
+def test_dice_per_class():
+    prediction, reference = np.array([1, 1, 2, 0, 0]), np.array([1, 0, 2, 2, 0])
+    scores = dice_per_class(prediction, reference, CLASSES)
+    assert scores["RV"] == pytest.approx(2 / 3)
+    assert scores["MYO"] == pytest.approx(2 / 3)
+    assert np.isnan(scores["LV"])
+
+
+def test_labelled_volumes_are_whole(tiny_acdc):
+    dataset = load_dataset("acdc", tiny_acdc)
+    volumes = list(labelled_volumes(dataset, "train"))
+    assert [(v.subject, v.phase, v.frame) for v in volumes] == [
+        (f"patient{n:03d}", phase, frame) for n in (3, 4, 5, 6) for phase, frame in (("ED", 1), ("ES", 3))
+    ]
+    assert {v.image.shape for v in volumes} == {(3, 56, 64)}
+    assert {v.spacing for v in volumes} == {(10.0, 1.5, 1.5)}
+    areas = [(volumes[0].reference[z] == 3).sum() for z in range(3)]
+    assert areas == sorted(areas, reverse=True)  # slices in order: the fixture's hearts taper
+
+
+def test_a_saved_unet_comes_back(tmp_path):
+    torch.manual_seed(0)
+    unet = build_unet("resnet10t", 4, "group")
+    own = card(classes=CLASSES, norm="group", spacing_mm=1.5, mirror=True, statistics=(3.5, 2.25))
+    save_unet(unet, tmp_path, own)
+    loaded, read = load_unet(tmp_path)
+    assert read == own
+    assert not loaded.training
+    x = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), unet.eval()(x), rtol=0, atol=0)
+
+
+def test_the_papers_unet():
+    """METHODS, section 1: ResNet-50 of 23 501 760 parameters at one channel and a decoder of 9 012 928."""
+    with torch.device("meta"):
+        unet = build_unet("resnet50", 4)
+    counts = [sum(p.numel() for p in part.parameters()) for part in (unet.encoder, unet.decoder)]
+    assert counts == [23_501_760, 9_012_928]
