@@ -2,6 +2,8 @@
 
 ``python -m data.phantom --dataset acdc --out DIR --subjects 30 --sheet sheet.png``
 
+``--dataset mrnet`` writes knees instead (data.phantom_knee).
+
 Same seed, same bytes; subject k does not depend on how many are made. The traps of the genuine files are
 there: affines that are a unit matrix while pixdim holds the spacing, int16 and float32 mixed, ED not always
 frame 1, slices without labels, intensities past 255. Scores reached on a phantom say nothing about patients.
@@ -21,6 +23,7 @@ from data.acdc import read_info
 from data.cache import cache_folder
 from data.errors import UserError, user_errors
 from data.phantom_heart import GROUPS, Heart, draw_heart, end_systole
+from data.phantom_knee import KNEE_EXAMS, write_knee_sheet, write_mrnet
 from data.phantom_scene import LV, MYO, RV, View, picture
 
 DEMO_VERSION = 1
@@ -39,19 +42,21 @@ class PhantomConfig:
     """Write a synthetic data set in the layout of a real one."""
 
     out: Path
-    """Folder to write to; its training/ must not exist yet."""
-    dataset: Literal["acdc"] = "acdc"
-    """Whose layout to write."""
-    subjects: int = DEMO_SUBJECTS
-    """How many, 1..100 (from 101 on ACDC's numbers are its official test set)."""
+    """Folder to write to; its training/ (mrnet: train/ and valid/) must not exist yet."""
+    dataset: Literal["acdc", "mrnet"] = "acdc"
+    """Whose layout to write: hearts or knees."""
+    subjects: int | None = None
+    """acdc: how many, 1..100 (from 101 on ACDC's numbers are its official test set), default 30. mrnet: training
+    exams, 3..1130, default 120; a third as many validation exams come on top."""
     seed: int = DEMO_SEED
     """Same seed, same files."""
-    frames: int = DEMO_FRAMES
-    """Frames of the cine, 4..99."""
+    frames: int | None = None
+    """Frames of the cine, 4..99, default 14 (acdc only: the stacks of mrnet vary by themselves)."""
     matrix: Matrix = "small"
-    """small: 96..144 pixels of 1.9-2.3 mm; large: 192..288 pixels of 1.2-1.8 mm, as in clinical scans."""
+    """acdc: small is 96..144 pixels of 1.9-2.3 mm, large 192..288 pixels of 1.2-1.8 mm as in clinical scans.
+    mrnet: small is 16..28 frames of 104 pixels, large 17..61 frames of 256 as in the real set."""
     sheet: Path | None = None
-    """Also write a contact sheet of the five groups here (PNG)."""
+    """Also write a contact sheet here (PNG): the five groups, or ACLs intact and torn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +246,15 @@ def write_sheet(root: Path, file: Path) -> None:
 
 def run(cfg: PhantomConfig) -> Path:
     """Write the data set, and the contact sheet if one is asked for; return its folder."""
-    write_acdc(cfg.out, cfg.subjects, cfg.seed, cfg.frames, cfg.matrix)
+    if cfg.dataset == "mrnet":
+        if cfg.frames is not None:
+            raise UserError(f"--frames {cfg.frames} belongs to acdc: knee stacks vary in length, leave it out")
+        write_mrnet(cfg.out, KNEE_EXAMS if cfg.subjects is None else cfg.subjects, cfg.seed, cfg.matrix)
+        if cfg.sheet:
+            write_knee_sheet(cfg.sheet, cfg.seed, cfg.matrix)
+        return cfg.out
+    subjects = DEMO_SUBJECTS if cfg.subjects is None else cfg.subjects
+    write_acdc(cfg.out, subjects, cfg.seed, DEMO_FRAMES if cfg.frames is None else cfg.frames, cfg.matrix)
     if cfg.sheet:
         write_sheet(cfg.out, cfg.sheet)
     return cfg.out

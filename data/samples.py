@@ -43,7 +43,8 @@ def resample(image: np.ndarray, spacing: tuple[float, float], to_mm: float, *, l
     """
     rows, columns = (max(1, round(n * mm / to_mm)) for n, mm in zip(image.shape, spacing, strict=True))
     shrinks = rows * columns < image.size
-    how = cv2.INTER_NEAREST if label else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
+    how = cv2.INTER_NEAREST_EXACT if label else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (columns, rows), interpolation=how)
 
 
@@ -99,16 +100,20 @@ def pooled_statistics(store: SliceStore, positions: np.ndarray) -> tuple[float, 
 
 
 class TwoViews(TorchDataset[Tensor]):
-    """Two independent views of each image, for BYOL; indexed by `engine.order.Draw`."""
+    """Two independent views of each image, for BYOL; indexed by `engine.order.Draw`.
 
-    def __init__(self, images: Images, views: Views) -> None:
-        self.images, self.views = images, views
+    `second` draws the second view where its recipe is another.
+    """
+
+    def __init__(self, images: Images, views: Views, second: Views | None = None) -> None:
+        self.images, self.views = images, (views, second or views)
 
     def __getitem__(self, draw: tuple[int, int]) -> Tensor:
         """(2, 1, size, size) float32."""
         index, seed = draw
         image = self.images.image(index)
-        pair = [self.views(image, view_seed)[0] for view_seed in (seed, (seed + 2**31) % 2**32)]
+        seeds = (seed, (seed + 2**31) % 2**32)
+        pair = [views(image, view_seed)[0] for views, view_seed in zip(self.views, seeds, strict=True)]
         return torch.from_numpy(np.stack(pair)[:, None])
 
 

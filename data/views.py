@@ -15,6 +15,8 @@ import albumentations as A
 import cv2
 import numpy as np
 
+from data.errors import UserError
+
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside them only fight
 
 
@@ -26,6 +28,8 @@ class ViewRecipe:
     """`resized`: random area and aspect, resized to the image size (BYOL); `fixed`: that many pixels as they are."""
     area: tuple[float, float] = (0.08, 1.0)
     """Share of the slice's area that a resized crop covers."""
+    bicubic: bool = False
+    """Bicubic in place of bilinear interpolation in a resized crop."""
     foreground: float = 0.0
     """Probability that a fixed crop must hold some labelled structure (where the slice has any)."""
     flip: float = 0.5
@@ -46,6 +50,18 @@ class ViewRecipe:
     """Probability of a Gaussian blur (sigma 0.1-2 pixels)."""
     solarise: float = 0.0
     """Probability of inverting everything above the slice's mean."""
+
+    def __post_init__(self) -> None:
+        for name in ("foreground", "flip", "affine", "jitter", "blur", "solarise"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise UserError(f"--views.{name} {value}: must lie in [0, 1], a probability")
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            raise UserError(f"--views.area {self.area[0]} {self.area[1]}: must rise and lie in (0, 1]")
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise UserError(f"--views.zoom {self.zoom[0]} {self.zoom[1]}: must rise and be above 0")
+        for name in ("rotate_degrees", "brightness", "contrast"):
+            if not (value := getattr(self, name)) >= 0:
+                raise UserError(f"--views.{name.replace('_', '-')} {value}: must be 0 or more")
 
 
 class _Jitter(A.ImageOnlyTransform):
@@ -113,6 +129,19 @@ class Views:
         view = self.transform(image=image, mask=label)
         return view["image"], view["mask"]
 
+    def clip(self, frames: np.ndarray, seed: int) -> np.ndarray:
+        """One view of a clip: every frame goes through the same draw, so what changes between them is anatomy.
+
+        Args:
+            frames: (frames, rows, columns) float32, z-scored.
+            seed: of this one draw.
+
+        Returns:
+            (frames, size, size) float32; frame t is what ``self(frames[t], seed)`` gives.
+        """
+        self.transform.set_random_seed(seed)
+        return self.transform(images=frames)["images"]
+
 
 def _steps(recipe: ViewRecipe, size: int) -> list[A.BasicTransform]:
     steps: list[Any] = []
@@ -126,7 +155,12 @@ def _steps(recipe: ViewRecipe, size: int) -> list[A.BasicTransform]:
             )
         )
     if recipe.crop == "resized":
-        steps.append(A.RandomResizedCrop((size, size), scale=recipe.area, ratio=(3 / 4, 4 / 3)))
+        how = cv2.INTER_CUBIC if recipe.bicubic else cv2.INTER_LINEAR
+        crop = A.RandomResizedCrop((size, size), scale=recipe.area, ratio=(3 / 4, 4 / 3), interpolation=how)
+        # Set afterwards, as its constructor refuses it: INTER_NEAREST rounds coordinates down, which would displace
+        # labels by half a pixel against their images.
+        crop.mask_interpolation = cv2.INTER_NEAREST_EXACT
+        steps.append(crop)
     else:
         steps.append(A.PadIfNeeded(size, size, border_mode=cv2.BORDER_REFLECT_101))
         anywhere = A.RandomCrop(size, size, p=1 - recipe.foreground)

@@ -11,6 +11,9 @@ from torch import nn
 from data.errors import UserError
 from encoders.norm import Norm, replace_norm
 
+VIDEO_ENCODERS = ("r3d_18", "mc3_18", "r2plus1d_18")
+"""torchvision's video ResNets, which ``encoders.clip`` builds."""
+
 
 def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.Module:
     """Build a randomly initialised encoder: (N, in_channels, H, W) -> (N, feature_width).
@@ -25,6 +28,8 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.M
         UserError: if timm does not know the name, or the network has no pyramid of feature maps, or takes
             images of one size only.
     """
+    if name in VIDEO_ENCODERS:
+        raise UserError(f"encoder {name!r} takes clips of exams, not single images; take resnet18 or resnet50.")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         choices = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"

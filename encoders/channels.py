@@ -12,14 +12,16 @@ def adapt_channels(weight: Tensor, in_channels: int, base_channels: int | None =
     same equality for a replicated grey image whenever the old channels divide k.
 
     Args:
-        weight: (out, in, height, width).
+        weight: (out, in, height, width), or (out, in, time, height, width).
         in_channels: channels of the images at hand.
         base_channels: channels of the images it was trained on, where that is not ``in`` (the stems that
             fold space into depth); in by default.
 
     Returns:
-        (out, in_channels, height, width), the same tensor where nothing changes.
+        The weight with in_channels in place of in, the same tensor where nothing changes.
 
     Source: timm's ``adapt_input_conv``.
     """
-    return adapt_input_conv(in_channels, weight, base_channels or weight.shape[1])
+    flat = weight.flatten(2, -2)  # timm knows two dimensions; time joins the height
+    adapted: Tensor = adapt_input_conv(in_channels, flat, base_channels or weight.shape[1])
+    return weight if adapted is flat else adapted.unflatten(2, weight.shape[2:-1])

@@ -14,16 +14,19 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+from urllib.request import Request, urlopen
 
 import huggingface_hub
 import timm
 import torch
+import torchvision
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import UserError
+from encoders.build import VIDEO_ENCODERS
 from encoders.channels import adapt_channels
 from encoders.norm import Norm
 
@@ -92,7 +95,9 @@ class EncoderCard(BaseModel):
 
     format: Literal["fewslice-encoder-1"] = "fewslice-encoder-1"
     architecture: str
-    """timm's name of the network."""
+    """timm's name of the network, or torchvision's of a video network."""
+    clip: Literal["maxpool2d"] | None = None
+    """How this 2D network was trained on clips; None: it was not, or sees clips as a whole."""
     in_channels: int
     norm: Norm
     network: Network
@@ -127,20 +132,22 @@ class LoadReport:
 
 
 def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channels: int) -> LoadReport:
-    """Load pretrained weights into an encoder made by ``build_encoder``.
+    """Load pretrained weights into an encoder made by ``build_encoder`` or ``build_clip_encoder``.
 
     Args:
-        encoder: with timm's key names, changed in place.
-        source: "imagenet" for timm's own weights (needs a network connection), an ``encoder.safetensors``
-            or the folder that holds it, or a foreign file: safetensors or a torch file of plain tensors
-            in any layout of ``UNWRAP`` and ``PREFIXES``. Files with Python code in them are never opened.
-        name: timm's name of the encoder.
+        encoder: with timm's or torchvision's key names, changed in place; of ``MaxPoolFrames`` its 2D encoder.
+        source: "imagenet" for timm's own weights, "kinetics" for torchvision's of a video network (both need
+            a network connection), an ``encoder.safetensors`` or the folder that holds it, or a foreign file:
+            safetensors or a torch file of plain tensors in any layout of ``UNWRAP`` and ``PREFIXES``. Files
+            with Python code in them are never opened.
+        name: timm's or torchvision's name of the encoder.
         in_channels: of the encoder; a first convolution of another number is adapted (``adapt_channels``).
 
     Raises:
         UserError: if the file cannot be read or is of another architecture: if anything but a head is
             missing or a shape differs. The encoder is unchanged then.
     """
+    encoder = getattr(encoder, "frame_encoder", encoder)
     return _load(encoder, {key: key for key in encoder.state_dict()}, source, name, in_channels)
 
 
@@ -169,10 +176,11 @@ def save_encoder(
     """Write ``encoder.safetensors`` and ``encoder.json``; both appear whole or not at all.
 
     ``timm.create_model(name, in_chans=in_channels, num_classes=0, checkpoint_path=FILE)`` loads the file,
-    unless its norm is "group", which timm cannot build.
+    unless its norm is "group", which timm cannot build. Of a max-pool model its 2D encoder is written.
 
     Args:
-        encoder: from ``build_encoder``, or the ``encoder`` of a ``tu-`` U-Net of segmentation_models.
+        encoder: from ``build_encoder`` or ``build_clip_encoder``, or the ``encoder`` of a ``tu-`` U-Net of
+            segmentation_models.
         folder_or_file: a folder, made if absent, or a file that ends in ``.safetensors``.
         name, in_channels, network, normalisation, spacing_mm, norm, lineage, image_size: see ``EncoderCard``.
 
@@ -182,7 +190,8 @@ def save_encoder(
     path = Path(folder_or_file)
     path = path if path.suffix == ".safetensors" else path / "encoder.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
-    state = encoder.state_dict()
+    frame_encoder = getattr(encoder, "frame_encoder", None)
+    state = (encoder if frame_encoder is None else frame_encoder).state_dict()
     if hasattr(encoder, "out_channels"):  # of segmentation_models
         features: Any = encoder.model
         names = _timm_names(features, name)
@@ -191,6 +200,7 @@ def save_encoder(
     _write(path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
     card = EncoderCard(
         architecture=name,
+        clip=None if frame_encoder is None else "maxpool2d",
         in_channels=in_channels,
         norm=norm,
         network=network,
@@ -236,8 +246,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     """Load ``source`` into ``network``, whose key k is called ``names[k]`` by timm."""
     payload: Mapping[str, Any]
     card, made_as = None, None
-    if str(source) == "imagenet":
-        payload, entry = _hub_weights(name, channels)
+    if str(source) in ("imagenet", "kinetics"):
+        payload, entry = _kinetics_weights(name) if str(source) == "kinetics" else _hub_weights(name, channels)
     else:
         path = Path(source)
         path = path / "encoder.safetensors" if path.is_dir() else path
@@ -319,7 +329,7 @@ def _resnet_name(key: str) -> str:
 def _adapted(layout: _Layout, own: State, name: str, channels: int) -> _Layout:
     """The layout with its first convolutions brought to the network's input channels."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    first = config.first_conv if config else None
+    first = "stem.0" if name in VIDEO_ENCODERS else config.first_conv if config else None
     state = dict(layout.state)
     for module in (first,) if isinstance(first, str) else first or ():
         key = f"{module}.weight"
@@ -347,6 +357,8 @@ def _timm_names(features: nn.Module, name: str) -> dict[str, str]:
 
 
 def _hub_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
+    if name in VIDEO_ENCODERS:
+        raise UserError(f"{name} has no ImageNet weights; pass kinetics or a file instead.")
     repository = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None)
     try:
         if repository and not huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"):
@@ -361,6 +373,24 @@ def _hub_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
     origin = f"{name.split('.')[0]}.{encoder.pretrained_cfg.get('tag', '')}"
     entry = {"stage": "generalist", "source": f"timm {origin}", "data": {"name": "imagenet", "hash": None}}
     return encoder.state_dict(), entry | {"versions": versions()}
+
+
+def _kinetics_weights(name: str) -> tuple[State, dict[str, Any]]:
+    if name not in VIDEO_ENCODERS:
+        raise UserError(f"{name} has no Kinetics-400 weights, only {', '.join(VIDEO_ENCODERS)} have; pass imagenet.")
+    weights = torchvision.models.get_model_weights(name).KINETICS400_V1
+    try:
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).is_file():
+            urlopen(Request(weights.url, method="HEAD"), timeout=10).close()  # torch.hub would wait without end
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # no network, a broken download: many types
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"the Kinetics-400 weights of {name} could not be fetched ({reason}); pass a file instead: "
+            f"{weights.url} holds them."
+        ) from error
+    entry = {"stage": "generalist", "source": f"torchvision {weights}", "data": {"name": "kinetics400", "hash": None}}
+    return state, entry | {"versions": versions()}
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -3,10 +3,12 @@
 import argparse
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tyro
 from pydantic import TypeAdapter, ValidationError
@@ -14,6 +16,59 @@ from pydantic import TypeAdapter, ValidationError
 from data.errors import UserError
 
 C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Where a run computes and what it writes: what every training command can be told."""
+
+    micro_batch_size: int | None = None
+    """Samples of one backward on one device; None: the whole share of the device."""
+    seed: int = 0
+    """Of all that is drawn: the labelled subset, initialisation, order and views."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    devices: int = 1
+    """Processes per node, one device each (torchrun's own count wins)."""
+    nodes: int = 1
+    """Machines."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that has it, else fp32."""
+    workers: int = 0
+    """Data loading processes; 0 loads in the training process."""
+    checkpoint_every: int = 100
+    """Optimiser steps between checkpoints."""
+    log_every: int = 10
+    """Optimiser steps between rows of metrics."""
+
+    out: Path | None = None
+    """Run directory; None: a folder in runs/ named after the settings that matter."""
+    resume: bool = False
+    """Continue the run in `out`, to the very weights it would have reached."""
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    def __post_init__(self) -> None:
+        self.require_above_0("micro_batch_size", "devices", "nodes", "checkpoint_every", "log_every")
+        self.require_at_least_0("seed", "workers")
+
+    def require_above_0(self, *names: str) -> None:
+        """Refuse settings that are 0, negative or not finite; None is no setting.
+
+        Raises:
+            UserError: naming the flag and its value.
+        """
+        self._require("must be above 0", lambda value: value > 0, names)
+
+    def require_at_least_0(self, *names: str) -> None:
+        """Refuse settings that are negative or not finite, as `require_above_0`."""
+        self._require("must be 0 or more", lambda value: value >= 0, names)
+
+    def _require(self, what: str, holds: Callable[[float], bool], names: Sequence[str]) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and holds(value)):
+                raise UserError(f"--{name.replace('_', '-')} {value}: {what}")
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def cosine_tau(step: int, steps: int, base: float = 0.99) -> float:
-    """Decay rate of the average after `step` of `steps` optimiser steps: `base` at 0, 1 at the end.
+    """Decay rate of the average in optimiser step `step` (0-based) of `steps`: `base` in the first, near 1 in the last.
 
     Counts optimiser steps, never micro-steps. Source: Grill et al. 2020, section 3.3.
     """

@@ -44,6 +44,8 @@ class Training:
     order: Order
     samples: Dataset[Any]
     """Indexed by `engine.order.Draw`."""
+    data: str
+    """Digest of the samples; a run is not continued on other data."""
     steps: int
     learning_rate: Callable[[int], float]
     """Learning rate of optimiser step 0, 1, ..."""
@@ -64,6 +66,7 @@ class Training:
         """What a checkpoint holds. Sample order and views need no saving: they follow from the step."""
         return {
             "step": step,
+            "data": self.data,
             "model": self.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
@@ -73,6 +76,11 @@ class Training:
     def restore(self) -> int:
         """Load the checkpoint; returns the number of optimiser steps it had taken."""
         state = read_checkpoint(self.run.checkpoint)
+        if state["data"] != self.data:
+            raise UserError(
+                f"{self.run.path} was trained on other data than there is now (digest {state['data']}, now "
+                f"{self.data}); give the same --data-root, or start again with --overwrite"
+            )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.fabric.strategy.precision.load_state_dict(state["scaler"])

@@ -1,5 +1,7 @@
 """`python -m pretrain --stage generalist|specialist|hierarchical`: an encoder from unlabelled images."""
 
+import sys
+
 from data.errors import user_errors
 
 
@@ -7,16 +9,19 @@ def main() -> None:
     """Parse the command line and run the stage."""
     with user_errors():
         from engine.config import parse
-        from pretrain.config import RECIPES
+        from pretrain.config import recipes_for
 
-        cfg = parse(RECIPES, __doc__ or "")
+        cfg = parse(recipes_for(sys.argv[1:]), __doc__ or "")
         from pretrain.stages import run
 
         result = run(cfg)
         root = f" --data-root {cfg.data_root}" if cfg.data_root else ""
         dataset = f" --dataset {cfg.dataset}" if cfg.dataset != "acdc" else ""
         print(f"encoder: {result['encoder']}")
-        print(f"next:    python -m segment --labelled-fraction 0.02 --init {result['encoder']}{dataset}{root}")
+        job = "segment --labelled-fraction 0.02"
+        if cfg.of_exams:
+            job = f"classify --encoder {cfg.encoder} --plane {cfg.plane}"
+        print(f"next:    python -m {job} --init {result['encoder']}{dataset}{root}")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class Byol(nn.Module):
     """The online network (encoder, projector, predictor) and its target (encoder, projector).
 
     Args:
-        encoder: (N, channels, H, W) -> (N, features).
+        encoder: (N, channels, H, W) or (N, channels, T, H, W) -> (N, features).
         features: width of the encoder's output.
         projector_hidden, predictor_hidden, outputs: widths of the heads.
         norm: normalisation of the heads. Only without batch statistics ("group", "frozen") do both views go
@@ -50,13 +50,15 @@ class Byol(nn.Module):
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.batch_statistics = norm == "batch"
         self.last_projections = torch.empty(0)
-        """Target projections of the last micro-batch, (2N, outputs), for the collapse monitor."""
+        """Target projections since the target last moved, (2N, outputs), for the collapse monitor: one micro-batch
+        may hold a single sample, and its two views are alike without any collapse."""
+        self._moved = True
 
     def forward(self, views: Tensor) -> Tensor:
         """The symmetric loss, summed over both directions and averaged over samples.
 
         Args:
-            views: (N, 2, channels, H, W).
+            views: (N, 2, channels, H, W), or of clips (N, 2, channels, T, H, W).
         """
         first, second = views[:, 0], views[:, 1]
         if self.batch_statistics and len(views) > 1:  # one sample alone has none: its views share theirs
@@ -68,7 +70,8 @@ class Byol(nn.Module):
             predictions = list(self._predict(both).chunk(2))
             with torch.no_grad():
                 projections = list(self._target(both).chunk(2))
-        self.last_projections = torch.cat(projections)
+        self.last_projections = torch.cat(projections if self._moved else [self.last_projections, *projections])
+        self._moved = False
         return regression_loss(predictions[0], projections[1]) + regression_loss(predictions[1], projections[0])
 
     def _predict(self, view: Tensor) -> Tensor:
@@ -79,6 +82,7 @@ class Byol(nn.Module):
 
     def move_target(self, tau: float) -> None:
         """Move the target towards the online network; to be called once after every real optimiser step."""
+        self._moved = True
         update_average(self.target_encoder.parameters(), self.encoder.parameters(), tau)
         update_average(self.target_projector.parameters(), self.projector.parameters(), tau)
 

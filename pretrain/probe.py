@@ -58,7 +58,7 @@ class Probe:
             maps.append(next(m for m in pyramid if m.shape[-1] <= images.shape[-1] // 8).float().cpu())
         grid = torch.cat(maps)
         rows, columns = grid.shape[2:]
-        small = [cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST) for label in labels]
+        small = [cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT) for label in labels]
         return grid.permute(0, 2, 3, 1).flatten(0, 2), torch.from_numpy(np.stack(small)).flatten().long()
 
 

@@ -2,22 +2,27 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from timm.layers import convert_sync_batchnorm
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 
+from data.clips import TwoClips
 from data.datasets import Dataset, load_dataset
 from data.errors import UserError
+from data.exams import load_exams
 from data.procedural import FolderImages, ProceduralImages
 from data.samples import Images, Slices, Standardised, TwoViews
 from data.views import Views
-from encoders.build import build_encoder, feature_width
+from encoders.build import VIDEO_ENCODERS, build_encoder, feature_width
+from encoders.clip import build_clip_encoder, recompute_activations
 from encoders.weights import Network, load_weights, save_encoder, versions
 from engine.config import plain
 from engine.devices import make_fabric, show_messages
@@ -39,9 +44,12 @@ SMALLEST_BATCH = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """The images of one stage."""
+    """The images or exams of one stage."""
 
-    images: Images
+    samples: TorchDataset[Tensor]
+    """Two views of each, indexed by `engine.order.Draw`."""
+    count: int
+    unit: str = "images"
     name: str
     hash: str
     epochs: float
@@ -67,14 +75,18 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     show_messages(fabric.global_rank == 0)
     folder = cfg.run_folder
-    build_encoder(cfg.encoder)  # a wrong name is refused before anything is written
+    _build(cfg)  # a wrong name is refused before anything is written
     natural = _natural_images(cfg) if cfg.stage != "specialist" else None
-    dataset = None
-    if cfg.stage != "generalist":
+    dataset, target = None, None
+    if cfg.stage == "generalist":
+        pass
+    elif cfg.dataset == "mrnet" or cfg.dataset == "exams":
+        target = _target_exams(cfg, cfg.dataset)
+    else:
         dataset = load_dataset(
             cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file
         )
-    target = _target_images(cfg, dataset) if dataset is not None else None
+        target = _target_images(cfg, dataset)
     given = _load(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
     run_folder = RunFolder(folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=fabric.global_rank == 0)
     fabric.barrier()
@@ -93,34 +105,86 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
 
 def _natural_images(cfg: PretrainConfig) -> Pool | None:
     """The natural images to pretrain on; None when the generalist is a file of weights."""
-    if cfg.generalist == "imagenet":
-        return None
-    if cfg.generalist == "procedural":
-        images = ProceduralImages(cfg.generalist_images, max(cfg.image_size, 64), cfg.seed)
-        recipe = f"procedural-{len(images)}-{cfg.seed}"
-        return Pool(images=Standardised(images), name="procedural", hash=recipe, epochs=cfg.generalist_epochs)
     path = Path(cfg.generalist)
-    if path.is_file() or (path / "encoder.safetensors").is_file():
+    if cfg.generalist in ("imagenet", "kinetics") or path.is_file() or (path / "encoder.safetensors").is_file():
         return None
+    if cfg.encoder in VIDEO_ENCODERS:
+        raise UserError(
+            f"--generalist {cfg.generalist}: {cfg.encoder} takes clips and cannot be pretrained on single images; "
+            "give kinetics or an encoder file, or take --stage specialist"
+        )
+    if cfg.generalist == "procedural":
+        drawn = ProceduralImages(cfg.generalist_images, max(cfg.image_size, 64), cfg.seed)
+        return _natural_pool(cfg, drawn, "procedural", f"procedural-{len(drawn)}-{cfg.seed}")
     if path.is_dir():
         folder = FolderImages(path)
-        return Pool(images=Standardised(folder), name=path.name, hash=folder.hash, epochs=cfg.generalist_epochs)
+        return _natural_pool(cfg, folder, path.name, folder.hash)
     raise UserError(
         f"--generalist {cfg.generalist}: no such file or folder; give an encoder file, a folder of images, "
-        "imagenet or procedural"
+        "imagenet, kinetics or procedural"
     )
+
+
+def _natural_pool(cfg: PretrainConfig, images: Images, name: str, digest: str) -> Pool:
+    return Pool(
+        samples=TwoViews(Standardised(images), *_views(cfg)),
+        count=len(images),
+        name=name,
+        hash=digest,
+        epochs=cfg.generalist_epochs,
+        steps=cfg.steps if cfg.stage == "generalist" else None,
+    )
+
+
+def _views(cfg: PretrainConfig) -> tuple[Views, Views]:
+    """T and T'."""
+    return Views(cfg.views, cfg.image_size), Views(cfg.second_views, cfg.image_size)
 
 
 def _target_images(cfg: PretrainConfig, dataset: Dataset) -> Pool:
     """The unlabelled pool: every slice of the training subjects, labelled or not."""
-    splits = ("train",) if cfg.pool == "train" else ("train", "val", "test")
-    positions = np.sort(np.concatenate([dataset.positions(split) for split in splits]))
-    slices = Slices(store=dataset.store, positions=positions)
+    slices = Slices(store=dataset.store, positions=_pooled(cfg, dataset.positions))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
     subjects = dataset.store.table["subject"].iloc[slices.positions].nunique()
     log.info(f"pretraining on {len(slices)} slices of {subjects} subjects of {dataset.name}")
-    return Pool(images=slices, name=dataset.name, hash=dataset.store.key, epochs=cfg.target_epochs, steps=cfg.steps)
+    return Pool(
+        samples=TwoViews(slices, *_views(cfg)),
+        count=len(slices),
+        name=dataset.name,
+        hash=dataset.store.key,
+        epochs=cfg.target_epochs,
+        steps=cfg.steps,
+    )
+
+
+def _target_exams(cfg: PretrainConfig, layout: Literal["mrnet", "exams"]) -> Pool:
+    """The exams of the training subjects, of which clips are drawn.
+
+    Labels are not looked at, so those of MRNet's training exams that a classifier will validate on are among them.
+    """
+    exams = load_exams(
+        layout, cfg.data_root, task=None, plane=cfg.plane, labels=cfg.labels, subject_pattern=cfg.subject_pattern
+    )
+    positions = _pooled(cfg, exams.positions)
+    if not len(positions):
+        raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
+    log.info(f"pretraining on clips of {cfg.clip_frames} frames of {len(positions)} exams of {exams.name}")
+    return Pool(
+        samples=TwoClips(exams, positions, _views(cfg), cfg.clip_frames),
+        count=len(positions),
+        unit="exams",
+        name=exams.name,
+        hash=exams.key,
+        epochs=cfg.target_epochs,
+        steps=cfg.steps,
+    )
+
+
+def _pooled(cfg: PretrainConfig, positions: Callable[[str], np.ndarray]) -> np.ndarray:
+    """Positions of whose images are used, ascending."""
+    splits = ("train",) if cfg.pool == "train" else ("train", "val", "test")
+    return np.sort(np.concatenate([positions(split) for split in splits]))
 
 
 def _generalist_file(cfg: PretrainConfig, fabric: Fabric, folder: Path) -> str:
@@ -140,8 +204,19 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric, folder: Path) -> str:
 
 def _load(cfg: PretrainConfig, source: str) -> Start:
     """The encoder in a file, or timm's."""
-    encoder = build_encoder(cfg.encoder, norm=cfg.norm)
+    encoder = _build(cfg)
     return Start(encoder, list(load_weights(encoder, source, name=cfg.encoder, in_channels=1).lineage))
+
+
+def _build(cfg: PretrainConfig) -> nn.Module:
+    """The encoder of the stage, with random weights: of clips, but of images where natural images come first."""
+    if cfg.of_exams and (cfg.stage != "generalist" or cfg.encoder in VIDEO_ENCODERS):
+        encoder: nn.Module = build_clip_encoder(cfg.encoder, cfg.clip, cfg.norm)
+    else:
+        encoder = build_encoder(cfg.encoder, norm=cfg.norm)
+    if cfg.checkpoint_activations:
+        recompute_activations(encoder)
+    return encoder
 
 
 def _adopt(cfg: PretrainConfig, run: RunFolder, start: Start | None) -> dict[str, Any]:
@@ -168,12 +243,14 @@ def _byol(
 ) -> dict[str, Any]:
     """One BYOL pretraining, from the encoder of `start` or from random weights."""
     torch.manual_seed(cfg.seed)
-    encoder = build_encoder(cfg.encoder, norm=cfg.norm)
+    encoder = _build(cfg)
     lineage = start.lineage if start else []
     if start is not None:
         encoder.load_state_dict(start.encoder.state_dict())
+    if cfg.encoder not in VIDEO_ENCODERS:
+        encoder = encoder.to(memory_format=torch.channels_last)  # in three dimensions it does not pay
     byol = Byol(
-        encoder.to(memory_format=torch.channels_last),
+        encoder,
         feature_width(encoder),
         projector_hidden=cfg.projector_hidden,
         predictor_hidden=cfg.predictor_hidden,
@@ -185,7 +262,7 @@ def _byol(
 
     share = -(-cfg.batch_size // fabric.world_size)
     order = Order(
-        count=len(pool.images),
+        count=pool.count,
         batch=cfg.batch_size,
         micro=min(cfg.micro_batch_size or share, share),
         seed=cfg.seed,
@@ -202,21 +279,24 @@ def _byol(
     model, optimiser = fabric.setup(byol, lars(byol, lr=lr, weight_decay=cfg.weight_decay, trust=cfg.trust))
 
     def move_target(step: int) -> None:
-        byol.move_target(cosine_tau(step, steps, cfg.tau) if cfg.tau_schedule == "cosine" else cfg.tau)
+        byol.move_target(cosine_tau(step - 1, steps, cfg.tau) if cfg.tau_schedule == "cosine" else cfg.tau)
 
     keep = {round(epoch * order.steps_per_epoch): epoch for epoch in cfg.keep_epochs}
     if beyond := [epoch for step, epoch in keep.items() if step > steps]:
         log.warning(f"--keep-epochs {' '.join(map(str, beyond))} lie beyond this run's {steps} steps and are not kept")
     probe = Probe(dataset) if cfg.probe_every and dataset is not None else None
-    stage = {
+    stage: dict[str, Any] = {
         "stage": cfg.stage if start is None else "hierarchical",
-        "data": {"name": pool.name, "hash": pool.hash, "images": len(pool.images)},
-        "views": plain(cfg)["views"],
+        "data": {"name": pool.name, "hash": pool.hash, pool.unit: pool.count},
+        "views": plain(cfg.views),
+        "second_views": plain(cfg.second_views),
         "steps": steps,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
         "versions": versions(),
     }
+    if pool.unit == "exams":
+        stage |= {"plane": cfg.plane, "clip_frames": cfg.clip_frames}
 
     def export(folder: Path, step: int) -> None:
         network = byol.target_encoder if cfg.export == "target" else byol.encoder
@@ -240,7 +320,7 @@ def _byol(
     if 0 in keep and not (cfg.resume and run.checkpoint.exists()):
         export(run.path / "epoch-0", 0)
     log.info(
-        f"BYOL: {len(pool.images)} images, {steps} optimiser steps of {order.batch} "
+        f"BYOL: {pool.count} {pool.unit}, {steps} optimiser steps of {order.batch} "
         f"({order.steps_per_epoch} per epoch, {order.micro_steps(0)} micro-batches each), learning rate {lr:.3g}"
     )
     began = time.perf_counter()
@@ -251,7 +331,8 @@ def _byol(
             model=model,
             optimiser=optimiser,
             order=order,
-            samples=TwoViews(pool.images, Views(cfg.views, cfg.image_size)),
+            data=pool.hash,
+            samples=pool.samples,
             steps=steps,
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
             after_step=move_target,
@@ -266,12 +347,12 @@ def _byol(
     export(run.path, steps)
     return {
         "stage": cfg.stage,
-        "images": len(pool.images),
+        pool.unit: pool.count,
         "steps": steps,
         "seed": cfg.seed,
         **last,
         "seconds": time.perf_counter() - began,
-        "images_per_second": speed,
+        f"{pool.unit}_per_second": speed,
         "encoder": str(run.path / "encoder.safetensors"),
     }
 
@@ -280,13 +361,14 @@ def _export(
     cfg: PretrainConfig, encoder: nn.Module, folder: Path, lineage: list[dict[str, Any]], network: Network
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    exams = cfg.of_exams and cfg.stage != "generalist"
     save_encoder(
         encoder,
         folder,
         name=cfg.encoder,
         in_channels=1,
         network=network,
-        normalisation={"kind": "z-score", "over": "image"},
+        normalisation={"kind": "z-score", "over": "exam" if exams else "image"},
         spacing_mm=None,
         norm=cfg.norm,
         image_size=cfg.image_size,

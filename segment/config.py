@@ -1,6 +1,5 @@
 """What a segmentation run can be told, and three recipes."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,10 +7,11 @@ from typing import Literal
 from data.errors import UserError
 from data.samples import Normalisation
 from data.views import ViewRecipe
+from engine.config import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig:
+class SegmentConfig(RunSettings):
     """Train a U-Net on the few slices that are labelled, and score it on whole volumes."""
 
     labelled_fraction: float = 1.0
@@ -50,8 +50,6 @@ class SegmentConfig:
     """Optimiser steps, the same for every labelled fraction (150 epochs of 7 in the paper)."""
     batch_size: int = 192
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
-    micro_batch_size: int | None = None
-    """Samples of one backward on one device; None: the whole share of the device."""
     lr: float = 1e-4
     """Adam's peak learning rate."""
     weight_decay: float = 0.0
@@ -66,55 +64,31 @@ class SegmentConfig:
     """Optimiser steps between validations."""
     select: Literal["last", "best"] = "last"
     """Which weights are kept: the last, or those of the best validation Dice (then validation is no longer blind)."""
+    one_piece: Literal["auto", "yes", "no"] = "no"
+    """Keep only the largest connected piece of foreground in a volume: organs, not scattered lesions. `auto`: when the
+    foreground of at least 99 % of the labelled training slices is one piece."""
     mirror: bool = False
     """Average each prediction with that of the mirrored slice."""
-
-    seed: int = 0
-    """Of the labelled subset, initialisation, order and views."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-    devices: int = 1
-    """Processes per node, one device each (torchrun's own count wins)."""
-    nodes: int = 1
-    """Machines."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
-    workers: int = 0
-    """Data loading processes; 0 loads in the training process."""
-    checkpoint_every: int = 100
-    """Optimiser steps between checkpoints."""
-    log_every: int = 10
-    """Optimiser steps between rows of metrics."""
-
-    out: Path | None = None
-    """Run directory; None: runs/segment-INIT-FRACTION-SEED."""
-    resume: bool = False
-    """Continue the run in `out`, to the very weights it would have reached."""
-    overwrite: bool = False
-    """Replace the run in `out`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.labelled_fraction <= 1:
             raise UserError(f"--labelled-fraction {self.labelled_fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
-        positive = {
-            "image_size": self.image_size,
-            "spacing_mm": 1 if self.spacing_mm is None else self.spacing_mm,
-            "steps": self.steps,
-            "batch_size": self.batch_size,
-            "micro_batch_size": 1 if self.micro_batch_size is None else self.micro_batch_size,
-            "lr": self.lr,
-            "clip": self.clip,
-            "evaluate_every": self.evaluate_every,
-            "checkpoint_every": self.checkpoint_every,
-            "log_every": self.log_every,
-        }
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
+        super().__post_init__()
+        self.require_above_0("image_size", "spacing_mm", "steps", "batch_size", "lr", "clip", "evaluate_every")
+        self.require_at_least_0("weight_decay")
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f"--warmup {self.warmup}: must lie in [0, 1], a share of the steps")
         if not 0 <= self.ema < 1:
             raise UserError(f"--ema {self.ema}: must lie in [0, 1)")
         if self.image_size % 32:
             raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, the U-Net's stride")
+        share = -(-self.batch_size // self.devices)
+        micro = min(self.micro_batch_size or share, share)
+        if self.norm == "batch" and self.image_size == 32 and 1 in (micro, share % micro):
+            raise UserError(
+                f"--batch-size {self.batch_size}: leaves a micro-batch of one sample, whose deepest feature map is "
+                "one pixel at --image-size 32, nothing for batch norm; use --norm group or larger images"
+            )
 
     @property
     def run_folder(self) -> Path:
@@ -136,12 +110,13 @@ def default() -> SegmentConfig:
         spacing_mm=1.5,
         views=ViewRecipe(crop="fixed", foreground=2 / 3, affine=0.75, jitter=0.5, brightness=0.3, contrast=0.3),
         loss="jaccard+ce",
-        steps=3000,
+        steps=2400,
         batch_size=16,
         lr=1e-3,
         weight_decay=1e-4,
         ema=0.99,
-        evaluate_every=500,
+        evaluate_every=600,
+        one_piece="auto",
         mirror=True,
     )
 
@@ -157,6 +132,7 @@ def demo() -> SegmentConfig:
         steps=120,
         batch_size=8,
         lr=1e-3,
+        one_piece="auto",
         evaluate_every=30,
         log_every=5,
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor, nn
 
 from data.samples import resample, z_score
@@ -33,7 +34,8 @@ def segment_stack(
         batch: slices per forward.
 
     Returns:
-        (slices, rows, columns) uint8 class indices.
+        (slices, rows, columns) uint8 class indices; where the card says `one_piece`, the largest connected piece of
+        foreground alone (all classes together, face neighbours).
     """
     device = next(unet.parameters()).device
     images = [_prepare(image, spacing, card) for image in stack]
@@ -46,7 +48,17 @@ def segment_stack(
         if probabilities.shape[2:] != stack.shape[1:]:
             probabilities = F.interpolate(probabilities, size=stack.shape[1:], mode="bilinear", align_corners=False)
         labels.append(probabilities.argmax(dim=1).to(torch.uint8).cpu().numpy())
-    return np.concatenate(labels)
+    volume = np.concatenate(labels)
+    return largest_piece(volume) if card.one_piece else volume
+
+
+def largest_piece(labels: np.ndarray) -> np.ndarray:
+    """Label map with all foreground but its largest connected piece set to background."""
+    pieces, count = ndimage.label(labels > 0)
+    if count < 2:
+        return labels
+    sizes = np.bincount(pieces.ravel())
+    return np.where(pieces == 1 + sizes[1:].argmax(), labels, 0).astype(labels.dtype)
 
 
 def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -> np.ndarray:

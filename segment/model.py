@@ -33,6 +33,9 @@ class ModelCard(BaseModel):
     spacing_mm: float | None
     """Pixel size the network was trained at; None: the file's own."""
     mirror: bool = False
+    """Average each prediction with that of the mirrored slice."""
+    one_piece: bool = False
+    """Keep only the largest connected piece of foreground in a volume."""
     dataset: str
     init: str
     lineage: list[dict[str, Any]] = []

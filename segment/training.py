@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
+from scipy import ndimage
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn, optim
 
@@ -145,6 +146,7 @@ def _fit(
             model=model,
             optimiser=optimiser,
             order=order,
+            data=dataset.store.key,
             samples=LabelledViews(slices, Views(cfg.views, cfg.image_size)),
             steps=cfg.steps,
             learning_rate=lambda step: cfg.lr * warmup_cosine(step, cfg.steps, warmup),
@@ -223,10 +225,18 @@ def _card(cfg: SegmentConfig, dataset: Dataset, positions: np.ndarray, report: L
         statistics=pooled_statistics(dataset.store, positions),
         spacing_mm=cfg.spacing_mm,
         mirror=cfg.mirror,
+        one_piece=cfg.one_piece == "yes" or (cfg.one_piece == "auto" and _comes_in_one_piece(dataset, positions)),
         dataset=f"{dataset.name} {dataset.store.key}",
         init=cfg.init,
         lineage=report.lineage if report else [],
     )
+
+
+def _comes_in_one_piece(dataset: Dataset, positions: np.ndarray) -> bool:
+    """Whether the foreground of at least 99 % of the given labelled slices is one connected piece."""
+    pieces = [ndimage.label(dataset.store.label(i) > 0)[1] for i in positions]
+    marked = [count for count in pieces if count]
+    return bool(marked) and sum(count == 1 for count in marked) >= 0.99 * len(marked)
 
 
 def _save_subset(folder: Path, labelled: pd.DataFrame, dataset: Dataset) -> None:

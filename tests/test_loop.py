@@ -74,7 +74,7 @@ def training(
         samples=Noise(),
         steps=steps,
         learning_rate=lambda step: 0.1 / (1 + step),
-        **({"columns": ["seen"], "log_every": 2, "checkpoint_every": 3} | settings),
+        **({"data": "noise", "columns": ["seen"], "log_every": 2, "checkpoint_every": 3} | settings),
     )
     return t, own
 
@@ -246,3 +246,11 @@ def test_loading_processes_change_nothing_and_leave_interrupts_to_us(fabric, tmp
     t, own = training(fabric, tmp_path / "run", micro=2, workers=1, resume=True)
     finish(t, resume=True)
     assert torch.equal(weights(own), weights(expected))
+
+
+def test_a_run_is_not_continued_on_other_data(fabric, tmp_path):
+    t, _ = training(fabric, tmp_path / "run")
+    train(t)
+    t, _ = training(fabric, tmp_path / "run", resume=True, data="other noise")
+    with pytest.raises(UserError, match="trained on other data .*noise, now other noise.*--data-root"):
+        train(t, resume=True)

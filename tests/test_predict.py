@@ -1,4 +1,3 @@
-import logging
 import os
 from pathlib import Path
 
@@ -19,7 +18,7 @@ CLASSES = ["background", "RV", "MYO", "LV"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A U-Net of random weights whose predictions hold every class."""
+    """A U-Net of random weights."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     card = ModelCard(
@@ -145,7 +144,6 @@ def test_one_bad_file_does_not_stop_the_others(trained, tmp_path):
         scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(folder / f"{name}.nii.gz")
     (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes()[:400])
     (folder / "c.nii").write_text("not an image")
-    scan((9, 9, 2), (1, 1, 1), "float32").to_filename(folder / "d.nii")
     broken = np.full((9, 9, 2), np.nan, np.float32)
     nib.Nifti1Image(broken, np.eye(4)).to_filename(folder / "d.nii")
     page = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
@@ -186,7 +184,7 @@ def test_mistakes_in_the_paths(trained, tmp_path):
         predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "out")
     (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:-100])
     (tmp_path / "model.json").write_bytes((trained / "model.json").read_bytes())
-    with pytest.raises(UserError, match="cannot read the model in .*; train it again"):
+    with pytest.raises(UserError, match=r"cannot read the model in .*; train it again"):
         predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -223,9 +221,8 @@ def test_no_ejection_fraction_of_two_unnamed_images():
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs the ACDC data set")
-def test_genuine_headers(trained, tmp_path, caplog):
+def test_genuine_headers(trained, tmp_path):
     """One genuine 3D and one 4D file, cut to two slices under their own headers."""
-    caplog.set_level(logging.WARNING)
     frame = min(REAL.glob("patient*/*_frame*[0-9].nii.gz"))
     for file in (frame, min(REAL.glob("patient*/*_4d.nii.gz"), default=frame)):
         image = nib.load(file)

@@ -1,0 +1,100 @@
+"""`python -m classify.compare RUN RUN`: do two classifiers differ on the same exams?"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import tyro
+from rich.console import Console
+
+from classify.statistics import auc_with_interval, confusion_matrix, delong_test, mcnemar
+from data.errors import UserError, user_errors
+
+COLUMNS = ("exam", "split", "label", "probability", "called")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare two runs of `python -m classify` exam by exam: areas under the curve, and calls at their thresholds."""
+
+    runs: tyro.conf.Positional[tuple[Path, Path]]
+    """Two run directories."""
+    split: Literal["test", "val"] = "test"
+    """Whose exams."""
+
+
+def run(cfg: Compare) -> dict[str, Any]:
+    """Print and return the comparison.
+
+    Returns:
+        exams, positive, auc (of both, with intervals), difference (first less second: value, low, high, z, p of
+        DeLong's paired test), accuracy (of both), mcnemar (exams that only the one or the other gets right, exact p).
+
+    Raises:
+        UserError: when a run has no scores, or the exams or their labels are not the same.
+    """
+    first, second = (_read(folder, cfg.split) for folder in cfg.runs)
+    if different := sorted(set(first.index) ^ set(second.index)):
+        raise UserError(
+            f"{cfg.runs[0]} and {cfg.runs[1]} were not scored on the same exams: {different[0]} and "
+            f"{len(different) - 1} more are in one of them only; compare runs of the same data and split seed"
+        )
+    second = second.loc[first.index]
+    if (wrong := first["label"] != second["label"]).any():
+        raise UserError(
+            f"{cfg.runs[0]} and {cfg.runs[1]} give exam {wrong.idxmax()} different labels; compare runs of one task"
+        )
+    labels = first["label"].to_numpy()
+    scores = [table["probability"].to_numpy() for table in (first, second)]
+    calls = [table["called"].to_numpy() for table in (first, second)]
+    counts = [confusion_matrix(labels, called) for called in calls]
+    result = {
+        "exams": len(labels),
+        "positive": int(labels.sum()),
+        "auc": [auc_with_interval(labels, own) for own in scores],
+        "difference": asdict(delong_test(labels, *scores)),
+        "accuracy": [(own["tp"] + own["tn"]) / len(labels) for own in counts],
+        "mcnemar": mcnemar(labels, *calls),
+    }
+    _print(result, cfg)
+    return result
+
+
+def _read(folder: Path, split: str) -> pd.DataFrame:
+    """The scores of one split, by exam."""
+    file = folder / "per_exam.csv"
+    if not file.is_file():
+        raise UserError(f"{folder} holds no per_exam.csv; give a finished run of python -m classify")
+    try:
+        table = pd.read_csv(file, dtype={"exam": str})
+        table = table.loc[table["split"] == split, list(COLUMNS)]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{file} is not the table of a classifier run ({error}); score the run again") from None
+    if table["label"].nunique() < 2:
+        raise UserError(
+            f"{file} has no {split} exams of both classes; choose the other --split, or train without --no-test"
+        )
+    return table.set_index("exam")
+
+
+def _print(result: dict[str, Any], cfg: Compare) -> None:
+    console = Console(soft_wrap=True)
+    console.print(f"{result['exams']} {cfg.split} exams, {result['positive']} positive")
+    for folder, auc, accuracy in zip(cfg.runs, result["auc"], result["accuracy"], strict=True):
+        interval = f"AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})"
+        console.print(f"{folder}: {interval}, accuracy {accuracy:.3f}")
+    difference, errors = result["difference"], result["mcnemar"]
+    console.print(
+        f"difference of the AUCs {difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f}), "
+        f"DeLong z = {difference['z']:.2f}, p = {difference['p']:.3g}"
+    )
+    console.print(
+        f"right in the first only {errors['first_only_right']}, in the second only {errors['second_only_right']} "
+        f"exams, McNemar's exact p = {errors['p']:.3g}"
+    )
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(tyro.cli(Compare, prog="python -m classify.compare"))

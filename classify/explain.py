@@ -1,0 +1,149 @@
+"""Where a classifier looked: Grad-CAM of the frames that speak most for the positive class."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from classify.model import Classifier, ModelCard
+from data.clips import draw_frames, whole_clips
+from data.exams import ExamSet
+from data.samples import z_score
+from encoders.clip import MaxPoolFrames, VideoEncoder
+
+SHOWN = 6
+"""Frames of a montage."""
+
+
+def explain_exams(classifier: Classifier, card: ModelCard, exams: ExamSet, names: Iterable[str], folder: Path) -> None:
+    """Write a montage per exam into `folder`, named after the exam.
+
+    Args:
+        classifier: in evaluation mode.
+        card: of the classifier.
+        exams: that hold them.
+        names: of the exams, see `ExamSet.table`.
+        folder: made if absent.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = {name: i for i, name in enumerate(exams.table["exam"])}
+    for name in names:
+        i = places[name]
+        title = f"{name}: {card.task} {card.plane}".rstrip() + f", label {exams.labels[i]}"
+        montage(classifier, card, exams.frames(i), exams.statistics(i), title, montage_path(folder, name))
+
+
+def montage_path(folder: Path, name: str) -> Path:
+    """The file of an exam's montage."""
+    return folder / (re.sub(r"[^\w.-]+", "-", name) + ".png")
+
+
+def montage(
+    classifier: Classifier, card: ModelCard, frames: np.ndarray, statistics: tuple[float, float], title: str, path: Path
+) -> float:
+    """Draw the frames that speak most for class 1, below each the same with its heat, and a bar per frame.
+
+    Args:
+        classifier: in evaluation mode.
+        card: of the classifier.
+        frames: (frames, rows, columns), file units.
+        statistics: (mean, standard deviation) of the exam.
+        title: shown on top, with the probability.
+        path: file to write.
+
+    Returns:
+        The exam's probability.
+    """
+    heat, probability = heat_maps(classifier, card, frames, statistics)
+    weight = heat.sum(axis=(1, 2))
+    chosen = np.sort(np.argsort(-weight, kind="stable")[: min(SHOWN, len(frames))])
+    top = heat.max() or 1.0
+    figure = Figure(figsize=(2.1 * len(chosen), 5.6), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(3, len(chosen), height_ratios=(3, 3, 1))
+    for column, k in enumerate(chosen):
+        image = z_score(frames[k], *statistics)
+        low, high = np.percentile(image, (1, 99))
+        overlay = cv2.resize(heat[k] / top, image.shape[::-1], interpolation=cv2.INTER_LINEAR)
+        for row in (0, 1):
+            axis = figure.add_subplot(grid[row, column])
+            axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            axis.set_axis_off()
+            if row:
+                axis.imshow(overlay, cmap="inferno", vmin=0, vmax=1, alpha=0.65 * np.sqrt(overlay))
+            else:
+                axis.set_title(f"frame {k + 1} of {len(frames)}", fontsize=9)
+    bars = figure.add_subplot(grid[2, :])
+    numbers = np.arange(len(frames))
+    bars.bar(numbers + 1, weight, color=np.where(np.isin(numbers, chosen), "#D55E00", "0.75"))
+    bars.set(xlabel="frame", yticks=[], xlim=(0.4, len(frames) + 0.6))
+    bars.spines[["top", "right", "left"]].set_visible(False)
+    figure.suptitle(f"{title}, probability {probability:.3f}", fontsize=11, fontweight="bold")
+    figure.savefig(path, dpi=110)
+    return probability
+
+
+def heat_maps(
+    classifier: Classifier, card: ModelCard, frames: np.ndarray, statistics: tuple[float, float]
+) -> tuple[np.ndarray, float]:
+    """How much each place of each frame raises the logit, over the clips that scoring draws.
+
+    Gradient times activation of the last feature maps, summed over channels, the positive part: Grad-CAM (whose
+    weights are these gradients where pooling is an average), but told apart by frame where pooling is a maximum.
+
+    Args:
+        classifier: in evaluation mode.
+        card: of the classifier.
+        frames: (frames, rows, columns), file units.
+        statistics: (mean, standard deviation) of the exam.
+
+    Returns:
+        (frames, image_size, image_size), zero or more, mean over the clips that show a frame; and the probability
+        averaged over the clips.
+
+    Source: Selvaraju et al. 2017, Grad-CAM; Draelos and Carin 2020, HiResCAM.
+    """
+    size = card.image_size
+    clips = whole_clips(frames, statistics, size, card.clip_frames, card.test_clips, card.test_seed)
+    device = next(classifier.parameters()).device
+    heat, seen = np.zeros((len(frames), size, size), np.float32), np.zeros(len(frames))
+    scores = []
+    for d, clip in enumerate(clips):
+        drawn = draw_frames(len(frames), card.clip_frames, np.random.default_rng((card.test_seed, d)))
+        cam, logit = _attribution(classifier, clip[None].to(device))
+        wide = interpolate(
+            cam.clamp(min=0)[None, None], (len(drawn), size, size), mode="trilinear", align_corners=False
+        )
+        np.add.at(heat, drawn, wide[0, 0].cpu().numpy())
+        np.add.at(seen, drawn, 1)
+        scores.append(torch.sigmoid(logit).item())
+    return heat / np.maximum(seen, 1)[:, None, None].astype(np.float32), float(np.mean(scores))
+
+
+def _attribution(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient times activation, (T', h, w), whose sum is the logit less its bias; and the logit ().
+
+    Args:
+        classifier: in evaluation mode.
+        clip: (1, 1, T, H, W).
+    """
+    encoder = classifier.encoder
+    if isinstance(encoder, MaxPoolFrames):
+        with torch.no_grad():
+            maps = encoder.feature_maps(clip.transpose(0, 2))  # each frame a clip of its own: (T, C, h, w)
+        maps.requires_grad_()
+        features = encoder.frame_encoder.forward_head(maps.amax(dim=0, keepdim=True))  # type: ignore[operator]
+    else:
+        assert isinstance(encoder, VideoEncoder)
+        with torch.no_grad():
+            maps = encoder.feature_maps(clip)[0].transpose(0, 1)  # (T', C, h, w)
+        maps = maps.contiguous().requires_grad_()
+        features = maps.mean(dim=(0, 2, 3))[None]
+    logit = classifier.head(features)[0, 0]
+    (gradient,) = torch.autograd.grad(logit, maps)
+    return (gradient * maps).sum(dim=1).detach(), logit.detach()

@@ -1,0 +1,143 @@
+"""`python -m classify.predict --run RUN --input FILE|DIR`: probabilities of exams as CSV."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from data.errors import UserError, user_errors
+from data.exams import read_exam
+from data.volume import NIFTI_SUFFIXES
+
+if TYPE_CHECKING:
+    from classify.model import Classifier, ModelCard
+
+SUFFIXES = (".npy", *NIFTI_SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Classify exams with a trained classifier."""
+
+    run: Path
+    """Run directory of `python -m classify`."""
+    input: Path
+    """An exam (.npy, .nii, .nii.gz), or a folder of exams, searched with its subfolders. Where it has folders named
+    after planes, only those of the run's planes are read; a run of several planes needs them."""
+    output: Path = Path("predictions.csv")
+    """The table to write; replaced if it is there."""
+    explain: Path | None = None
+    """Folder for a Grad-CAM montage per exam (and plane)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+
+
+def run(cfg: Predict) -> pd.DataFrame:
+    """Write the table. A file that cannot be read does not stop the others; it is named at the end.
+
+    Returns:
+        One row per exam: exam (path below the input, without the plane's folder in a run of several), probability,
+        probability_PLANE in a run of several planes, threshold (of the run), called (1 at or above it).
+
+    Raises:
+        UserError: when nothing can be read, or when some files could not, after the others are done.
+    """
+    if cfg.output.suffix.lower() != ".csv" or cfg.output.is_dir():
+        raise UserError(f"--output {cfg.output}: give a .csv file to write")
+    files = list(_files(cfg.input))
+    if not files:
+        raise UserError(f"{cfg.input} holds no exam ({', '.join(SUFFIXES)}); give a file or a folder of them")
+    from classify.model import load_run  # torch is slow to import: mistakes in the paths should not wait for it
+    from engine.devices import make_fabric
+
+    models, combination = load_run(cfg.run)
+    device = make_fabric(cfg.device).device
+    for classifier, _ in models:
+        classifier.to(device)
+    exams = _by_exam(files, [card.plane for _, card in models], cfg.input)
+    threshold = combination.threshold if combination else models[0][1].threshold
+    rows, problems = [], []
+    for exam, stacks in exams.items():
+        try:
+            if missing := [card.plane for _, card in models if card.plane not in stacks]:
+                raise UserError(f"exam {exam} has no file of the plane {missing[0]}; a run of several planes needs all")
+            each = [_probability(*model, stacks[model[1].plane], exam, cfg.explain) for model in models]
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        probability = combination.probability(each) if combination else each[0]
+        planes = {f"probability_{card.plane}": p for (_, card), p in zip(models, each, strict=True)}
+        row = {"exam": exam, "probability": probability} | (planes if combination else {})
+        rows.append(row | {"threshold": threshold, "called": int(probability >= threshold)})
+    table = pd.DataFrame(rows)
+    if rows:
+        cfg.output.parent.mkdir(parents=True, exist_ok=True)
+        table.to_csv(cfg.output, index=False, float_format="%.6f")
+        _print(table, cfg.output)
+    if problems:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}; the other {len(rows)} exams are done")
+    return table
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if not path.exists():
+        raise UserError(f"{path} does not exist; --input takes an exam or a folder of exams")
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        if file.is_file() and file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."):
+            yield file
+
+
+def _by_exam(files: list[Path], planes: list[str], root: Path) -> dict[str, dict[str, Path]]:
+    """exam -> plane -> file; the plane is that of a folder on the way, or the run's only one."""
+    found: dict[str, dict[str, Path]] = {}
+    inside = [file for file in files if set(planes) & set(file.relative_to(root).parts[:-1])]
+    for file in inside or files:
+        parts = file.relative_to(root).parts if root.is_dir() else (file.name,)
+        plane = next((part for part in parts[:-1] if part in planes), planes[0])
+        if len(planes) > 1:
+            parts = tuple(part for part in parts if part != plane)
+        found.setdefault("/".join(parts), {})[plane] = file
+    return found
+
+
+def _probability(classifier: "Classifier", card: "ModelCard", file: Path, exam: str, explain: Path | None) -> float:
+    """Mean probability over the clips of one exam."""
+    import torch
+
+    from data.clips import whole_clips
+
+    frames, statistics = read_exam(file)
+    if explain is not None:
+        from classify.explain import montage, montage_path
+
+        explain.mkdir(parents=True, exist_ok=True)
+        name = f"{exam} {card.plane}".rstrip()
+        return montage(classifier, card, frames, statistics, f"{name}: {card.task}", montage_path(explain, name))
+    clips = whole_clips(frames, statistics, card.image_size, card.clip_frames, card.test_clips, card.test_seed)
+    with torch.inference_mode():
+        device = next(classifier.parameters()).device
+        return float(np.mean([classifier(clip[None].to(device)).double().sigmoid().item() for clip in clips]))
+
+
+def _print(table: pd.DataFrame, output: Path) -> None:
+    console = Console()
+    shown = Table(title="probabilities")
+    for heading in ("exam", "probability", "called"):
+        shown.add_column(heading, justify="left" if heading == "exam" else "right")
+    for _, row in table.head(20).iterrows():
+        shown.add_row(row["exam"], f"{row['probability']:.3f}", "positive" if row["called"] else "negative")
+    console.print(shown)
+    more = f", the first 20 of {len(table)} above" if len(table) > 20 else ""
+    console.print(f"written: {output}{more}; called positive from {table['threshold'].iloc[0]:.3f}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    with user_errors():
+        run(tyro.cli(Predict, prog="python -m classify.predict"))

@@ -1,0 +1,300 @@
+"""Synthetic knee MRI in MRNet's own layout: for trying everything out, and for tests.
+
+``python -m data.phantom --dataset mrnet --out DIR --subjects 120 --sheet sheet.png``
+
+One 3D knee per exam, imaged three times as in MRNet: sagittal T2 with fat saturation, coronal T1, axial proton
+density with fat saturation. Same seed, same bytes; exam k does not depend on how many are made. Scores reached
+on a phantom say nothing about patients.
+"""
+
+import os
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from data.cache import cache_folder
+from data.errors import UserError
+from data.phantom_joint import LEVELS, Block, Knee, Tones, deform, draw_knee, paint_knee
+
+KNEE_VERSION = 1
+"""Raise it when the pictures change, so that nobody keeps an old demonstration set."""
+
+KNEE_EXAMS, KNEE_SEED = 120, 0
+
+PLANES = ("sagittal", "coronal", "axial")
+
+TASKS = ("acl", "meniscus", "abnormal")
+
+POSITIVE = {"train": 0.18, "valid": 0.45}
+"""Share of ACL tears: 208 of 1130 and 54 of 120 in MRNet."""
+
+FIRST_VALID = 1130
+"""MRNet numbers its exams through: 0000-1129 train, from 1130 on valid."""
+
+SEQUENCES = {
+    "sagittal": Tones(
+        fat=0.29,
+        marrow=0.23,
+        muscle=0.41,
+        fluid=1.1,
+        cartilage=0.62,
+        meniscus=0.07,
+        ligament=0.11,
+        oedema=0.75,
+        artery=0.1,
+        vein=0.5,
+        skin=0.3,
+    ),
+    "coronal": Tones(
+        fat=0.88,
+        marrow=0.73,
+        muscle=0.36,
+        fluid=0.24,
+        cartilage=0.45,
+        meniscus=0.1,
+        ligament=0.12,
+        oedema=0.3,
+        artery=0.12,
+        vein=0.25,
+        skin=0.4,
+    ),
+    "axial": Tones(
+        fat=0.29,
+        marrow=0.25,
+        muscle=0.47,
+        fluid=1.0,
+        cartilage=0.66,
+        meniscus=0.12,
+        ligament=0.13,
+        oedema=0.7,
+        artery=0.5,
+        vein=0.75,
+        skin=0.35,
+    ),
+}
+"""Signal per plane, relative to the brightest common tissue; the order of tissues is what real sequences show."""
+
+SPAN = {"sagittal": (-44, 44), "coronal": (-56, 44), "axial": (-66, 44)}
+"""What the slices cover: x, y or z in mm."""
+
+SHEET = (
+    ("sagittal", (-22, 0, 0)),
+    ("sagittal", (22, 0, 0)),
+    ("sagittal", (-2, 0, 0)),
+    ("sagittal", (4, 0, 0)),
+    ("coronal", (0, 1, -10)),
+    ("coronal", (0, 12, -10)),
+    ("axial", (0, 0, -32)),
+    ("axial", (0, 0, -14)),
+)
+"""Plane and a point (mm) of each column of a contact sheet: medial and lateral compartment, PCL, ACL; the notch in
+front and at the back; patella; condyles."""
+
+Matrix = Literal["small", "large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exam:
+    """One exam: the knee and what the tables say of it."""
+
+    case: str
+    """Four digits, unique over both splits."""
+    split: str
+    place: int
+    """0-based place in its split."""
+    knee: Knee
+    labels: dict[str, int]
+    """0 or 1 for each of TASKS."""
+    left: bool
+    """Whether it is a left knee."""
+
+
+def draw_exam(seed: int, split: str, place: int) -> Exam:
+    """Draw exam ``place`` (0-based) of a split ("train" or "valid"); cheap, nothing is rendered."""
+    side = list(POSITIVE).index(split)
+    rate = POSITIVE[split]
+    # evenly spread from a random start: any number of exams has its share of tears, give or take one
+    torn = (place * rate + np.random.default_rng([seed, side]).random()) % 1 < rate
+    rng = np.random.default_rng([seed, side, place, 0])
+    knee, meniscus, abnormal = draw_knee(rng, torn)
+    return Exam(
+        case=f"{place + FIRST_VALID * side:04d}",
+        split=split,
+        place=place,
+        knee=knee,
+        labels={"acl": int(torn), "meniscus": int(meniscus), "abnormal": int(abnormal)},
+        left=bool(rng.random() < 0.5),
+    )
+
+
+def image_exam(exam: Exam, seed: int, plane: str, matrix: Matrix = "small") -> np.ndarray:
+    """Image one plane of an exam.
+
+    Returns:
+        (frames, side, side) uint8: 16..28 frames of 104 pixels (small) or 17..61 of 256 (large). Sagittal frames
+        go from one side to the other, coronal ones backwards, axial ones down the leg; femur up, patella left
+        or up.
+    """
+    knee, rng = exam.knee, _random(exam, seed, plane)
+    block = _lay(exam, plane, rng, matrix)
+    tones = SEQUENCES[plane]
+    names = [name for name in Tones.__dataclass_fields__ if name != "cortex"]
+    tones = replace(tones, **{name: getattr(tones, name) * rng.uniform(0.88, 1.12) for name in names})
+    corner = block.x * rng.normal(0, 0.6) + block.y * rng.normal(0, 0.4) + block.z * rng.normal()
+    failing = 0.0 if plane == "coronal" else rng.uniform(0, 0.5) * np.clip(corner / 60 - 0.7, 0, 1)
+    paint_knee(knee, block, tones, failing)
+
+    gain = 1 + rng.uniform(-0.003, 0.003) * block.x + rng.uniform(-0.003, 0.003) * block.z
+    gain *= 1 + rng.uniform(0, 0.35) * (np.hypot(block.x, block.y) / 55) ** 2  # the coil lies around the leg
+    noise = np.float32(rng.uniform(0.015, 0.045))
+    real, imaginary = (rng.standard_normal(block.x.shape, dtype=np.float32) * noise for _ in range(2))
+    blurred = gaussian_filter(block.signal, (0, 0.35, 0.35), truncate=2) * gain
+    return np.clip(np.hypot(blurred + real, imaginary) * rng.uniform(190, 280), 0, 255).astype(np.uint8)
+
+
+def locate(exam: Exam, seed: int, plane: str, points: np.ndarray, matrix: Matrix = "small") -> np.ndarray:
+    """Where ``image_exam`` shows some points.
+
+    Args:
+        points: (..., 3) x, y, z in mm of the standard right knee (data.phantom_joint).
+
+    Returns:
+        (..., 3) frame, row, column, not rounded; true to 3 mm, as the deformation of the knee is left out.
+    """
+    to_index = _lay(exam, plane, _random(exam, seed, plane), matrix).to_index
+    return np.asarray(points) @ to_index[:, :3].T + to_index[:, 3]
+
+
+def _random(exam: Exam, seed: int, plane: str) -> np.random.Generator:
+    return np.random.default_rng([seed, list(POSITIVE).index(exam.split), exam.place, 1 + PLANES.index(plane)])
+
+
+def _lay(exam: Exam, plane: str, rng: np.random.Generator, matrix: Matrix) -> Block:
+    """Lay the knee into the scanner: coordinates of every voxel, in mm of the standard right knee."""
+    low, high = SPAN[plane]
+    if matrix == "small":
+        side, least, most, spacing = 104, 16, 28, rng.uniform(4.2, 6)
+    else:
+        side, least, most, spacing = 256, 17, 61, rng.choice([1.8, 3, 3.5, 4, 4.5, 5], p=[0.1] + [0.18] * 5)
+    frames = int(np.clip(round((high - low) * exam.knee.size / spacing), least, most))
+    shape, pixel = (frames, side, side), rng.uniform(130, 152) / side
+    thickness = (high - low) * exam.knee.size / frames
+
+    right, back, down = np.eye(3)
+    axes = {"sagittal": (right, down, back), "coronal": (back, down, right), "axial": (down, back, right)}[plane]
+    tilt, turn, roll = rng.normal(0, (0.04, 0.05, 0.04))  # the patient, and how the slices were set
+    rotation = np.array([[1, -turn, roll], [turn, 1, -tilt], [-roll, tilt, 1]])
+    rotation = np.linalg.qr(rotation)[0] * np.sign(np.diag(np.linalg.qr(rotation)[1]))
+    mirror = np.diag([-1.0 if exam.left else 1.0, 1, 1])
+    if plane == "sagittal" and rng.random() < 0.3:
+        axes = (-axes[0], *axes[1:])  # some scanners start from the other side
+    steps = np.column_stack(axes) * (thickness, pixel, pixel)
+    centre = np.array([0.0, -3.0, -8.0])
+    depth = PLANES.index(plane)
+    centre[depth] = (low + high) / 2
+    centre += rng.normal(0, 2.5, 3)
+    to_mm = mirror @ rotation @ steps / exam.knee.size
+    origin = centre * np.array([-1 if exam.left and depth else 1, 1, 1])
+    origin = origin - to_mm @ ((np.array(shape) - 1) / 2)
+
+    grid = [axis.astype(np.float32) for axis in np.ogrid[tuple(slice(n) for n in shape)]]
+    coordinates = [
+        np.float32(o) + np.float32(a) * grid[0] + np.float32(b) * grid[1] + np.float32(c) * grid[2]
+        for (a, b, c), o in zip(to_mm, origin, strict=True)
+    ]
+    inverse = np.linalg.inv(to_mm)
+    sigma = (0.6, 0.6, 0.6) if plane == "axial" else (0.4, 3.0 / pixel, 0.6)  # fibres run along the leg
+    grain = gaussian_filter(rng.standard_normal(shape, dtype=np.float32), sigma, mode="wrap", truncate=2)
+    x, y, z = deform(exam.knee, *coordinates)
+    return Block(
+        x=x,
+        y=y,
+        z=z,
+        level=np.clip((z - LEVELS[0]) * 2 + 0.5, 0, len(LEVELS) - 1).astype(np.intp),
+        signal=np.zeros(shape, np.float32),
+        grain=grain / grain.std(),
+        width=1.15 * pixel / exam.knee.size,
+        to_index=np.column_stack([inverse, -inverse @ origin]),
+    )
+
+
+def write_mrnet(out: Path, exams: int, seed: int, matrix: Matrix = "small") -> None:
+    """Write ``exams`` training exams and a third as many validation exams, file for file as in MRNet.
+
+    Args:
+        out: folder for {train,valid}/{sagittal,coronal,axial}/NNNN.npy and {train,valid}-{task}.csv.
+        exams: 3..1130.
+        seed: same seed, same bytes.
+        matrix: small: 16..28 frames of 104 pixels; large: 17..61 of 256, MRNet's own.
+
+    Raises:
+        UserError: if a number is out of range or one of the files is there already.
+    """
+    out = Path(out)
+    if not 3 <= exams <= FIRST_VALID:
+        raise UserError(f"--subjects {exams} is out of range: choose 3..{FIRST_VALID} for mrnet")
+    if seed < 0:
+        raise UserError(f"--seed {seed} is negative: choose 0 or more")
+    for split in POSITIVE:
+        if (out / split).exists():
+            raise UserError(f"{out / split} exists already: choose another --out or remove it")
+    for split, count in {"train": exams, "valid": exams // 3}.items():
+        drawn = [draw_exam(seed, split, place) for place in range(count)]
+        for plane in PLANES:
+            (out / split / plane).mkdir(parents=True)
+        for exam in drawn:
+            for plane in PLANES:
+                np.save(out / split / plane / f"{exam.case}.npy", image_exam(exam, seed, plane, matrix))
+        for task in TASKS:
+            lines = [f"{exam.case},{exam.labels[task]}\n" for exam in drawn]
+            (out / f"{split}-{task}.csv").write_text("".join(lines))
+
+
+def demo_knee_root() -> Path:
+    """The embedded demonstration set of knees, made in ``cache_folder()`` on first use.
+
+    As safe as ``data.phantom.demo_root`` when two processes come at once.
+    """
+    name = f"phantom-mrnet-v{KNEE_VERSION}"
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return folder
+    print(f"making {KNEE_EXAMS * 4 // 3} synthetic knees in {folder}, once (about 40 s)", file=sys.stderr, flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
+        write_mrnet(Path(temporary) / name, KNEE_EXAMS, KNEE_SEED)
+        try:
+            os.rename(Path(temporary) / name, folder)
+        except OSError:  # a folder that is not empty is never replaced: another process was first
+            if not folder.is_dir():
+                raise
+    return folder
+
+
+def write_knee_sheet(file: Path, seed: int, matrix: Matrix = "small") -> None:
+    """Draw a contact sheet: the first normal knee, and the first with a wavy and with no ACL, in rows.
+
+    Columns: SHEET. It draws the exams of ``seed`` anew, so it needs no folder.
+    """
+    from PIL import Image
+
+    first: dict[str, Exam] = {}
+    for exam in (draw_exam(seed, "train", place) for place in range(FIRST_VALID)):
+        if exam.knee.acl != "intact" or not exam.labels["abnormal"]:
+            first.setdefault(exam.knee.acl, exam)
+    side = 192
+    sheet = Image.new("L", (len(SHEET) * side, 3 * side))
+    for row, state in enumerate(("intact", "wavy", "gone")):
+        exam = first[state]
+        stacks = {plane: image_exam(exam, seed, plane, matrix) for plane in PLANES}
+        for column, (plane, point) in enumerate(SHEET):
+            frame = round(float(locate(exam, seed, plane, np.array(point), matrix)[0]))
+            picture = Image.fromarray(stacks[plane][frame]).resize((side, side), Image.Resampling.BICUBIC)
+            sheet.paste(picture, (column * side, row * side))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    sheet.quantize(28, dither=Image.Dither.NONE).save(file, optimize=True)

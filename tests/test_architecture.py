@@ -1,0 +1,66 @@
+"""The import directions of the house: data -> encoders, engine -> pretrain -> segment, classify -> sweep."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BELOW = {
+    "data": set(),
+    "encoders": {"data"},
+    "engine": {"data"},
+    "pretrain": {"data", "encoders", "engine"},
+    "segment": {"data", "encoders", "engine"},
+    "classify": {"data", "encoders", "engine"},
+    "sweep": {"data", "encoders", "engine", "pretrain", "segment", "classify"},
+}
+"""What each room may import, besides itself. Between the stages an encoder travels as a file."""
+FILES = [file for room in BELOW for file in sorted((ROOT / room).rglob("*.py"))]
+SLOW = {"torch", "torchvision", "timm", "monai", "lightning_fabric", "segmentation_models_pytorch"}
+
+
+def imported(nodes: list[ast.stmt] | ast.AST) -> Iterator[str]:
+    """First parts of the modules that are imported, relative imports as '.'."""
+    for node in ast.walk(nodes) if isinstance(nodes, ast.AST) else nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or ".").split(".")[0] if not node.level else "."
+
+
+def test_there_is_something_to_look_at():
+    assert {"data", "encoders", "engine", "pretrain", "segment"} <= {file.relative_to(ROOT).parts[0] for file in FILES}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_imports_go_one_way(file):
+    """Imports inside functions count as well."""
+    room = file.relative_to(ROOT).parts[0]
+    found = set(imported(ast.parse(file.read_text())))
+    assert "." not in found, "imports are absolute"
+    wrong = found & (BELOW.keys() | {"tests", "benchmarks"}) - BELOW[room] - {room}
+    assert not wrong, f"{room} must not import {', '.join(sorted(wrong))}"
+
+
+def test_reading_data_does_not_wait_for_torch():
+    """Importing torch takes seconds; only what hands samples to a network may do so on import."""
+    slow = {
+        file.name
+        for file in (ROOT / "data").glob("*.py")
+        if SLOW & set(imported(ast.parse(file.read_text()).body)) and file.name not in ("samples.py", "clips.py")
+    }
+    assert not slow
+
+
+def test_every_file_is_a_noun():
+    vague = {"utils.py", "util.py", "helpers.py", "common.py", "misc.py"}
+    assert not [file for file in FILES if file.name in vague]
+
+
+def test_only_views_knows_albumentations():
+    users = {
+        file.relative_to(ROOT).as_posix() for file in FILES if "albumentations" in imported(ast.parse(file.read_text()))
+    }
+    assert users == {"data/views.py"}

@@ -1,0 +1,316 @@
+import csv
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pretrain.stages
+from data.datasets import load_dataset
+from data.errors import UserError
+from encoders.build import build_encoder
+from encoders.weights import EncoderCard, load_weights, read_card
+from engine.config import parse, read_config
+from pretrain.__main__ import main
+from pretrain.config import RECIPES, PretrainConfig
+from pretrain.probe import Probe
+from pretrain.stages import run
+
+POOL = 30  # slices of the training patients 3-6, with and without labels
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _apart(tmp_path_factory):
+    """A cache of this file's own, and one thread, as the killed process has."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _no_stale_handlers():
+    yield
+    log = logging.getLogger("fewslice")
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+
+
+def tiny(root: Path | None, out: Path, **settings) -> PretrainConfig:
+    few = {
+        "encoder": "resnet10t",
+        "image_size": 32,
+        "generalist_images": 9,
+        "generalist_epochs": 1,
+        "batch_size": 8,
+        "projector_hidden": 64,
+        "predictor_hidden": 64,
+        "projection": 32,
+        "steps": 3,
+        "device": "cpu",
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
+    return PretrainConfig(data_root=root, out=out, **(few | settings))
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "encoder.safetensors").read_bytes()
+
+
+def card_of(folder: Path) -> EncoderCard:
+    card = read_card(folder / "encoder.safetensors")
+    assert card is not None
+    return card
+
+
+@pytest.fixture(scope="module")
+def hierarchical(tiny_acdc, tmp_path_factory) -> tuple[PretrainConfig, dict]:
+    """9 natural images, 30 slices: the natural epoch ends on a lone sample, under batch norm."""
+    cfg = tiny(
+        tiny_acdc,
+        tmp_path_factory.mktemp("run") / "a",
+        keep_epochs=(0, 1, 2, 9),
+        steps=8,
+        probe_every=4,
+        export="online",
+    )
+    return cfg, run(cfg)
+
+
+def test_hierarchical_writes_both_stages(hierarchical):
+    cfg, result = hierarchical
+    out = cfg.run_folder
+    assert json.loads((out / "result.json").read_text()) == result
+    assert {"encoder.safetensors", "encoder.json", "config.json", "metrics.csv", "train.log", "checkpoint.pt"} <= {
+        file.name for file in out.iterdir()
+    }
+    assert (result["stage"], result["images"], result["steps"]) == ("hierarchical", POOL, 8)
+    assert read_config(PretrainConfig, out / "config.json") == cfg
+    natural = json.loads((out / "generalist" / "result.json").read_text())
+    assert (natural["stage"], natural["images"], natural["steps"]) == ("generalist", 9, 2)
+    assert not list(out.rglob("*.part*"))
+
+
+def test_the_lineage_names_every_stage_from_the_first(hierarchical):
+    cfg, _ = hierarchical
+    card = card_of(cfg.run_folder)
+    assert [(stage["stage"], stage["data"]["name"], stage["steps"]) for stage in card.lineage] == [
+        ("generalist", "procedural", 2),
+        ("hierarchical", "acdc", 8),
+    ]
+    assert card.network == "online"
+    assert card.lineage[1]["data"]["images"] == POOL
+    assert {"views", "versions", "seed", "batch_size"} <= card.lineage[1].keys()
+
+
+def test_metrics_of_every_step(hierarchical, caplog):
+    cfg, result = hierarchical
+    table = rows(cfg.run_folder)
+    assert [int(row["step"]) for row in table] == list(range(1, 9))
+    assert all(0 < float(row["loss"]) < 8 for row in table)
+    assert all(float(row["projection_std"]) > 0.1 and float(row["effective_rank"]) > 1 for row in table)
+    assert [bool(row["probe_jaccard"]) for row in table] == [False, False, False, True] * 2
+    assert result["probe_jaccard"] == float(table[-1]["probe_jaccard"])
+    assert float(table[3]["epoch"]) == 1  # 30 slices in windows of 8, 8, 8, 6
+
+
+def test_epochs_are_kept(hierarchical):
+    """Epoch 0 is the generalist itself, whichever network is exported; the last is the result."""
+    cfg, _ = hierarchical
+    out = cfg.run_folder
+    assert sorted(folder.name for folder in out.glob("epoch-*")) == ["epoch-0", "epoch-1", "epoch-2"]
+    assert "--keep-epochs 9 lie beyond" in (out / "train.log").read_text()
+    started, natural = (
+        load_file(out / "epoch-0" / "encoder.safetensors"),
+        load_file(out / "generalist" / "encoder.safetensors"),
+    )
+    assert all(torch.equal(started[key], natural[key]) for key in natural)
+    assert weights(out / "epoch-2") == weights(out)
+    assert weights(out / "epoch-1") not in (weights(out), weights(out / "epoch-0"))
+    kept = [card_of(out / f"epoch-{k}").lineage[-1]["steps"] for k in (0, 1, 2)]
+    assert kept == [0, 4, 8]
+
+
+def test_an_exported_encoder_loads_again(hierarchical):
+    cfg, _ = hierarchical
+    encoder = build_encoder("resnet10t")
+    report = load_weights(encoder, cfg.run_folder, name="resnet10t", in_channels=1)
+    assert not report.missing
+    assert not report.unexpected
+    assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, 512)
+
+
+def test_target_and_online_differ_and_one_seed_gives_one_encoder(tiny_acdc, tmp_path, hierarchical):
+    cfg, _ = hierarchical
+    source = str(cfg.run_folder / "generalist")  # a run's folder does for its file
+    target = tiny(tiny_acdc, tmp_path / "target", generalist=source)
+    again = tiny(tiny_acdc, tmp_path / "again", generalist=source)
+    online = tiny(tiny_acdc, tmp_path / "online", generalist=source, export="online")
+    other = tiny(tiny_acdc, tmp_path / "other", generalist=source, seed=1)
+    for each in (target, again, online, other):
+        run(each)
+    assert weights(target.out) == weights(again.out)
+    assert len({weights(each.out) for each in (target, online, other)}) == 3
+    assert not (target.out / "generalist").exists()
+
+
+def test_the_pool_is_of_training_patients(tiny_acdc, tmp_path):
+    """Every slice of patients 3-6, labelled or not, and none of 1 (test) and 2 (validation), unless asked for."""
+    dataset = load_dataset("acdc", tiny_acdc)
+    for pool, numbers, count in (("train", (3, 4, 5, 6), POOL), ("everyone", (1, 2, 3, 4, 5, 6), POOL + 12)):
+        images = pretrain.stages._target_images(tiny(tiny_acdc, tmp_path, pool=pool), dataset).samples.images
+        table = dataset.table.iloc[images.positions]
+        assert set(table["subject"]) == {f"patient{number:03d}" for number in numbers}
+        assert len(table) == count
+        assert (~table["labelled"]).sum() == 6
+
+
+def test_specialist_sees_target_images_only(tiny_acdc, tmp_path, caplog):
+    cfg = tiny(tiny_acdc, tmp_path / "run", stage="specialist", steps=None, epochs=0.5, micro_batch_size=3)
+    result = run(cfg)
+    assert result["steps"] == 2  # half of four windows
+    card = card_of(cfg.run_folder)
+    assert [stage["stage"] for stage in card.lineage] == ["specialist"]
+    assert card.network == "target"
+    assert "batch norm sees 3 samples at a time" in caplog.text
+
+
+def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path):
+    """The whole stage, LARS and both networks: 30 slices in windows of 29 and 1, in one piece or in fives."""
+    states = []
+    for micro in (None, 5):
+        cfg = tiny(
+            tiny_acdc, tmp_path / str(micro), stage="specialist", norm="group", batch_size=29, micro_batch_size=micro
+        )
+        run(cfg)
+        states.append(load_file(cfg.run_folder / "encoder.safetensors"))
+    for key, value in states[0].items():
+        torch.testing.assert_close(value, states[1][key], rtol=0, atol=1e-5)
+
+
+def test_generalist_adopts_a_file(tmp_path, hierarchical):
+    source = hierarchical[0].run_folder / "generalist" / "encoder.safetensors"
+    cfg = tiny(None, tmp_path / "run", stage="generalist", generalist=str(source))
+    assert run(cfg)["steps"] == 0
+    adopted, given = load_file(cfg.run_folder / "encoder.safetensors"), load_file(source)
+    assert all(torch.equal(adopted[key], given[key]) for key in given)
+    card = card_of(cfg.run_folder)
+    assert [stage["stage"] for stage in card.lineage] == ["generalist"]
+
+
+def test_a_loss_that_is_no_number_is_named_by_its_step(tiny_acdc, tmp_path, monkeypatch):
+    """The collapse figures, which cannot take NaN, must not come first."""
+    monkeypatch.setattr(pretrain.stages.Byol, "forward", lambda self, views: self.projector[0].weight.sum() / 0 * 0)
+    with pytest.raises(UserError, match="became nan at optimiser step 1"):
+        run(tiny(tiny_acdc, tmp_path / "run", stage="specialist"))
+
+
+def test_collapse_is_warned_of(tiny_acdc, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(pretrain.stages, "FLOOR", 2.0)
+    run(tiny(tiny_acdc, tmp_path / "run", stage="specialist", steps=1))
+    assert "step 1: the projections' standard deviation is" in caplog.text
+    assert "collapsing" in caplog.text
+
+
+def test_the_probe_tells_a_good_encoder_from_a_blind_one(tiny_acdc):
+    probe = Probe(load_dataset("acdc", tiny_acdc), size=64)
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet10t")
+    score = probe(encoder, torch.device("cpu"))
+    assert encoder.training
+    with torch.no_grad():
+        next(encoder.parameters()).zero_()  # every image looks the same
+    assert score > probe(encoder, torch.device("cpu")) + 0.1
+
+
+def test_mistakes_name_the_way_out(tiny_acdc, tmp_path):
+    out = tmp_path / "run"
+    for settings, message in (
+        ({"encoder": "resnet18x"}, r"'resnet18x' is not a model of timm; the nearest names are .*resnet18"),
+        ({"generalist": str(tmp_path / "gone.pt")}, r"--generalist .*gone\.pt: no such file or folder"),
+        ({"data_root": tmp_path / "nowhere"}, r"nowhere is not a folder"),
+    ):
+        root = settings.pop("data_root", tiny_acdc)
+        with pytest.raises(UserError, match=message):
+            run(tiny(root, out, **settings))
+    assert not out.exists()  # refused before anything is written
+    for settings, message in (
+        ({"batch_size": 0}, "--batch-size 0: must be above 0"),
+        ({"micro_batch_size": 0}, "--micro-batch-size 0: must be above 0"),
+        ({"steps": 0}, "--steps 0: must be above 0"),
+        ({"lr": float("nan")}, "--lr nan: must be above 0"),
+        ({"tau": 1.0}, r"--tau 1\.0: must lie in \[0, 1\)"),
+        ({"seed": -1}, "--seed -1: must be 0 or more"),
+        ({"image_size": 16}, "--image-size 16: must be at least 32"),
+    ):
+        with pytest.raises(UserError, match=message):
+            tiny(tiny_acdc, out, **settings)
+
+
+def test_the_command_line_leaves_values_alone():
+    cfg = parse(RECIPES, "", ["--data_root=my_data/a_b", "--out=my_run/c_d", "--batch_size", "6"])
+    assert (cfg.data_root, cfg.out, cfg.batch_size) == (Path("my_data/a_b"), Path("my_run/c_d"), 6)
+    assert cfg.image_size == 128  # `default`, as there is data
+
+
+def test_the_paper_recipe_is_the_papers():
+    """METHODS, section 2."""
+    cfg = RECIPES["paper"]()
+    heads = (cfg.projector_hidden, cfg.predictor_hidden, cfg.projection)
+    assert (cfg.encoder, cfg.image_size, heads) == ("resnet50", 224, (4096, 8192, 256))
+    assert (cfg.lr, cfg.batch_size, cfg.weight_decay, cfg.trust, cfg.warmup_epochs) == (0.5, 128, 1e-5, 0.02, 10)
+    assert (cfg.tau, cfg.tau_schedule, cfg.export, cfg.norm, cfg.pool) == (0.99, "cosine", "target", "batch", "train")
+    assert cfg.target_epochs == 25
+    assert PretrainConfig(stage="specialist").target_epochs == 400
+    views = cfg.views
+    assert (views.crop, views.area, views.flip, views.jitter) == ("resized", (0.08, 1.0), 0.5, 0.8)
+    assert (views.brightness, views.contrast, views.blur, views.solarise, views.affine) == (0.2, 0.2, 0, 0, 0)
+
+
+def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch, capsys):
+    """SIGKILL somewhere in the second stage; --resume ends at the very bytes of a run that was left alone."""
+    whole = tiny(tiny_acdc, tmp_path / "whole", steps=14, checkpoint_every=3, micro_batch_size=5)
+    run(whole)
+
+    config = str(whole.run_folder / "config.json")
+    arguments = ["--config", config, "--out", str(tmp_path / "killed")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pretrain", *arguments],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+    metrics = tmp_path / "killed" / "metrics.csv"
+    while process.poll() is None:
+        if metrics.exists() and metrics.read_bytes().count(b"\n") > 5:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    assert process.wait() == -signal.SIGKILL
+    assert len(rows(tmp_path / "killed")) < 14
+    assert not (tmp_path / "killed" / "result.json").exists()
+
+    monkeypatch.setattr(sys, "argv", ["pretrain", *arguments, "--resume"])
+    main()
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    columns = ("step", "learning_rate", "projection_std")
+    a, b = ([[row[key] for key in columns] for row in rows(tmp_path / name)] for name in ("killed", "whole"))
+    assert a == b
+    said = capsys.readouterr().out
+    assert f"encoder: {tmp_path / 'killed' / 'encoder.safetensors'}" in said
+    assert "python -m segment" in said

@@ -1,0 +1,179 @@
+import albumentations as A
+import numpy as np
+import pytest
+
+from data.views import ViewRecipe, Views
+
+ROWS, COLUMNS = 120, 100
+STILL = {"flip": 0.0, "jitter": 0.0}
+
+
+def disc() -> tuple[np.ndarray, np.ndarray]:
+    """Signed distance to a circle, pixels, positive inside; and its label map."""
+    y, x = np.mgrid[:ROWS, :COLUMNS]
+    image = (25 - np.hypot(y - 58, x - 47)).astype(np.float32)
+    return image, (image > 0).astype(np.uint8)
+
+
+RECIPES = {
+    "paper": ViewRecipe(),
+    "fixed": ViewRecipe(crop="fixed", foreground=2 / 3, affine=0.75, jitter=0.5),
+    "everything": ViewRecipe(affine=1, jitter=1, blur=1, solarise=1),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_same_seed_is_the_same_view(recipe):
+    image, label = disc()
+    kept = image.copy(), label.copy()
+    views = Views(recipe, 48)
+    first = [views(image, seed, label) for seed in range(20)]
+    again = [Views(recipe, 48)(image, seed, label) for seed in reversed(range(20))][::-1]
+    for (a, b), (c, d) in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a, c)
+        np.testing.assert_array_equal(b, d)
+        assert (a.shape, b.shape, a.dtype, b.dtype) == ((48, 48), (48, 48), np.float32, np.uint8)
+    assert len({a.tobytes() for a, _ in first}) == 20
+    np.testing.assert_array_equal(image, kept[0])  # the store's slices are never written to
+    np.testing.assert_array_equal(label, kept[1])
+
+
+def test_read_only_slices_are_taken():
+    image, label = disc()
+    image.flags.writeable = label.flags.writeable = False
+    for recipe in RECIPES.values():
+        Views(recipe, 32)(image, 0, label)
+
+
+def test_values_outside_0_to_1_survive():
+    """z-scored slices reach far beyond both: geometry must keep them, and intensities must not be clipped."""
+    image = disc()[0] * 100
+    crop = ViewRecipe(crop="fixed", affine=1, zoom=(1, 1), rotate_degrees=0, **STILL)
+    view = Views(crop, 48)(image, 0)[0]
+    assert set(view.ravel()) <= set(image.ravel())
+    whole = ViewRecipe(area=(1, 1), flip=0, jitter=1, blur=0.0)
+    lowest, highest = zip(
+        *((v.min(), v.max()) for v in (Views(whole, 100)(image, s)[0] for s in range(10))), strict=True
+    )
+    assert max(lowest) < -2000
+    assert min(highest) > 1500
+    blurred = Views(ViewRecipe(area=(1, 1), blur=1, **STILL), 100)(image, 0)[0]
+    assert blurred.min() < -2000
+    assert blurred.max() > 1500
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_label_follows_the_image(recipe):
+    """Zooms, turns, crops and flips: the label stays the inside of the circle, but for pixels on its edge."""
+    image, label = disc()
+    geometry = ViewRecipe(**{**vars(recipe), "jitter": 0.0, "blur": 0.0, "solarise": 0.0})
+    views = Views(geometry, 64)
+    seen = 0
+    for seed in range(60):
+        view, moved = views(image, seed, label)
+        seen += 0 < moved.sum() < moved.size
+        assert set(np.unique(moved)) <= {0, 1}
+        away = np.abs(view) > 3  # pixels of the slice from the edge
+        np.testing.assert_array_equal(moved[away], view[away] > 0)
+    assert seen > 30
+
+
+def test_labels_are_not_displaced():
+    """The centre of the label is the centre of the disc in the image, on average over views."""
+    image, label = disc()
+    views = Views(ViewRecipe(area=(0.5, 1.0), **STILL), 64)
+    shifts = []
+    for seed in range(200):
+        view, moved = views(image, seed, label)
+        inside = view > 0
+        edges = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
+        if inside.any() and not edges.any():
+            shifts.append(np.mean(np.nonzero(moved), axis=1) - np.mean(np.nonzero(inside), axis=1))
+    assert len(shifts) > 30
+    np.testing.assert_allclose(np.mean(shifts, axis=0), 0, atol=0.1)
+
+
+def test_intensities_leave_labels_alone():
+    image, label = disc()
+    plain, loud = (ViewRecipe(jitter=p, blur=p, solarise=p) for p in (0.0, 1.0))
+    for seed in range(10):
+        # the geometry comes first, so the same seed draws the same one
+        np.testing.assert_array_equal(Views(plain, 64)(image, seed, label)[1], Views(loud, 64)(image, seed, label)[1])
+
+
+def test_crops_cover_the_area_asked_for():
+    """Coordinates as image: their range in a view tells the crop."""
+    y, x = np.mgrid[:ROWS, :COLUMNS].astype(np.float32)
+    views = Views(ViewRecipe(area=(0.2, 0.6), **STILL), 64)
+    areas, ratios = [], []
+    for seed in range(300):
+        # the centres of 64 pixels span 63 / 64 of the crop
+        height, width = (np.ptp(views(axis, seed)[0]) * 64 / 63 for axis in (y, x))
+        areas.append(height * width / (ROWS * COLUMNS))
+        ratios.append(width / height)
+    assert 0.18 < min(areas) < 0.25
+    assert 0.55 < max(areas) < 0.63
+    assert np.mean(areas) == pytest.approx(0.4, abs=0.03)
+    assert 0.7 < min(ratios) < 0.85
+    assert 1.2 < max(ratios) < 1.4
+
+
+def test_jitter_stays_in_its_range_and_comes_as_often_as_asked():
+    image = disc()[0]
+    views = Views(ViewRecipe(crop="fixed", flip=0, jitter=0.8, brightness=0.3, contrast=0.2), 64)
+    still = Views(ViewRecipe(crop="fixed", **STILL), 64)
+    gains, offsets = [], []
+    for seed in range(400):
+        before, after = still(image, seed)[0].ravel(), views(image, seed)[0].ravel()
+        gain, offset = np.polyfit(before, after, 1)
+        np.testing.assert_allclose(after, gain * before + offset, atol=1e-3)
+        gains.append(gain)
+        offsets.append(offset)
+    moved = np.abs(np.array(gains) - 1) > 1e-6
+    assert moved.mean() == pytest.approx(0.8, abs=0.06)
+    assert (0.8 - 1e-3) <= min(gains) < 0.82
+    assert 1.18 < max(gains) <= (1.2 + 1e-3)
+    assert (-0.3 - 1e-3) <= min(offsets) < -0.28
+    assert 0.28 < max(offsets) <= (0.3 + 1e-3)
+    assert abs(np.corrcoef(gains, offsets)[0, 1]) < 0.15  # drawn apart
+
+
+def test_flips_come_half_the_time():
+    x = np.tile(np.arange(64, dtype=np.float32), (64, 1))
+    views = Views(ViewRecipe(area=(1, 1), flip=0.5, jitter=0), 64)
+    flipped = [view[0, 0] > view[0, -1] for view in (views(x, seed)[0] for seed in range(300))]
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.1)
+
+
+def test_solarising_mirrors_what_lies_above_the_mean():
+    image = disc()[0]
+    view = Views(ViewRecipe(crop="fixed", solarise=1, **STILL), 64)(image, 0)[0]
+    plain = Views(ViewRecipe(crop="fixed", **STILL), 64)(image, 0)[0]
+    np.testing.assert_array_equal(view, np.where(plain > 0, -plain, plain))
+
+
+def test_crops_hold_foreground_as_often_as_asked():
+    image = np.zeros((200, 200), np.float32)
+    label = np.zeros((200, 200), np.uint8)
+    label[3:8, 3:8] = 2
+    always = Views(ViewRecipe(crop="fixed", foreground=1, **STILL), 32)
+    assert all(always(image, seed, label)[1].any() for seed in range(50))
+    sometimes = Views(ViewRecipe(crop="fixed", foreground=0.5, **STILL), 32)
+    assert np.mean([sometimes(image, seed, label)[1].any() for seed in range(300)]) == pytest.approx(0.5, abs=0.1)
+    assert always(image, 0, np.zeros_like(label))[1].shape == (32, 32)  # nothing to hold
+
+
+def test_small_slices_are_padded_by_reflection():
+    image, label = (array[40:70, 30:50] for array in disc())
+    view, moved = Views(ViewRecipe(crop="fixed", **STILL), 64)(image, 0, label)
+    assert view.shape == moved.shape == (64, 64)
+    assert view.min() == image.min()
+    np.testing.assert_array_equal(moved, view > 0)
+
+
+def test_a_composition_of_the_users_own():
+    image, label = disc()
+    own = Views(ViewRecipe(), 64, transform=A.Compose([A.CenterCrop(20, 30)]))
+    view, moved = own(image, 0, label)
+    np.testing.assert_array_equal(view, image[50:70, 35:65])
+    np.testing.assert_array_equal(moved, label[50:70, 35:65])
