@@ -1,16 +1,16 @@
 """What a classifier run can be told, and three recipes."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from data.errors import UserError
 from data.views import ViewRecipe
+from engine.config import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyConfig:
+class ClassifyConfig(RunSettings):
     """Train a classifier of exams (one logit per clip), choose on the inner validation, score the test exams."""
 
     init: str = "random"
@@ -61,8 +61,6 @@ class ClassifyConfig:
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     batch_size: int = 4
     """Effective batch: exams of one optimiser step, over all devices and micro-batches."""
-    micro_batch_size: int | None = None
-    """Exams of one backward on one device; None: the whole share of the device."""
     oversample: bool = True
     """Repeat exams of the rarer class, drawn by seed, until the classes are even."""
     select: Literal["auc", "accuracy", "loss", "last"] = "auc"
@@ -77,48 +75,10 @@ class ClassifyConfig:
     explain: int = 0
     """Grad-CAM montages of so many scored exams, those of the highest probability first."""
 
-    seed: int = 0
-    """Of initialisation, order, oversampling and views."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
-    devices: int = 1
-    """Processes per node, one device each (torchrun's own count wins)."""
-    nodes: int = 1
-    """Machines."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
-    workers: int = 0
-    """Data loading processes; 0 loads in the training process."""
-    checkpoint_every: int = 100
-    """Optimiser steps between checkpoints."""
-    log_every: int = 10
-    """Optimiser steps between rows of metrics."""
-
-    out: Path | None = None
-    """Run directory; None: runs/classify-TASK-PLANE-ENCODER-INIT-seedSEED."""
-    resume: bool = False
-    """Continue the run in `out`, to the very weights it would have reached."""
-    overwrite: bool = False
-    """Replace the run in `out`."""
-
     def __post_init__(self) -> None:
-        positive = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "micro_batch_size": 1 if self.micro_batch_size is None else self.micro_batch_size,
-            "lr": self.lr,
-            "test_clips": self.test_clips,
-            "checkpoint_every": self.checkpoint_every,
-            "log_every": self.log_every,
-            "devices": self.devices,
-            "nodes": self.nodes,
-        }
-        for name, value in positive.items():
-            if not (value > 0 and math.isfinite(value)):
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be above 0")
-        for name in ("weight_decay", "explain", "test_seed", "workers", "seed"):
-            if not (value := getattr(self, name)) >= 0:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be 0 or more")
+        super().__post_init__()
+        self.require_above_0("epochs", "batch_size", "lr", "test_clips")
+        self.require_at_least_0("weight_decay", "explain", "test_seed")
         if self.image_size < 32:
             raise UserError(f"--image-size {self.image_size}: must be at least 32, the stride of the encoders")
         if self.clip_frames < 2:

@@ -65,10 +65,9 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         return _run_plane(cfg, fabric, *_prepare(cfg))
     for plane in cfg.planes:
         _prepare(replace(cfg, plane=plane))
-    run = _open(cfg, fabric)
-    result = _run_planes(cfg, fabric, run)
-    run.write_result(result)
-    run.close()
+    with _open(cfg, fabric) as run:
+        result = _run_planes(cfg, fabric, run)
+        run.write_result(result)
     fabric.barrier()
     return result
 
@@ -124,22 +123,29 @@ def _run_plane(
     cfg: ClassifyConfig, fabric: Fabric, exams: ExamSet, classifier: Classifier, card: ModelCard
 ) -> dict[str, Any]:
     """One classifier of one plane."""
-    run = _open(cfg, fabric)
-    if run.main:
-        save_splits(run.path / "splits.json", exams.splits)
-    if cfg.init == "random":
-        log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
-    began = time.perf_counter()
-    positions = exams.positions("train")
-    speed = _fit(cfg, fabric, run, exams, classifier, card)
-    result: dict[str, Any] = {"task": exams.task, "plane": exams.plane, "encoder": cfg.encoder, "init": cfg.init}
-    result |= {"linear_probe": cfg.linear_probe, "epochs": cfg.epochs, "seed": cfg.seed, "synthetic": exams.synthetic}
-    result |= {"train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())}}
-    if run.main:
-        result |= _score(cfg, fabric, run.path, exams)
-    result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
-    run.write_result(result)
-    run.close()
+    with _open(cfg, fabric) as run:
+        if run.main:
+            save_splits(run.path / "splits.json", exams.splits)
+        if cfg.init == "random":
+            log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
+        began = time.perf_counter()
+        positions = exams.positions("train")
+        speed = _fit(cfg, fabric, run, exams, classifier, card)
+        result: dict[str, Any] = {
+            "task": exams.task,
+            "plane": exams.plane,
+            "encoder": cfg.encoder,
+            "init": cfg.init,
+            "linear_probe": cfg.linear_probe,
+            "epochs": cfg.epochs,
+            "seed": cfg.seed,
+            "synthetic": exams.synthetic,
+            "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
+        }
+        if run.main:
+            result |= _score(cfg, fabric, run.path, exams)
+        result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
+        run.write_result(result)
     fabric.barrier()
     return result
 

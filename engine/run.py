@@ -84,8 +84,14 @@ class RunFolder:
         if self.main:
             write_json(self.path / "result.json", result)
 
+    def __enter__(self) -> "RunFolder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Flush and release the files."""
+        """Flush and release the files, so that a later run in this process does not log into them."""
         if self._metrics is not None:
             self._metrics.close()
             self._board.close()

@@ -88,18 +88,17 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         )
         target = _target_images(cfg, dataset)
     given = _load(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
-    run_folder = RunFolder(folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=fabric.global_rank == 0)
-    fabric.barrier()
-
-    if cfg.stage == "generalist":
-        result = _byol(cfg, fabric, run_folder, natural) if natural else _adopt(cfg, run_folder, given)
-    else:
-        if natural is not None:
-            given = _load(cfg, _generalist_file(cfg, fabric, folder))
-        assert target is not None
-        result = _byol(cfg, fabric, run_folder, target, start=given, dataset=dataset)
-    run_folder.write_result(result)
-    run_folder.close()
+    main = fabric.global_rank == 0
+    with RunFolder(folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=main) as run_folder:
+        fabric.barrier()
+        if cfg.stage == "generalist":
+            result = _byol(cfg, fabric, run_folder, natural) if natural else _adopt(cfg, run_folder, given)
+        else:
+            if natural is not None:
+                given = _load(cfg, _generalist_file(cfg, fabric, folder))
+            assert target is not None
+            result = _byol(cfg, fabric, run_folder, target, start=given, dataset=dataset)
+        run_folder.write_result(result)
     return result
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 from data.datasets import Dataset, load_dataset
 from data.errors import UserError
 from data.samples import LabelledViews, Slices, pooled_statistics
+from data.splits import save_splits
 from data.subsets import labelled_subset
 from data.views import Views
 from encoders.weights import LoadReport, load_into_unet
@@ -61,36 +62,36 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     report = None if cfg.init == "random" else load_into_unet(unet, cfg.init, cfg.encoder)
     card = _card(cfg, dataset, positions, report)
 
-    run = RunFolder(
-        cfg.run_folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=fabric.global_rank == 0
-    )
-    fabric.barrier()
-    if run.main:
-        _save_subset(run.path, labelled, dataset)
-    if report is None and cfg.init == "random":
-        log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
-    log.info(
-        f"{len(labelled)} labelled slices of {labelled['subject'].nunique()} subjects, "
-        f"{cfg.steps} optimiser steps of {cfg.batch_size}"
-    )
-
-    began = time.perf_counter()
-    speed = _fit(cfg, fabric, run, unet, card, dataset, positions)
-    result = {
-        "init": cfg.init,
-        "labelled_slices": len(labelled),
-        "labelled_subjects": labelled["subject"].nunique(),
-    }
-    result |= {"steps": cfg.steps, "seed": cfg.seed, "synthetic": dataset.synthetic}
-    if run.main:
-        unet, card = load_unet(run.path)
-        unet.to(fabric.device).to(memory_format=torch.channels_last)
-        result = {"split": "val"} | result | score_split(unet, card, dataset, "val", run.path)
-        if cfg.test:
-            result["test"] = score_split(unet, card, dataset, "test", run.path / "test")
-    result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
-    run.write_result(result)
-    run.close()
+    main = fabric.global_rank == 0
+    with RunFolder(cfg.run_folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=main) as run:
+        fabric.barrier()
+        if main:
+            _save_subset(run.path, labelled, dataset)
+        if cfg.init == "random":
+            log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
+        subjects = labelled["subject"].nunique()
+        log.info(
+            f"{len(labelled)} labelled slices of {subjects} subjects, {cfg.steps} optimiser steps of {cfg.batch_size}"
+        )
+        began = time.perf_counter()
+        speed = _fit(cfg, fabric, run, unet, card, dataset, positions)
+        result = {
+            "split": "val",
+            "init": cfg.init,
+            "labelled_slices": len(labelled),
+            "labelled_subjects": subjects,
+            "steps": cfg.steps,
+            "seed": cfg.seed,
+            "synthetic": dataset.synthetic,
+        }
+        if main:
+            unet, card = load_unet(run.path)
+            unet.to(fabric.device).to(memory_format=torch.channels_last)
+            result |= score_split(unet, card, dataset, "val", run.path)
+            if cfg.test:
+                result["test"] = score_split(unet, card, dataset, "test", run.path / "test")
+        result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
+        run.write_result(result)
     fabric.barrier()
     return result
 
@@ -244,11 +245,4 @@ def _save_subset(folder: Path, labelled: pd.DataFrame, dataset: Dataset) -> None
     labelled[["subject", "group", "phase", "frame", "slice", "file"]].to_csv(
         folder / "labelled_slices.csv", index=False
     )
-    write_json(folder / "splits.json", _by_split(dataset))
-
-
-def _by_split(dataset: Dataset) -> dict[str, list[str]]:
-    return {
-        split: sorted(subject for subject, own in dataset.splits.items() if own == split)
-        for split in ("train", "val", "test")
-    }
+    save_splits(folder / "splits.json", dataset.splits)
