@@ -1,8 +1,11 @@
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # the workers of pytest-xdist are the parallelism; torch reads it when imported
 
 
 def _heart(rng: np.random.Generator, radius: float, slices: int) -> tuple[np.ndarray, np.ndarray]:
