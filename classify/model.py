@@ -71,7 +71,6 @@ class Classifier(nn.Module):
         width: Any = encoder.num_features
         self.encoder, self.head, self.probe = encoder, nn.Linear(width, 1), probe
         encoder.requires_grad_(not probe)
-        self.train()
         self.train()  # puts an encoder that is not trained into evaluation mode from the first step on
 
     def train(self, mode: bool = True) -> "Classifier":
