@@ -1,6 +1,9 @@
 """Where decoded data, and anything else that can be made again, is kept between runs."""
 
 import os
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -10,3 +13,29 @@ def cache_folder() -> Path:
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "fewslice"
+
+
+def made_once(name: str, message: str, make: Callable[[Path], object]) -> Path:
+    """A folder in ``cache_folder()`` that is made on first use.
+
+    Safe when two processes come at once: each makes its own folder, the first to finish moves it into place, the
+    other throws its own away.
+
+    Args:
+        name: of the folder.
+        message: said on standard error before it is made, with {folder} in it.
+        make: fills the folder that it is given.
+    """
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return folder
+    print(message.format(folder=folder), file=sys.stderr, flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
+        make(Path(temporary) / name)
+        try:
+            os.rename(Path(temporary) / name, folder)
+        except OSError:  # a folder that is not empty is never replaced: another process was first
+            if not folder.is_dir():
+                raise
+    return folder

@@ -22,12 +22,10 @@ from rich.progress import track
 
 from data.cache import cache_folder
 from data.errors import UserError
-from data.folder import _find as find_images
-from data.folder import _subject as subject_of
+from data.folder import find_images, subject_of
 from data.mrnet import check_frames, index_mrnet, read_array, stratified_draw
 from data.splits import SPLITS, refuse_overlap
-from data.store import SliceStore, open_store
-from data.store import _key as digest
+from data.store import SliceStore, files_digest, open_store
 from data.volume import NIFTI_SUFFIXES, read_shape, read_volume, stem
 
 TEST, VALIDATION = 0.2, 0.1
@@ -374,7 +372,7 @@ def _frame_index(path: Path, name: str) -> pd.DataFrame:
 def _mrnet(root: Path, task: str | None, plane: str, split_seed: int) -> tuple[pd.DataFrame, str]:
     """The index of MRNet's exams with frame_count, mean and std, the last two from the cache if they are there."""
     table = index_mrnet(root, task, plane, split_seed)
-    key = digest(table.assign(label_file="", frame=0, slice=0).sort_values("file"), root)
+    key = files_digest(table.assign(label_file="", frame=0, slice=0).sort_values("file"), root)
     counts = [len(read_array(root / file)) for file in table["file"]]
     cached = cache_folder() / "exams" / f"{key}.csv"
     try:

@@ -56,10 +56,10 @@ def index_folder(
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the images")
-    images = _find(root)
+    images = find_images(root)
     if not images:
         raise UserError(f"{root} holds no .nii, .nii.gz, .png or .tif images: check --data-root")
-    subjects = [_subject(name, file, subject_pattern) for name, file, _, _ in images]
+    subjects = [subject_of(name, file, subject_pattern) for name, file, _, _ in images]
     labelled = {subject for subject, (_, _, label, _) in zip(subjects, images, strict=True) if label}
     tests = {subject for subject, (_, _, _, test) in zip(subjects, images, strict=True) if test}
     splits = _splits(root, labelled, bool(tests & labelled), tests, split_seed, splits_file)
@@ -121,11 +121,11 @@ def label_files(root: Path) -> dict[str, Path]:
 
 def unpaired_labels(root: Path) -> list[Path]:
     """Label maps whose image is missing."""
-    used = {label for _, _, label, _ in _find(root)}
+    used = {label for _, _, label, _ in find_images(root)}
     return [file for file in label_files(root).values() if file not in used]
 
 
-def _find(root: Path) -> list[tuple[str, Path, Path | None, bool]]:
+def find_images(root: Path) -> list[tuple[str, Path, Path | None, bool]]:
     """(name, image, label map, whether it is a test image), ordered by path."""
     labels = label_files(root)
     if (root / "imagesTr").is_dir():
@@ -155,7 +155,12 @@ def _first_channel(named: list[tuple[str, Path]], folder: str) -> list[tuple[str
     return [(found[1] if found else name, file) for found, name, file in parts if not found or found[2] == "0000"]
 
 
-def _subject(name: str, file: Path, pattern: str | None) -> str:
+def subject_of(name: str, file: Path, pattern: str | None) -> str:
+    """The subject in a file's name, by a regular expression; without one the name.
+
+    Raises:
+        UserError: if the pattern is no regular expression, or finds nothing in the name.
+    """
     if pattern is None:
         return name
     try:

@@ -9,9 +9,6 @@ there: affines that are a unit matrix while pixdim holds the spacing, int16 and 
 frame 1, slices without labels, intensities past 255. Scores reached on a phantom say nothing about patients.
 """
 
-import os
-import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from data.acdc import read_info
-from data.cache import cache_folder
+from data.cache import made_once
 from data.errors import UserError, user_errors
 from data.phantom_heart import GROUPS, Heart, draw_heart, end_systole
 from data.phantom_knee import KNEE_EXAMS, write_knee_sheet, write_mrnet
@@ -145,25 +142,12 @@ def write_acdc(out: Path, subjects: int, seed: int, frames: int = DEMO_FRAMES, m
 
 
 def demo_root() -> Path:
-    """The embedded demonstration set, made in ``cache_folder()`` on first use.
-
-    Safe when two processes come at once: each writes its own folder, the first to finish moves it into
-    place, the other throws its own away.
-    """
-    name = f"phantom-acdc-v{DEMO_VERSION}"
-    folder = cache_folder() / name
-    if folder.is_dir():
-        return folder
-    print(f"making {DEMO_SUBJECTS} synthetic subjects in {folder}, once (about 20 s)", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
-        write_acdc(Path(temporary) / name, DEMO_SUBJECTS, DEMO_SEED)
-        try:
-            os.rename(Path(temporary) / name, folder)
-        except OSError:  # a folder that is not empty is never replaced: another process was first
-            if not folder.is_dir():
-                raise
-    return folder
+    """The embedded demonstration set, made in ``cache_folder()`` on first use."""
+    return made_once(
+        f"phantom-acdc-v{DEMO_VERSION}",
+        f"making {DEMO_SUBJECTS} synthetic subjects in {{folder}}, once (about 20 s)",
+        lambda folder: write_acdc(folder, DEMO_SUBJECTS, DEMO_SEED),
+    )
 
 
 def _write_subject(folder: Path, subject: Subject, seed: int, frames: int) -> None:

@@ -8,8 +8,7 @@ on a phantom say nothing about patients.
 """
 
 import os
-import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ from typing import Literal
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from data.cache import cache_folder
+from data.cache import made_once
 from data.errors import UserError
 from data.phantom_joint import LEVELS, Block, Knee, Tones, deform, draw_knee, paint_knee
 
@@ -247,33 +246,26 @@ def write_mrnet(out: Path, exams: int, seed: int, matrix: Matrix = "small") -> N
         drawn = [draw_exam(seed, split, place) for place in range(count)]
         for plane in PLANES:
             (out / split / plane).mkdir(parents=True)
-        for exam in drawn:
-            for plane in PLANES:
-                np.save(out / split / plane / f"{exam.case}.npy", image_exam(exam, seed, plane, matrix))
+        stacks = [(exam, plane) for exam in drawn for plane in PLANES]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is drawn from seeds of its own
+            for done in [pool.submit(_save_stack, out / split, *stack, seed, matrix) for stack in stacks]:
+                done.result()
         for task in TASKS:
             lines = [f"{exam.case},{exam.labels[task]}\n" for exam in drawn]
             (out / f"{split}-{task}.csv").write_text("".join(lines))
 
 
-def demo_knee_root() -> Path:
-    """The embedded demonstration set of knees, made in ``cache_folder()`` on first use.
+def _save_stack(folder: Path, exam: Exam, plane: str, seed: int, matrix: Matrix) -> None:
+    np.save(folder / plane / f"{exam.case}.npy", image_exam(exam, seed, plane, matrix))
 
-    As safe as ``data.phantom.demo_root`` when two processes come at once.
-    """
-    name = f"phantom-mrnet-v{KNEE_VERSION}"
-    folder = cache_folder() / name
-    if folder.is_dir():
-        return folder
-    print(f"making {KNEE_EXAMS * 4 // 3} synthetic knees in {folder}, once (about 40 s)", file=sys.stderr, flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
-        write_mrnet(Path(temporary) / name, KNEE_EXAMS, KNEE_SEED)
-        try:
-            os.rename(Path(temporary) / name, folder)
-        except OSError:  # a folder that is not empty is never replaced: another process was first
-            if not folder.is_dir():
-                raise
-    return folder
+
+def demo_knee_root() -> Path:
+    """The embedded demonstration set of knees, made in ``cache_folder()`` on first use."""
+    return made_once(
+        f"phantom-mrnet-v{KNEE_VERSION}",
+        f"making {KNEE_EXAMS * 4 // 3} synthetic knees in {{folder}}, once (about 40 s)",
+        lambda folder: write_mrnet(folder, KNEE_EXAMS, KNEE_SEED),
+    )
 
 
 def write_knee_sheet(file: Path, seed: int, matrix: Matrix = "small") -> None:

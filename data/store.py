@@ -105,7 +105,7 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
         OSError: naming the cache folder, if it cannot be written.
     """
     folder = cache_folder() / "slices"
-    place = folder / _key(table, root)
+    place = folder / files_digest(table, root)
     packed = _read(place)
     if packed is None:
         try:
@@ -143,7 +143,7 @@ def read_labels(path: Path) -> np.ndarray:
     return labels
 
 
-def _key(table: pd.DataFrame, root: Path) -> str:
+def files_digest(table: pd.DataFrame, root: Path) -> str:
     """Digest of the format, the slices listed and the files' contents.
 
     Of each file the size and the first and last 64 KiB stand for the whole: a .gz ends on the checksum and
