@@ -1,12 +1,14 @@
 """What a classifier run can be told, and three recipes."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from data.errors import UserError
 from data.views import ViewRecipe
-from engine.config import RunSettings
+from encoders.video import VIDEO_ENCODERS
+from engine.config import RunSettings, named_early
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,10 @@ class ClassifyConfig(RunSettings):
     """Start of the encoder: `random`, `kinetics` (3D) or `imagenet` (2D; both need the network), or an encoder FILE."""
     linear_probe: bool = False
     """Train the last layer only; the encoder stays as it is."""
+    labelled_fraction: float = 1.0
+    """Share of the training exams to use, in (0, 1], both classes in proportion; the inner validation stays whole."""
+    subset_seed: int | None = None
+    """Of the labelled exams alone; None: `seed`."""
 
     dataset: Literal["mrnet", "exams"] = "mrnet"
     """Layout of the data: the MRNet challenge's, or NIfTI volumes and cines that `labels` lists."""
@@ -53,6 +59,10 @@ class ClassifyConfig(RunSettings):
 
     epochs: int = 50
     """Passes over the (oversampled) training exams."""
+    steps: int | None = None
+    """Optimiser steps in place of epochs, the same for every labelled fraction; each is of a full batch."""
+    evaluate_every: int | None = None
+    """Optimiser steps between validations; None: an epoch."""
     schedule: Literal["milestones", "exponential", "cosine"] = "milestones"
     """Learning rate: times 0.1 at 0.6 and at 0.8 of the epochs; times 0.98 every epoch; or a cosine to 0."""
     lr: float = 1e-4
@@ -77,8 +87,10 @@ class ClassifyConfig(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_above_0("epochs", "batch_size", "lr", "test_clips")
-        self.require_at_least_0("weight_decay", "explain", "test_seed")
+        if not 0 < self.labelled_fraction <= 1:
+            raise UserError(f"--labelled-fraction {self.labelled_fraction}: must lie in (0, 1], e.g. 0.1 for 10 %")
+        self.require_above_0("epochs", "steps", "evaluate_every", "batch_size", "lr", "test_clips")
+        self.require_at_least_0("weight_decay", "explain", "test_seed", "subset_seed")
         if self.image_size < 32:
             raise UserError(f"--image-size {self.image_size}: must be at least 32, the stride of the encoders")
         if self.clip_frames < 2:
@@ -122,11 +134,12 @@ def demo() -> ClassifyConfig:
     """Small enough for two CPU cores and four minutes, phantom included. It shows the plumbing, not the method."""
     return ClassifyConfig(
         encoder="resnet18",
-        image_size=96,
-        clip_frames=12,
-        epochs=15,
+        image_size=64,
+        clip_frames=8,
+        views=ViewRecipe(area=(0.8, 1.0), bicubic=True),
+        epochs=6,
         schedule="cosine",
-        lr=3e-4,
+        lr=1e-3,
         batch_size=8,
         test_clips=4,
         checkpoint_every=50,
@@ -134,4 +147,16 @@ def demo() -> ClassifyConfig:
     )
 
 
-RECIPES = {"demo": demo, "default": default, "paper": paper}
+def video_demo() -> ClassifyConfig:
+    """`demo` for 3D encoders, of which a step costs several times as much."""
+    return replace(demo(), encoder="r3d_18", image_size=40, epochs=4, batch_size=4, lr=5e-4)
+
+
+Recipes = Mapping[str, Callable[[], ClassifyConfig]]
+RECIPES: Recipes = {"demo": demo, "default": default, "paper": paper}
+
+
+def recipes_for(arguments: Sequence[str]) -> Recipes:
+    """The recipes of the encoder that a command line names."""
+    (encoder,) = named_early(arguments, "--encoder")
+    return {**RECIPES, "demo": video_demo} if encoder in VIDEO_ENCODERS else RECIPES

@@ -35,8 +35,9 @@ from data.clips import LabelledClips
 from data.errors import UserError
 from data.exams import ExamSet, load_exams, require_both_classes
 from data.splits import save_splits
+from data.subsets import labelled_exams
 from data.views import Views
-from encoders.build import VIDEO_ENCODERS
+from encoders.video import VIDEO_ENCODERS
 from encoders.weights import load_weights
 from engine.config import plain
 from engine.devices import make_fabric, show_messages
@@ -48,10 +49,15 @@ from engine.run import RunFolder, write_json
 log = logging.getLogger("fewslice")
 
 
-def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
+def run(cfg: ClassifyConfig, fabric: Fabric | None = None, exams: ExamSet | None = None) -> dict[str, Any]:
     """Train, choose weights and threshold on the inner validation, score; write `model.safetensors`, `result.json`.
 
     Several planes give a run each, in a folder of its name, and their combination above.
+
+    Args:
+        cfg: all that the run is told.
+        fabric: where to compute, when the caller has one.
+        exams: those of `load_run_exams(cfg)`, when the caller has them open already.
 
     Returns:
         The content of `result.json`.
@@ -62,7 +68,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     show_messages(fabric.global_rank == 0)
     if not cfg.planes:
-        return _run_plane(cfg, fabric, *_prepare(cfg))
+        return _run_plane(cfg, fabric, *_prepare(cfg, exams))
     for plane in cfg.planes:
         _prepare(replace(cfg, plane=plane))
     with _open(cfg, fabric) as run:
@@ -72,9 +78,9 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     return result
 
 
-def _prepare(cfg: ClassifyConfig) -> tuple[ExamSet, Classifier, ModelCard]:
-    """All that a mistake can be found in: the exams, and the classifier with its first weights."""
-    exams = load_exams(
+def load_run_exams(cfg: ClassifyConfig) -> ExamSet:
+    """The exams that a run's configuration names."""
+    return load_exams(
         cfg.dataset,
         cfg.data_root,
         task=cfg.task,
@@ -83,6 +89,11 @@ def _prepare(cfg: ClassifyConfig) -> tuple[ExamSet, Classifier, ModelCard]:
         split_seed=cfg.split_seed,
         subject_pattern=cfg.subject_pattern,
     )
+
+
+def _prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet, Classifier, ModelCard]:
+    """All that a mistake can be found in: the exams, and the classifier with its first weights."""
+    exams = exams or load_run_exams(cfg)
     if cfg.test and not len(exams.positions("test")):
         raise UserError(f"{exams.root} has no test exams of {exams.task}; add them, or leave them out with --no-test")
     for split in ("train", "val", "test") if cfg.test else ("train", "val"):
@@ -129,8 +140,13 @@ def _run_plane(
         if cfg.init == "random":
             log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
         began = time.perf_counter()
-        positions = exams.positions("train")
-        speed = _fit(cfg, fabric, run, exams, classifier, card)
+        subset_seed = cfg.seed if cfg.subset_seed is None else cfg.subset_seed
+        positions = labelled_exams(exams.table, cfg.labelled_fraction, subset_seed)
+        if run.main:
+            exams.table.iloc[positions][["exam", "subject", "label"]].to_csv(
+                run.path / "labelled_exams.csv", index=False
+            )
+        speed = _fit(cfg, fabric, run, exams, classifier, card, positions)
         result: dict[str, Any] = {
             "task": exams.task,
             "plane": exams.plane,
@@ -139,6 +155,7 @@ def _run_plane(
             "linear_probe": cfg.linear_probe,
             "epochs": cfg.epochs,
             "seed": cfg.seed,
+            "subset_seed": subset_seed,
             "synthetic": exams.synthetic,
             "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
         }
@@ -151,10 +168,16 @@ def _run_plane(
 
 
 def _fit(
-    cfg: ClassifyConfig, fabric: Fabric, run: RunFolder, exams: ExamSet, classifier: Classifier, card: ModelCard
+    cfg: ClassifyConfig,
+    fabric: Fabric,
+    run: RunFolder,
+    exams: ExamSet,
+    classifier: Classifier,
+    card: ModelCard,
+    positions: np.ndarray,
 ) -> float:
-    """Train the classifier and write its kept weights; returns training exams per second."""
-    positions, validation = exams.positions("train"), exams.positions("val")
+    """Train the classifier on the exams at `positions`, write its kept weights; returns training exams per second."""
+    labelled, validation = len(positions), exams.positions("val")
     if cfg.oversample:
         positions = oversampled(positions, exams.labels[positions], cfg.seed)
     share = -(-cfg.batch_size // fabric.world_size)
@@ -163,6 +186,7 @@ def _fit(
         batch=cfg.batch_size,
         micro=min(cfg.micro_batch_size or share, share),
         seed=cfg.seed,
+        wrap=cfg.steps is not None,
         device=fabric.global_rank,
         devices=fabric.world_size,
     )
@@ -174,17 +198,18 @@ def _fit(
     trained = [p for p in classifier.parameters() if p.requires_grad]
     adam = optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
     model, optimiser = fabric.setup(network, adam)
-    steps = cfg.epochs * order.steps_per_epoch
+    steps = cfg.steps or cfg.epochs * order.steps_per_epoch
+    epoch = max(1, steps // cfg.epochs)
     kept = _Kept(run.path / "kept.json", cfg.select)
     log.info(
-        f"{len(exams.positions('train'))} training exams, {len(positions)} with the rarer class repeated; "
+        f"{labelled} training exams, {len(positions)} with the rarer class repeated; "
         f"{steps} optimiser steps of {order.batch} ({order.steps_per_epoch} per epoch)"
     )
     if cfg.norm == "batch" and order.micro == 1 and not cfg.linear_probe:
         log.info("batch norm sees one exam at a time; --norm frozen keeps a pretrained encoder's statistics")
 
     def observe(step: int, last: bool) -> Metrics:
-        if step % order.steps_per_epoch:
+        if step % (cfg.evaluate_every or epoch) and not last:
             return {}
         metrics = dict.fromkeys(COLUMNS, 0.0)
         if run.main:
@@ -204,7 +229,7 @@ def _fit(
             data=exams.key,
             samples=LabelledClips(exams, positions, Views(cfg.views, cfg.image_size), cfg.clip_frames),
             steps=steps,
-            learning_rate=lambda step: cfg.lr * decay(cfg.schedule)(step, steps, order.steps_per_epoch),
+            learning_rate=lambda step: cfg.lr * decay(cfg.schedule)(step, steps, epoch),
             observe=observe,
             columns=COLUMNS,
             workers=cfg.workers,

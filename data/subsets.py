@@ -50,6 +50,36 @@ def labelled_subset(
     return np.sort(chosen)
 
 
+def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
+    """Draw a share of the training exams, nested and depending on the seed alone as `labelled_subset`.
+
+    The classes are in proportion at every size; the first two exams are one of each, as fewer train no classifier.
+
+    Args:
+        table: of an `ExamSet`, one row per exam.
+        fraction: share of the training exams, in (0, 1]; at least two are drawn.
+        seed: of the draw.
+
+    Returns:
+        Row positions in ``table``, ascending, int64.
+
+    Raises:
+        UserError: if the fraction is outside (0, 1] or a class has no training exam.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"labelled fraction {fraction} is outside (0, 1]: give a share such as 0.1")
+    pool = table[table["split"] == "train"].assign(position=lambda rows: np.flatnonzero(table["split"] == "train"))
+    by_class = pool.assign(subject=pool["exam"], group=pool["label"].astype(str))
+    if by_class["group"].nunique() < 2:
+        raise UserError(f"all training exams are of class {', '.join(by_class['group'].unique())}: label some of both")
+    order = _stratified(by_class, np.random.default_rng(seed))
+    label = dict(zip(pool["exam"], pool["label"], strict=True))
+    firsts = [next(exam for exam in order if label[exam] == value) for value in (0, 1)]
+    order = firsts + [exam for exam in order if exam not in firsts]
+    chosen = order[: max(2, _count(fraction, len(order)))]
+    return np.sort(pool.loc[pool["exam"].isin(chosen), "position"].to_numpy())
+
+
 def _count(fraction: float, total: int) -> int:
     return max(1, math.floor(fraction * total + 0.5))
 

@@ -10,9 +10,7 @@ from torch import nn
 
 from data.errors import UserError
 from encoders.norm import Norm, replace_norm
-
-VIDEO_ENCODERS = ("r3d_18", "mc3_18", "r2plus1d_18")
-"""torchvision's video ResNets, which ``encoders.clip`` builds."""
+from encoders.video import VIDEO_ENCODERS
 
 
 def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.Module:

@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from data.errors import UserError
-from encoders.build import VIDEO_ENCODERS, build_encoder, feature_width
+from encoders.build import build_encoder, feature_width
 from encoders.norm import Norm, replace_norm
+from encoders.video import VIDEO_ENCODERS
 
 Clip = Literal["maxpool2d"]
 

@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from data.errors import UserError
-from encoders.build import VIDEO_ENCODERS
 from encoders.channels import adapt_channels
 from encoders.norm import Norm
+from encoders.video import VIDEO_ENCODERS
 
 log = logging.getLogger("fewslice")
 

@@ -1,8 +1,6 @@
 """Configurations: dataclasses in, command lines and JSON out."""
 
 import argparse
-import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import tyro
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data.errors import UserError
@@ -37,7 +36,7 @@ class RunSettings:
     workers: int = 0
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: int = 100
-    """Optimiser steps between checkpoints."""
+    """Optimiser steps between checkpoints; 0: none but when the run is asked to stop."""
     log_every: int = 10
     """Optimiser steps between rows of metrics."""
 
@@ -49,8 +48,8 @@ class RunSettings:
     """Replace the run in `out`."""
 
     def __post_init__(self) -> None:
-        self.require_above_0("micro_batch_size", "devices", "nodes", "checkpoint_every", "log_every")
-        self.require_at_least_0("seed", "workers")
+        self.require_above_0("micro_batch_size", "devices", "nodes", "log_every")
+        self.require_at_least_0("seed", "workers", "checkpoint_every")
 
     def require_above_0(self, *names: str) -> None:
         """Refuse settings that are 0, negative or not finite; None is no setting.
@@ -76,22 +75,25 @@ def plain(config: Any) -> dict[str, Any]:
     return TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
-def read_config(kind: type[C], path: Path) -> C:
-    """A saved configuration, checked field by field.
+def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
+    """A saved configuration (JSON), or one written by hand (YAML), checked field by field.
+
+    Args:
+        kind: of the configuration.
+        path: of the file.
+        default: gives what the file leaves out; None: the dataclass's own defaults do.
 
     Raises:
-        UserError: when the file is missing, is no JSON, or a field is unknown or of the wrong kind.
+        UserError: when the file is missing, is no mapping, or a field is unknown or of the wrong kind.
     """
     try:
-        values = json.loads(path.read_text())
+        values = yaml.safe_load(path.read_text())  # JSON is YAML
         if not isinstance(values, dict):
             raise ValueError(f"it holds a {type(values).__name__}, not settings")
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "problem", None) or error
         raise UserError(f"cannot read the configuration {path} ({reason}); give a run's config.json") from None
-    unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(kind)})  # type: ignore[arg-type]
-    if unknown:
-        raise UserError(f"{path} is not a {kind.__name__}: it has no setting {', '.join(unknown)}")
+    values = _merged(plain(default or kind()), values, f"{path} is not a {kind.__name__}: it has no setting")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
@@ -99,6 +101,30 @@ def read_config(kind: type[C], path: Path) -> C:
         where = ".".join(str(part) for part in first["loc"])  # empty when the settings do not go together
         setting = f"{where} is {first['input']!r}: " if where else ""
         raise UserError(f"{path}: {setting}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _merged(defaults: dict[str, Any], values: Mapping[str, Any], refusal: str) -> dict[str, Any]:
+    """`defaults` with `values` in their place, group by group; an unknown name is refused."""
+    if unknown := sorted(str(name) for name in values.keys() - defaults.keys()):
+        raise UserError(f"{refusal} {', '.join(unknown)}")
+    return {
+        name: _merged(default, values[name], f"{refusal} {name}.")
+        if isinstance(default, dict) and isinstance(values.get(name), Mapping)
+        else values.get(name, default)
+        for name, default in defaults.items()
+    }
+
+
+def named_early(arguments: Sequence[str], *flags: str) -> list[str | None]:
+    """The values of flags that decide which recipes a command has; None where a flag is not given.
+
+    What is wrong with them the parser of the whole command line says.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        early.add_argument(flag, nargs="?")
+    found = vars(early.parse_known_args(arguments)[0])
+    return [found[flag.lstrip("-")] for flag in flags]
 
 
 def parse(recipes: Mapping[str, Callable[[], C]], description: str, arguments: Sequence[str] | None = None) -> C:
@@ -120,7 +146,7 @@ def parse(recipes: Mapping[str, Callable[[], C]], description: str, arguments: S
         raise UserError(f"--recipe {name}: there is no such recipe; choose {', '.join(recipes)}")
     default = recipes[name]()
     if early.config:
-        default = read_config(type(default), early.config)
+        default = read_config(type(default), early.config, default)
     if early.data_root:
         rest += ["--data-root", early.data_root]
     description += (

@@ -6,6 +6,7 @@ import sys
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment
 
 from data.errors import UserError
 
@@ -42,6 +43,8 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
+        # one process asks nobody about its peers, wherever Slurm is installed or has started it
+        plugins=[LightningEnvironment()] if devices * nodes == 1 else None,
     )
     fabric.launch()
     return fabric

@@ -59,6 +59,7 @@ class Training:
     """Names of the metrics that `observe` may return."""
     workers: int = 0
     checkpoint_every: int = 100
+    """0: only when the run is asked to stop."""
     log_every: int = 10
     losses: list[Tensor] = field(default_factory=list, init=False)
 
@@ -129,7 +130,8 @@ def train(t: Training, *, resume: bool = False) -> float:
             done = step + 1
             stopping = _asked_to_stop(t, done, stop)
             ending = done == t.steps or stopping
-            due = ending or done % t.log_every == 0 or done % t.checkpoint_every == 0
+            saving = stopping or bool(t.checkpoint_every and (ending or done % t.checkpoint_every == 0))
+            due = ending or saving or done % t.log_every == 0
             loss_now = _read_losses(t, done) if due else 0.0  # a broken network is never observed nor saved
             pause = time.perf_counter()
             metrics = t.observe(done, done == t.steps)
@@ -146,7 +148,7 @@ def train(t: Training, *, resume: bool = False) -> float:
                 }
                 t.run.record(row | metrics)
                 advance(done, loss_now, speed)
-            if ending or done % t.checkpoint_every == 0:
+            if saving:
                 _save(t, done)
             if stopping and done < t.steps:
                 raise _interrupted(t, done, stop)

@@ -120,12 +120,7 @@ def _claim(path: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bo
         raise UserError(f"{path} is not empty and holds no fewslice run; choose another --out")
     if occupied and resume:
         now = json.loads(json.dumps(config, default=str))
-        changed = sorted(
-            key
-            for key in before.keys() | now.keys()
-            if key not in RESUME_MAY_CHANGE and before.get(key) != now.get(key)
-        )
-        if changed:
+        if changed := _changed(before, now):
             was = ", ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in changed)
             raise UserError(f"cannot resume {path} with other settings ({was}); drop them or choose another --out")
         return
@@ -134,6 +129,19 @@ def _claim(path: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bo
     elif occupied:
         raise UserError(f"{path} holds an earlier run; continue it with --resume, replace it with --overwrite")
     os.makedirs(path, exist_ok=True)
+
+
+def can_resume(path: Path, config: Mapping[str, Any]) -> bool:
+    """Whether the folder holds a run of these settings that `resume` would continue."""
+    before = _read_settings(path / "config.json")
+    return before.keys() >= OURS and not _changed(before, json.loads(json.dumps(config, default=str)))
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Settings that a continued run must not change and does."""
+    return sorted(
+        key for key in before.keys() | now.keys() if key not in RESUME_MAY_CHANGE and before.get(key) != now.get(key)
+    )
 
 
 def _read_settings(file: Path) -> dict[str, Any]:

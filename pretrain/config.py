@@ -1,6 +1,5 @@
 """What a pretraining run can be told, and three recipes for slices and three for exams."""
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Literal
 
 from data.errors import UserError
 from data.views import ViewRecipe
-from engine.config import RunSettings
+from encoders.video import VIDEO_ENCODERS
+from engine.config import RunSettings, named_early
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
 EXAMS = ("mrnet", "exams")
@@ -152,10 +152,11 @@ Recipes = Mapping[str, Callable[[], PretrainConfig]]
 
 
 def recipes_for(arguments: Sequence[str]) -> Recipes:
-    """The recipes of the data set that a command line names."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--dataset", nargs="?")  # what is wrong with it the whole command line's parser says
-    return EXAM_RECIPES if early.parse_known_args(arguments)[0].dataset in EXAMS else RECIPES
+    """The recipes of the data set and the encoder that a command line names."""
+    dataset, encoder = named_early(arguments, "--dataset", "--encoder")
+    if dataset not in EXAMS:
+        return RECIPES
+    return {**EXAM_RECIPES, "demo": video_demo} if encoder in VIDEO_ENCODERS else EXAM_RECIPES
 
 
 def paper() -> PretrainConfig:
@@ -227,13 +228,18 @@ def exam_demo() -> PretrainConfig:
         predictor_hidden=512,
         projection=128,
         epochs=None,
-        steps=40,
+        steps=16,
         lr=0.5,
         tau=0.99,
         tau_schedule="cosine",
         checkpoint_every=20,
         log_every=5,
     )
+
+
+def video_demo() -> PretrainConfig:
+    """`exam_demo` for 3D encoders, of which a step costs several times as much."""
+    return replace(exam_demo(), encoder="r3d_18", image_size=40, steps=6, log_every=2)
 
 
 RECIPES: Recipes = {"demo": demo, "default": default, "paper": paper}

@@ -21,8 +21,9 @@ from data.exams import load_exams
 from data.procedural import FolderImages, ProceduralImages
 from data.samples import Images, Slices, Standardised, TwoViews
 from data.views import Views
-from encoders.build import VIDEO_ENCODERS, build_encoder, feature_width
+from encoders.build import build_encoder, feature_width
 from encoders.clip import build_clip_encoder, recompute_activations
+from encoders.video import VIDEO_ENCODERS
 from encoders.weights import Network, load_weights, save_encoder, versions
 from engine.config import plain
 from engine.devices import make_fabric, show_messages

@@ -18,6 +18,8 @@ class SegmentConfig(RunSettings):
     """Share of the labelled training slices (or patients) to use, in (0, 1]."""
     label_unit: Literal["slice", "patient"] = "slice"
     """What the fraction counts: slices of all patients (the paper), or whole patients (what annotation costs)."""
+    subset_seed: int | None = None
+    """Of the labelled subset alone; None: `seed`."""
     init: str = "random"
     """Start of the encoder: `random`, `imagenet` (timm's weights, needs the network) or an encoder FILE."""
 
@@ -75,7 +77,7 @@ class SegmentConfig(RunSettings):
             raise UserError(f"--labelled-fraction {self.labelled_fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
         super().__post_init__()
         self.require_above_0("image_size", "spacing_mm", "steps", "batch_size", "lr", "clip", "evaluate_every")
-        self.require_at_least_0("weight_decay")
+        self.require_at_least_0("weight_decay", "subset_seed")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must lie in [0, 1], a share of the steps")
         if not 0 <= self.ema < 1:

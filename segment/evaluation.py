@@ -1,6 +1,6 @@
 """Scoring a U-Net on the labelled volumes of a split, put together again on their own grid."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,25 +51,32 @@ def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
         )
 
 
-def validation_dice(unet: nn.Module, card: ModelCard, dataset: Dataset) -> float:
-    """Foreground Dice on validation: per volume and class, averaged per patient, then over patients; 0 without any.
-
-    The primary score without its distances, cheap enough to follow training with. Restores training mode.
-    """
+def predict_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str) -> list[np.ndarray]:
+    """Label maps (slices, rows, columns) of the labelled volumes of a split, in their order. Restores training mode."""
+    training = unet.training
     unet.eval()
-    rows = []
-    for volume in labelled_volumes(dataset, "val"):
-        prediction = segment_stack(unet, volume.image, volume.spacing[1:], card)
-        rows.append({"subject": volume.subject} | dice_per_class(prediction, volume.reference, card.classes))
-    unet.train()
+    predictions = [segment_stack(unet, v.image, v.spacing[1:], card) for v in labelled_volumes(dataset, split)]
+    unet.train(training)
+    return predictions
+
+
+def split_dice(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) -> float:
+    """Foreground Dice of a split: per volume and class, averaged per patient, then over patients; 0 without any.
+
+    The primary score without its distances, cheap enough to follow training with.
+    """
+    rows = [
+        {"subject": volume.subject} | dice_per_class(prediction, volume.reference, dataset.classes)
+        for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True)
+    ]
     if not rows:
         return 0.0
     patients = pd.DataFrame(rows).groupby("subject").mean()
     return float(np.nan_to_num(patients.mean(axis=1).mean()))
 
 
-def score_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str, folder: Path) -> dict[str, Any]:
-    """Score every labelled volume of a split; write `per_volume.csv` and `predictions.png` into `folder`.
+def score_split(predictions: Sequence[np.ndarray], dataset: Dataset, split: str, folder: Path) -> dict[str, Any]:
+    """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
 
     Returns:
         The summary of `segment.metrics.summarise`.
@@ -77,16 +84,13 @@ def score_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str, 
     Raises:
         UserError: when the split has no labelled volume.
     """
-    classes = card.classes[1:]
-    rows, volumes, predictions = [], [], []
-    unet.eval()
-    for volume in labelled_volumes(dataset, split):
-        prediction = segment_stack(unet, volume.image, volume.spacing[1:], card)
+    classes = dataset.classes[1:]
+    volumes = list(labelled_volumes(dataset, split))
+    rows = []
+    for volume, prediction in zip(volumes, predictions, strict=True):
         score = score_volume(prediction, volume.reference, volume.spacing, classes)
         who = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
         rows.append(who | score)
-        volumes.append(volume)
-        predictions.append(prediction)
     if not rows:
         raise UserError(f"{dataset.root} has no labelled volume in the {split} split to score")
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,15 +30,20 @@ from engine.optimisers import warmup_cosine
 from engine.order import Order
 from engine.run import RunFolder, write_json
 from segment.config import SegmentConfig
-from segment.evaluation import score_split, validation_dice
+from segment.evaluation import predict_split, score_split, split_dice
 from segment.figures import learning_curve
 from segment.model import ModelCard, build_unet, jaccard_loss, load_unet, save_unet
 
 log = logging.getLogger("fewslice")
 
 
-def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
+def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | None = None) -> dict[str, Any]:
     """Train on the labelled subset, score whole volumes, write `model.safetensors` and `result.json`.
+
+    Args:
+        cfg: all that the run is told.
+        fabric: where to compute, when the caller has one.
+        dataset: that of `load_run_dataset(cfg)`, when the caller has it open already.
 
     Returns:
         The content of `result.json`.
@@ -48,8 +53,9 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     """
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     show_messages(fabric.global_rank == 0)
-    dataset = load_dataset(cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file)
-    positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed)
+    dataset = dataset or load_run_dataset(cfg)
+    subset_seed = cfg.seed if cfg.subset_seed is None else cfg.subset_seed
+    positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, subset_seed)
     for split in ("val", "test") if cfg.test else ("val",):  # before training, not after it
         if not len(dataset.positions(split, labelled=True)):
             raise UserError(
@@ -74,7 +80,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             f"{len(labelled)} labelled slices of {subjects} subjects, {cfg.steps} optimiser steps of {cfg.batch_size}"
         )
         began = time.perf_counter()
-        speed = _fit(cfg, fabric, run, unet, card, dataset, positions)
+        speed, validated = _fit(cfg, fabric, run, unet, card, dataset, positions)
         result = {
             "split": "val",
             "init": cfg.init,
@@ -82,18 +88,25 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             "labelled_subjects": subjects,
             "steps": cfg.steps,
             "seed": cfg.seed,
+            "subset_seed": subset_seed,
             "synthetic": dataset.synthetic,
         }
         if main:
             unet, card = load_unet(run.path)
             unet.to(fabric.device).to(memory_format=torch.channels_last)
-            result |= score_split(unet, card, dataset, "val", run.path)
+            result |= score_split(validated or predict_split(unet, card, dataset, "val"), dataset, "val", run.path)
             if cfg.test:
-                result["test"] = score_split(unet, card, dataset, "test", run.path / "test")
+                predictions = predict_split(unet, card, dataset, "test")
+                result["test"] = score_split(predictions, dataset, "test", run.path / "test")
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
         run.write_result(result)
     fabric.barrier()
     return result
+
+
+def load_run_dataset(cfg: SegmentConfig) -> Dataset:
+    """The data set that a run's configuration names."""
+    return load_dataset(cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file)
 
 
 def _fit(
@@ -104,8 +117,13 @@ def _fit(
     card: ModelCard,
     dataset: Dataset,
     positions: np.ndarray,
-) -> float:
-    """Train `unet` in place and write it; returns training images per second."""
+) -> tuple[float, list[np.ndarray]]:
+    """Train `unet` in place and write it.
+
+    Returns:
+        Training images per second, and the kept network's label maps of the validation split; none when they were
+        made before the run was resumed.
+    """
     slices = Slices(
         store=dataset.store,
         positions=positions,
@@ -130,14 +148,19 @@ def _fit(
     model, optimiser = fabric.setup(network, adam)
     warmup = round(cfg.warmup * cfg.steps)
     best = _Kept(run.path / "kept.json")
+    kept: list[np.ndarray] = []
 
     def observe(step: int, last: bool) -> Metrics:
         if step % cfg.evaluate_every and not last:
             return {}
-        dice = validation_dice(network.best, card, dataset) if run.main else 0.0
-        if run.main and (last if cfg.select == "last" else best.beaten_by(dice)):
+        if not run.main:
+            return {"validation_dice": 0.0}
+        predictions = predict_split(network.best, card, dataset, "val")
+        dice = split_dice(predictions, dataset, "val")
+        if last if cfg.select == "last" else best.beaten_by(dice):
             save_unet(network.best, run.path, card)
             best.note(dice, step)
+            kept[:] = predictions
         return {"validation_dice": dice}
 
     speed = train(
@@ -164,7 +187,7 @@ def _fit(
     if run.main:
         metrics = pd.read_csv(run.path / "metrics.csv")
         learning_curve(metrics, run.path / "learning_curve.png", loss="loss", score="validation_dice")
-    return speed
+    return speed, kept
 
 
 class Supervised(nn.Module):

@@ -19,7 +19,7 @@ import classify.predict
 import classify.training
 from classify.__main__ import main
 from classify.compare import Compare
-from classify.config import RECIPES, ClassifyConfig
+from classify.config import RECIPES, ClassifyConfig, recipes_for
 from classify.evaluation import probabilities, validate
 from classify.explain import _attribution, heat_maps
 from classify.model import Classifier, Combination, build_classifier, load_classifier, log_odds
@@ -32,7 +32,7 @@ from data.exams import load_exams
 from data.views import ViewRecipe
 from encoders.clip import build_clip_encoder
 from encoders.weights import save_encoder
-from engine.config import plain, read_config
+from engine.config import parse, plain, read_config
 
 FIGURES = ("auc", "accuracy", "sensitivity", "specificity")
 PLANES = ("sagittal", "coronal")
@@ -165,6 +165,25 @@ def test_without_test_nothing_of_it_is_scored(knees, tmp_path):
     assert len(list((tmp_path / "a/explain").glob("train-*.png"))) == 1
 
 
+def test_every_labelled_fraction_takes_the_same_steps(knees, tmp_path):
+    results, labelled = [], []
+    for fraction, subset_seed in ((0.2, 5), (0.6, 5), (0.2, 6)):
+        own = {"labelled_fraction": fraction, "subset_seed": subset_seed, "steps": 5, "evaluate_every": 2}
+        cfg = tiny(knees, tmp_path / f"{fraction}-{subset_seed}", test=False, **own)
+        results.append(run(cfg))
+        labelled.append(set(pd.read_csv(cfg.run_folder / "labelled_exams.csv", dtype=str)["exam"]))
+        metrics = pd.read_csv(cfg.run_folder / "metrics.csv")
+        assert metrics["step"].tolist() == [1, 2, 3, 4, 5]
+        assert metrics.dropna(subset=["validation_auc"])["step"].tolist() == [2, 4, 5]
+    assert [result["train"] for result in results] == [
+        {"exams": 5, "positive": 2},
+        {"exams": 16, "positive": 5},
+        {"exams": 5, "positive": 2},
+    ]
+    assert labelled[0] < labelled[1]
+    assert labelled[0] != labelled[2]
+
+
 def test_repeats_bit_for_bit_and_by_seed(knees, tmp_path):
     runs = [tiny(knees, tmp_path / name, epochs=1, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     for cfg in runs:
@@ -242,6 +261,9 @@ def test_recipes():
     assert (paper.schedule, paper.oversample, paper.select, paper.test_clips) == ("milestones", True, "auc", 8)
     for recipe in RECIPES.values():
         assert recipe().test
+    for arguments, encoder, size in (([], "resnet18", 64), (["--encoder", "r3d_18"], "r3d_18", 40)):
+        demo = parse(recipes_for(arguments), "", arguments)
+        assert (demo.encoder, demo.image_size) == (encoder, size)
 
 
 def test_a_linear_probe_moves_the_head_alone(knees, tmp_path):

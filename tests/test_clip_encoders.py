@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from data.errors import UserError
 from encoders import weights
-from encoders.build import VIDEO_ENCODERS, build_encoder, feature_width
+from encoders.build import build_encoder, feature_width
 from encoders.channels import adapt_channels
 from encoders.clip import MaxPoolFrames, build_clip_encoder, recompute_activations
+from encoders.video import VIDEO_ENCODERS
 from encoders.weights import load_into_unet, load_weights, read_card, save_encoder
 
 

@@ -21,7 +21,7 @@ from encoders.weights import save_encoder
 from engine.config import plain, read_config
 from segment.__main__ import main
 from segment.config import SegmentConfig
-from segment.evaluation import labelled_volumes, score_split, validation_dice
+from segment.evaluation import labelled_volumes, predict_split, score_split, split_dice
 from segment.inference import dice_per_class, segment_stack
 from segment.model import ModelCard, build_unet, jaccard_loss, load_unet, save_unet
 from segment.training import run
@@ -177,15 +177,16 @@ def test_every_fraction_takes_the_same_steps(tiny_acdc, tmp_path):
 def test_select(tiny_acdc, tmp_path, monkeypatch, select, kept):
     scores, weights = {2: 0.1, 4: 0.9, 6: 0.3}, {}
 
-    def scripted(unet, card, dataset):
-        step = 2 * len(weights) + 2
-        weights[step] = {key: value.clone() for key, value in unet.state_dict().items()}
-        return scores[step]
+    def seen(unet, *others):
+        weights[2 * len(weights) + 2] = {key: value.clone() for key, value in unet.state_dict().items()}
+        return predict_split(unet, *others)
 
-    monkeypatch.setattr(segment.training, "validation_dice", scripted)
+    monkeypatch.setattr(segment.training, "predict_split", seen)
+    monkeypatch.setattr(segment.training, "split_dice", lambda *_: scores[2 * len(weights)])
     cfg = tiny(tiny_acdc, tmp_path / "a", steps=6, select=select)
     run(cfg)
     saved = load_file(cfg.run_folder / "model.safetensors")
+    assert len(weights) == 3  # the kept network's predictions are scored, not made again
     assert [step for step in weights if all(torch.equal(weights[step][key], saved[key]) for key in saved)] == [kept]
     note = json.loads((cfg.run_folder / "kept.json").read_text())
     assert note == {"validation_dice": scores[kept], "step": kept}
@@ -356,9 +357,10 @@ def blobs(x: Tensor) -> Tensor:
 def test_validation_dice_is_the_summarys(tiny_acdc, tmp_path):
     dataset = load_dataset("acdc", tiny_acdc)
     fake, own = Fake(blobs), card(classes=CLASSES)
-    summary = score_split(fake, own, dataset, "val", tmp_path)
+    predictions = predict_split(fake, own, dataset, "val")
+    summary = score_split(predictions, dataset, "val", tmp_path)
     assert 0.2 < summary["dice"]["mean"] < 1
-    assert validation_dice(fake, own, dataset) == pytest.approx(summary["dice"]["mean"], abs=1e-12)
+    assert split_dice(predictions, dataset, "val") == pytest.approx(summary["dice"]["mean"], abs=1e-12)
     assert fake.training  # as training goes on after it
 
 
