@@ -38,3 +38,35 @@ def tiny_acdc(tmp_path_factory) -> Path:
             image.header.set_zooms((1.5, 1.5, 10, 1)[: values.ndim])
             image.to_filename(folder / f"{name}_{key}.nii.gz")
     return root
+
+
+def make_study(root: Path, out: Path, **settings):
+    """A study of two pipelines, two sizes and two seeds on the tiny patients, in seconds."""
+    from dataclasses import replace
+
+    from sweep.config import demo
+
+    base = demo()
+    pretraining = replace(base.pretrain, encoder="resnet10t", image_size=32, steps=2, batch_size=4, log_every=1)
+    training = replace(
+        base.segment, encoder="resnet10t", image_size=32, spacing_mm=3.0, steps=4, batch_size=4, evaluate_every=2
+    )
+    grid = {"pipelines": ("random", "specialist"), "fractions": (0.1, 0.5), "seeds": (0, 1)}
+    own = {"data_root": root, "out": out, "threads": 1, "device": "cpu"}
+    return replace(base, pretrain=pretraining, segment=training, **(grid | own | settings))
+
+
+def run_here(cfg) -> None:
+    """Make a study in this process, without an executor: what every executor must come to."""
+    from engine.config import plain
+    from engine.run import write_json
+    from sweep.cell import run_job
+    from sweep.grid import plan
+    from sweep.results import collect
+    from sweep.study import count_labels
+
+    jobs = plan(cfg, count_labels(cfg))
+    for job in jobs:
+        run_job(job, threads=1)
+    collect(cfg, [job for job in jobs if job.is_cell])
+    write_json(cfg.out / "study.json", plain(cfg))

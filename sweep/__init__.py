@@ -1,0 +1,1 @@
+"""Data-efficiency studies: what is the next label worth, and does pretraining save any?"""

@@ -1,0 +1,164 @@
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from classify.config import demo as demo_classifier
+from data.errors import UserError
+from data.subsets import labelled_exams
+from engine.config import plain, read_config
+from segment.config import demo as demo_unet
+from sweep.cell import failure
+from sweep.config import EXAM_RECIPES, FRACTIONS, RECIPES, SEEDS, SweepConfig, recipes_for
+from sweep.grid import plan
+
+FOUR = ("random", "generalist", "specialist", "hierarchical")
+
+
+def jobs_of(**settings):
+    return plan(SweepConfig(**settings), 1498)
+
+
+def test_the_papers_grid():
+    jobs = plan(RECIPES["paper"](), 1498)
+    cells = [job for job in jobs if job.is_cell]
+    assert len(cells) == 4 * 10 * 10
+    assert sorted({job.key["labels"] for job in cells}) == [1, 3, 7, 15, 30, 75, 150, 300, 749, 1498]
+    assert {job.key["seed"] for job in cells} == set(SEEDS)
+    assert [job.name for job in jobs if not job.is_cell] == [
+        "encoders/generalist", "encoders/specialist", "encoders/hierarchical",
+    ]  # fmt: skip
+    assert len({job.name for job in jobs}) == len({job.hash for job in jobs}) == len(jobs)
+
+
+def test_cells_of_a_size_and_seed_differ_in_their_start_alone():
+    pairs = defaultdict(list)
+    for job in jobs_of(pipelines=FOUR, fractions=(0.1, 0.5), seeds=(0, 13)):
+        if job.is_cell:
+            settings = plain(job.config)
+            start = (settings.pop("init"), settings.pop("out"))
+            pairs[job.key["labels"], job.key["seed"]].append((settings, start))
+    assert len(pairs) == 4
+    for cells in pairs.values():
+        assert len({start for _, start in cells}) == 4
+        assert all(settings == cells[0][0] for settings, _ in cells)
+
+
+def test_jobs_come_after_what_they_need_and_start_from_its_file():
+    seen: dict[str, object] = {}
+    for job in jobs_of(pipelines=FOUR, fractions=(0.5,), seeds=(0,)):
+        assert set(job.needs) <= seen.keys()
+        seen[job.name] = job
+        source = getattr(job.config, "init", None) or getattr(job.config, "generalist", None)
+        for name in job.needs:
+            assert str(seen[name].folder) in source
+    assert seen["encoders/hierarchical"].needs == ("encoders/generalist",)
+    assert seen["cells/random-n749-seed0"].config.init == "random"
+
+
+def test_crossed_seeds():
+    cells = jobs_of(pipelines=("random",), fractions=(1.0,), seeds=(0, 1, 2), cross_seeds=True)
+    assert {(job.config.subset_seed, job.config.seed) for job in cells} == {(a, b) for a in range(3) for b in range(3)}
+
+
+def test_pretraining_seeds_repeat_what_is_trained_only(tmp_path):
+    given = tmp_path / "weights.pth"
+    given.touch()
+    pipelines = ("random", f"generalist={given}", "specialist", f"hierarchical={given}")
+    jobs = jobs_of(pipelines=pipelines, fractions=(1.0,), seeds=(0,), pretrain_seeds=(0, 1))
+    per_pipeline = [sum(job.key.get("pipeline") == name for job in jobs) for name in pipelines]
+    assert per_pipeline == [1, 1, 2, 2]
+    assert sorted({job.config.seed for job in jobs if job.name.startswith("encoders/specialist")}) == [0, 1]
+
+
+def test_epochs_of_pretraining_share_one_pretraining():
+    jobs = jobs_of(pipelines=("random", "specialist"), fractions=(1.0,), seeds=(0,), pretrain_epochs=(0, 1, 5))
+    (encoder,) = [job for job in jobs if not job.is_cell]
+    assert encoder.config.keep_epochs == (0, 1, 5)
+    assert encoder.config.target_epochs == 5
+    epochs = {job.key["pretrain_epochs"]: job.config.init for job in jobs if job.key.get("pipeline") == "specialist"}
+    assert {epoch: init.rsplit("/", 1)[1] for epoch, init in epochs.items()} == {
+        0: "epoch-0", 1: "epoch-1", 5: "epoch-5",
+    }  # fmt: skip
+
+
+def test_sizes_count_labels():
+    cells = jobs_of(pipelines=("random",), sizes=(80, 8), seeds=(0,))
+    assert [(job.key["labels"], job.config.labelled_fraction) for job in cells] == [(8, 8 / 1498), (80, 80 / 1498)]
+    with pytest.raises(UserError, match="--sizes 1499: there are 1498 labelled training slices"):
+        jobs_of(sizes=(1499,))
+    (cell,) = jobs_of(pipelines=("random",), fractions=(0.001, 0.0009), seeds=(0,))
+    assert (cell.key["labels"], cell.key["fraction"]) == (1, 0.0009)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pipelines": ("randm",)}, "--pipelines randm: there is no such pipeline; choose among random, generalist"),
+        ({"pipelines": ("random=FILE",)}, "--pipelines random=FILE"),
+        ({"fractions": (0.5, 1.5)}, r"--fractions 1\.5: must lie in \(0, 1\]"),
+        ({"fractions": (0.0,)}, r"--fractions 0\.0"),
+        ({"seeds": ()}, "--seeds is empty"),
+        ({"seeds": (3, 3)}, "--seeds 3 3: one of them is given twice"),
+        ({"dataset": "mrnet"}, "--dataset mrnet does not go with --task segment"),
+        ({"task": "classify", "label_unit": "patient"}, "--label-unit patient goes with --task segment"),
+        ({"segment": replace(demo_unet(), seed=7)}, r"--segment\.seed 7 belongs to single runs: the sweep sets it"),
+        ({"segment": replace(demo_unet(), test=True)}, r"--segment\.test True belongs to single runs: give --test"),
+        ({"classify": replace(demo_classifier(), init="x")}, r"--classify\.init x belongs to single runs"),
+    ],
+)
+def test_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        SweepConfig(**settings)
+
+
+def test_recipes():
+    assert RECIPES["paper"]().fractions == FRACTIONS
+    for task, recipes in (("segment", RECIPES), ("classify", EXAM_RECIPES)):
+        assert recipes_for(["--task", task, "--recipe", "demo"]) is recipes
+        for make in recipes.values():
+            cfg = make()
+            assert cfg.task == task
+            assert cfg.run_config.steps  # the same at every size
+            assert plan(cfg, 1000)
+    demo = RECIPES["demo"]()
+    assert (len(demo.pipelines), len(demo.fractions), len(demo.seeds)) == (4, 4, 2)
+
+
+def test_a_study_written_by_hand(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("seeds: [4, 5]\nsegment: {steps: 7, views: {flip: 0.25}}\n")
+    cfg = read_config(SweepConfig, file, RECIPES["demo"]())
+    assert cfg.seeds == (4, 5)
+    assert (cfg.segment.steps, cfg.segment.views.flip, cfg.segment.encoder) == (7, 0.25, "resnet18")
+    file.write_text("segment: {stepz: 7}\n")
+    with pytest.raises(UserError, match=r"study.yaml is not a SweepConfig: it has no setting segment\. stepz"):
+        read_config(SweepConfig, file, RECIPES["demo"]())
+    file.write_text("seeds: [4\n")
+    with pytest.raises(UserError, match=r"cannot read the configuration .*study.yaml"):
+        read_config(SweepConfig, file, RECIPES["demo"]())
+
+
+def test_labelled_exams():
+    labels = np.tile([0, 0, 0, 0, 1], 20)
+    table = pd.DataFrame({"exam": [f"{i:03d}" for i in range(100)], "split": "train", "label": labels})
+    table.loc[90:, "split"] = "val"
+    drawn = {f: labelled_exams(table, f, seed=3) for f in (0.01, 0.1, 0.3, 1.0)}
+    assert [len(own) for own in drawn.values()] == [2, 9, 27, 90]
+    assert sorted(labels[drawn[0.01]]) == [0, 1]
+    assert labels[drawn[0.3]].mean() == pytest.approx(0.2, abs=0.04)
+    for small, large in zip(list(drawn.values())[:-1], list(drawn.values())[1:], strict=True):
+        assert set(small) <= set(large)
+    assert not np.array_equal(drawn[0.1], labelled_exams(table, 0.1, seed=4))
+    with pytest.raises(UserError, match="all training exams are of class 0"):
+        labelled_exams(table[table["label"] == 0], 0.5)
+
+
+def test_failure_is_the_first_line(tmp_path):
+    (job,) = plan(SweepConfig(pipelines=("random",), fractions=(1.0,), seeds=(0,), out=tmp_path), 10)
+    assert failure(job) == ""
+    job.folder.mkdir(parents=True)
+    (job.folder / "error.txt").write_text("too bad\n\nTraceback\n")
+    assert failure(job) == "too bad"

@@ -1,0 +1,148 @@
+"""The Slurm executor on a real Slurm of one node, started here on the loopback address."""
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import make_study, run_here
+
+from data.errors import UserError
+from sweep.cell import is_done
+from sweep.grid import plan
+from sweep.slurm import Task, _executor, run_on_slurm
+from sweep.study import count_labels, run
+
+SLURM = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory) -> Iterator[None]:
+    """A Slurm of one node on the loopback address."""
+    if missing := [name for name in SLURM if not shutil.which(name)]:
+        pytest.skip(f"{', '.join(missing)} not installed (Debian: slurmctld slurmd munge)")
+    if os.geteuid():
+        pytest.skip("starting slurmd needs root")
+    folder = tmp_path_factory.mktemp("slurm")
+    node = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
+    conf = folder / "slurm.conf"
+    conf.write_text(
+        f"""ClusterName=test
+SlurmctldHost={node}(127.0.0.1)
+SlurmctldPort=26817
+SlurmdPort=26818
+AuthType=auth/munge
+AuthInfo=cred_expire=5
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+ReturnToService=2
+MpiDefault=none
+SchedulerParameters=batch_sched_delay=0,sched_interval=1
+NodeName={node} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+    )
+    started_munge = False
+    if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode:
+        Path("/run/munge").mkdir(exist_ok=True)
+        shutil.chown("/run/munge", "munge", "munge")
+        subprocess.run(["su", "-s", "/bin/sh", "munge", "-c", "munged"], check=True)
+        started_munge = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLURM_CONF", str(conf))
+        daemons = [
+            subprocess.Popen([name, "-D", "-f", str(conf)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for name in ("slurmctld", "slurmd")
+        ]
+        try:
+            until = time.monotonic() + 60
+            while b"idle" not in subprocess.run(["sinfo", "-h"], capture_output=True, check=False).stdout:
+                assert time.monotonic() < until, (folder / "slurmctld.log").read_text()
+                time.sleep(0.1)
+            yield
+        finally:
+            subprocess.run(["scancel", "--me"], check=False)
+            for daemon in reversed(daemons):
+                daemon.terminate()
+                daemon.wait()
+            if started_munge:
+                subprocess.run(["pkill", "munged"], check=False)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, tiny_acdc, slurm):
+    """A study of four cells and their encoder, made without an executor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out", seeds=(0,), executor="slurm")
+        run_here(cfg)
+        yield cfg
+
+
+def test_slurm_gives_the_local_results(local, tmp_path):
+    cfg = replace(local, out=tmp_path / "out", slurm_minutes=10, slurm_parallel=2)
+    assert run(cfg) is not None
+    for name in ("results.csv", "per_volume.csv"):
+        assert (cfg.out / name).read_bytes() == (local.out / name).read_bytes()
+
+
+def test_a_job_that_is_stopped_is_queued_again_and_ends(local, tmp_path):
+    """The signal that Slurm sends before the time is up."""
+    steps = replace(local.segment, steps=100, evaluate_every=100, checkpoint_every=2)
+    cfg = replace(local, out=tmp_path / "out", pipelines=("random",), fractions=(0.5,), segment=steps)
+    (job,) = plan(cfg, count_labels(cfg))
+    submitted = _executor(cfg).submit(Task(job, threads=1, keep_model=False))
+    until = time.monotonic() + 120
+    while not (job.folder / "checkpoint.pt").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    subprocess.run(["scancel", "--signal=USR2", submitted.job_id], check=True)
+    while not is_done(job):
+        assert time.monotonic() < until + 120
+        time.sleep(0.1)
+    assert (job.folder / "train.log").read_text().count("100 optimiser steps of 4") == 2  # begun twice
+    assert "this job is preempted" in submitted.paths.stderr.read_text()
+
+
+def test_a_job_that_slurm_ends_is_reported(local, tmp_path):
+    steps = replace(local.segment, steps=100_000, evaluate_every=100_000)
+    cfg = replace(local, out=tmp_path / "out", pipelines=("random",), fractions=(0.5,), segment=steps)
+    (job,) = plan(cfg, count_labels(cfg))
+    states = []
+
+    def note(job, state):
+        states.append(state)
+        if state == "running":
+            subprocess.run(["scancel", "--me", "--full"], check=True)
+
+    run_on_slurm(cfg, [job], note)
+    assert states == ["running", "failed"]
+    assert "ended" in (job.folder / "error.txt").read_text()
+
+
+def test_a_partition_that_is_not_there(local, tmp_path):
+    cfg = replace(local, out=tmp_path / "out", slurm_partition="nowhere")
+    with pytest.raises(UserError, match=r"Slurm refuses the jobs .*partition"):
+        run_on_slurm(cfg, plan(cfg, 24)[:1], lambda job, state: None)
+
+
+def test_without_slurm(local, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UserError, match=r"--executor slurm: .*run where sbatch is"):
+        run_on_slurm(replace(local, out=tmp_path), [], lambda job, state: None)

@@ -1,0 +1,149 @@
+"""Whole studies on six tiny patients: run, killed, continued, extended, failing."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import make_study, run_here
+
+import sweep.__main__
+from data.errors import UserError
+from engine.config import plain
+from engine.run import write_json
+from sweep.config import SweepConfig
+from sweep.grid import plan
+from sweep.study import count_labels, run
+
+TABLES = ("results.csv", "per_volume.csv")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_acdc) -> SweepConfig:
+    """A study that ran through, its jobs made in this process: what every executor must come to."""
+    cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out")
+    run_here(cfg)
+    return cfg
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def test_tables(finished):
+    results = pd.read_csv(finished.out / "results.csv")
+    assert len(results) == 2 * 2 * 2
+    assert set(results["labels"]) == {2, 12}
+    assert results.groupby(["labels", "seed"])["labelled_subjects"].nunique().eq(1).all()
+    assert results["dice"].between(0, 1).all()
+    assert not {"seconds", "images_per_second"} & set(results.columns)
+    volumes = pd.read_csv(finished.out / "per_volume.csv")
+    assert len(volumes) == 8 * 2  # one validation patient at ED and ES
+    mean = volumes.groupby("cell")[["dice_RV", "dice_MYO", "dice_LV"]].mean().mean(axis=1)
+    assert mean.to_numpy() == pytest.approx(results.set_index("cell")["dice"][mean.index].to_numpy())
+    curves = pd.read_parquet(finished.out / "curves.parquet")
+    assert curves.groupby("cell")["step"].apply(list).map(lambda steps: steps == [2, 4]).all()
+    assert set(pd.read_csv(finished.out / "timings.csv")["cell"]) == set(results["cell"])
+
+
+def test_networks_are_not_kept(finished):
+    assert not list(finished.out.glob("cells/*/*.safetensors"))
+    assert not list(finished.out.glob("cells/*/checkpoint.pt"))
+    assert list(finished.out.glob("cells/*/predictions.png"))
+
+
+def command(cfg: SweepConfig) -> list[str]:
+    """The command line that makes this study."""
+    file = cfg.out.with_suffix(".json")
+    write_json(file, plain(cfg))
+    return [sys.executable, "-m", "sweep", "--config", str(file)]
+
+
+def test_killed_and_continued(finished, tmp_path):
+    """SIGKILL in the middle, then the same command: the same bytes as a run without a break."""
+    cfg = replace(finished, out=tmp_path / "out", processes=1)
+    started = subprocess.Popen(command(cfg), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cells = cfg.out / "cells"
+    until = time.monotonic() + 120
+    while len(list(cells.glob("*/result.json"))) < 2 and started.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    done = len(list(cells.glob("*/result.json")))
+    assert 2 <= done < 8
+    continued = subprocess.run(command(cfg), capture_output=True, text=True, check=False)
+    assert continued.returncode == 0, continued.stderr
+    assert "of them finished before" in continued.stdout
+    assert "report:" in continued.stdout
+    assert (cfg.out / "report.html").exists()
+    assert tables(cfg.out) == tables(finished.out)
+
+
+def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
+    """A cell has a damaged checkpoint and an encoder cannot be made: both are named, the rest is reported."""
+    given = tmp_path / "given.pth"
+    given.write_text("no weights")
+    cfg = replace(finished, out=tmp_path / "out", processes=1, fractions=(0.1,), seeds=(0,))
+    cfg = replace(cfg, pipelines=(f"generalist={given}", "random", "specialist"))
+    jobs = {job.name: job for job in plan(cfg, count_labels(cfg))}
+    shutil.copytree(finished.out / "encoders", cfg.out / "encoders")
+    shutil.copytree(finished.out / "cells" / "random-n2-seed0", cfg.out / "cells" / "random-n2-seed0")
+    damaged = jobs["cells/specialist-n2-seed0"]
+    damaged.folder.mkdir(parents=True)
+    write_json(damaged.folder / "config.json", plain(damaged.config))
+    (damaged.folder / "checkpoint.pt").write_text("half of it")
+    write_json(cfg.out / "study.json", plain(cfg))
+    assert run(cfg) is not None
+    said = " ".join(capsys.readouterr().out.split())
+    assert "failed cells/specialist-n2-seed0: cannot read the checkpoint" in said
+    assert re.search(r"failed encoders/generalist-given-\w+: .*given.pth holds Python objects", said)
+    assert said.count("what it needs has failed") == 1
+    results = pd.read_csv(cfg.out / "results.csv")
+    assert results["cell"].tolist() == ["random-n2-seed0"]
+    assert (
+        results["dice"].item() == pd.read_csv(finished.out / "results.csv").set_index("cell")["dice"]["random-n2-seed0"]
+    )
+
+
+def test_another_study_is_refused(finished):
+    with pytest.raises(UserError, match=r"segment was \(steps 4\) and is now \(steps 8\)"):
+        run(replace(finished, segment=replace(finished.segment, steps=8)))
+    with pytest.raises(UserError, match=r"seeds was \[0, 1\] and is now \[0, 1, 2\]\); add to it with --extend"):
+        run(replace(finished, seeds=(0, 1, 2)))
+    with pytest.raises(UserError, match="counts its labels the other way"):
+        run(replace(finished, sizes=(2, 4), extend=True))
+
+
+def test_a_folder_of_something_else_is_refused(finished, tmp_path):
+    (tmp_path / "thesis.txt").write_text("")
+    with pytest.raises(UserError, match="is not empty and holds no study"):
+        run(replace(finished, out=tmp_path))
+
+
+def test_dry_run(finished, tmp_path, capsys):
+    assert run(replace(finished, out=tmp_path / "out", dry_run=True)) is None
+    said = capsys.readouterr().out
+    assert "8 cells" in said
+    assert "per optimiser step" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_on_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sweep", "--pipelines", "randm"])
+    with pytest.raises(SystemExit) as stop:
+        sweep.__main__.main()
+    assert stop.value.code == 2
+    assert "--pipelines randm: there is no such pipeline" in " ".join(capsys.readouterr().err.split())
