@@ -137,10 +137,11 @@ def demo() -> ClassifyConfig:
         image_size=64,
         clip_frames=8,
         views=ViewRecipe(area=(0.8, 1.0), bicubic=True),
-        epochs=6,
+        epochs=5,
         schedule="cosine",
         lr=1e-3,
         batch_size=8,
+        select="loss",  # two torn ACLs among twelve exams: almost any ranking of them is perfect
         test_clips=4,
         checkpoint_every=50,
         log_every=5,
@@ -148,8 +149,8 @@ def demo() -> ClassifyConfig:
 
 
 def video_demo() -> ClassifyConfig:
-    """`demo` for 3D encoders, of which a step costs several times as much."""
-    return replace(demo(), encoder="r3d_18", image_size=40, epochs=4, batch_size=4, lr=5e-4)
+    """`demo` for 3D encoders, of which a step costs several times as much: smaller frames, but enough of them."""
+    return replace(demo(), encoder="r3d_18", image_size=32, clip_frames=14, epochs=3, test_clips=2)
 
 
 Recipes = Mapping[str, Callable[[], ClassifyConfig]]

@@ -8,8 +8,10 @@ on a phantom say nothing about patients.
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -26,6 +28,9 @@ KNEE_VERSION = 1
 KNEE_EXAMS, KNEE_SEED = 120, 0
 
 PLANES = ("sagittal", "coronal", "axial")
+
+START = "fork" if sys.platform == "linux" else "spawn"
+"""How processes that draw are started."""
 
 TASKS = ("acl", "meniscus", "abnormal")
 
@@ -247,7 +252,7 @@ def write_mrnet(out: Path, exams: int, seed: int, matrix: Matrix = "small") -> N
         for plane in PLANES:
             (out / split / plane).mkdir(parents=True)
         stacks = [(exam, plane) for exam in drawn for plane in PLANES]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # each is drawn from seeds of its own
+        with ProcessPoolExecutor(os.cpu_count(), get_context(START)) as pool:  # each is drawn from seeds of its own
             for done in [pool.submit(_save_stack, out / split, *stack, seed, matrix) for stack in stacks]:
                 done.result()
         for task in TASKS:

@@ -228,18 +228,18 @@ def exam_demo() -> PretrainConfig:
         predictor_hidden=512,
         projection=128,
         epochs=None,
-        steps=16,
+        steps=8,
         lr=0.5,
         tau=0.99,
         tau_schedule="cosine",
         checkpoint_every=20,
-        log_every=5,
+        log_every=2,
     )
 
 
 def video_demo() -> PretrainConfig:
     """`exam_demo` for 3D encoders, of which a step costs several times as much."""
-    return replace(exam_demo(), encoder="r3d_18", image_size=40, steps=6, log_every=2)
+    return replace(exam_demo(), encoder="r3d_18", image_size=32, clip_frames=14, steps=4)
 
 
 RECIPES: Recipes = {"demo": demo, "default": default, "paper": paper}

@@ -261,7 +261,7 @@ def test_recipes():
     assert (paper.schedule, paper.oversample, paper.select, paper.test_clips) == ("milestones", True, "auc", 8)
     for recipe in RECIPES.values():
         assert recipe().test
-    for arguments, encoder, size in (([], "resnet18", 64), (["--encoder", "r3d_18"], "r3d_18", 40)):
+    for arguments, encoder, size in (([], "resnet18", 64), (["--encoder", "r3d_18"], "r3d_18", 32)):
         demo = parse(recipes_for(arguments), "", arguments)
         assert (demo.encoder, demo.image_size) == (encoder, size)
 

@@ -285,11 +285,11 @@ def test_the_issues_command_line():
     assert (cfg.encoder, cfg.micro_batch_size, cfg.batch_size, cfg.data_root) == ("r3d_18", 4, 256, Path("knees"))
     line = "--dataset=exams --encoder resnet18 --clip maxpool2d --labels a.csv"
     cfg = parse(recipes_for(line.split()), "", line.split())
-    assert (cfg.dataset, cfg.clip, cfg.labels, cfg.steps) == ("exams", "maxpool2d", Path("a.csv"), 16)  # the demo's
+    assert (cfg.dataset, cfg.clip, cfg.labels, cfg.steps) == ("exams", "maxpool2d", Path("a.csv"), 8)  # the demo's
     assert parse(recipes_for([]), "", []).dataset == "acdc"
     line = "--dataset mrnet --encoder r3d_18"
     demo = parse(recipes_for(line.split()), "", line.split())
-    assert (demo.encoder, demo.image_size, demo.steps) == ("r3d_18", 40, 6)  # smaller, as its steps cost more
+    assert (demo.encoder, demo.image_size, demo.steps) == ("r3d_18", 32, 4)  # smaller, as its steps cost more
 
 
 def test_a_saved_configuration_replays(tmp_path):
