@@ -90,8 +90,11 @@ def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
         values = yaml.safe_load(path.read_text())  # JSON is YAML
         if not isinstance(values, dict):
             raise ValueError(f"it holds a {type(values).__name__}, not settings")
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"cannot read the configuration {path} (line {line}: {error.problem}); mend it") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "problem", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read the configuration {path} ({reason}); give a run's config.json") from None
     values = _merged(plain(default or kind()), values, f"{path} is not a {kind.__name__}: it has no setting")
     try:

@@ -187,10 +187,15 @@ def demo() -> SweepConfig:
         fractions=(0.02, 0.05, 0.15, 0.5),
         seeds=SEEDS[:2],
         pretrain=replace(
-            pretrain.config.demo(), steps=12, generalist_images=256, generalist_epochs=3, checkpoint_every=0
+            pretrain.config.demo(),
+            image_size=32,
+            steps=24,
+            generalist_images=512,
+            generalist_epochs=3,
+            checkpoint_every=0,
         ),
         segment=replace(
-            segment.config.demo(), image_size=64, spacing_mm=3.2, steps=30, evaluate_every=10, checkpoint_every=0
+            segment.config.demo(), image_size=32, spacing_mm=4.0, steps=80, evaluate_every=20, checkpoint_every=0
         ),
     )
 

@@ -171,12 +171,14 @@ def _speedup(step: np.ndarray, reached: np.ndarray, weights: np.ndarray) -> dict
     logs = np.where(use, np.diff(np.log(np.maximum(step, 1)), axis=0)[0], np.nan)
     ratio = np.exp(nan_mean(logs, weights))
     low, high = _interval(ratio, use)
+    if not np.isnan(low):  # one usable pair bounds nothing
+        low, high = 0.0 if first_fails else low, np.inf if second_fails else high
     left_out = int((there & ~use).sum())
     note = f"{left_out} of {there.sum()} pairs left out: neither run reached the level" if left_out else _gap(there)
     return {
         "ratio": ratio[0],
-        "low": 0.0 if first_fails else low,
-        "high": np.inf if second_fails else high,
+        "low": low,
+        "high": high,
         "bound": "<=" if first_fails else ">=" if second_fails else "",
         "note": note,
     }

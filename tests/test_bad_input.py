@@ -286,7 +286,7 @@ def test_config_file(refused, command, tmp_path):
     said = refused(main, "--config", "nowhere.json")
     assert re.search(r"cannot read the configuration nowhere\.json \(No such file.*\); give a run's config\.json", said)
     for content, sentence in (
-        ("{", "cannot read the configuration .*Expecting property name"),
+        ("{", r"cannot read the configuration mine.json \(line 1: expected the node content"),
         ("[1]", "cannot read the configuration .*it holds a list, not settings"),
         ('{"stepz": 3}', "it has no setting stepz"),
         ('{"steps": "many"}', "steps is 'many': Input should be a valid integer"),

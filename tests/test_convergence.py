@@ -173,3 +173,18 @@ def test_missing_runs_leave_gaps_only():
     assert ratios.loc[(14, 0.9), "note"] == "no run"
     areas = curve_areas(runs, draws=50).set_index(["pipeline", "labels"])
     assert np.isnan(areas.loc[("b", 14), "area"])
+
+
+def test_one_usable_pair_has_no_interval():
+    """Both runs of the second seed fail, the second pipeline's of the first seed too: a bound, without an interval."""
+    scores = np.array([[[[0.5, 1.0], [0.1, 0.2]]], [[[0.1, 0.5], [0.1, 0.2]]]])  # (pipelines, size, seeds, steps)
+    key = {"labels": 7, "pretrain_seed": 0, "pretrain_epochs": np.nan}
+    rows = [
+        key | {"pipeline": "ab"[p], "subset_seed": r, "seed": r, "step": 10 * (k + 1), "score": score}
+        for (p, _, r, k), score in np.ndenumerate(scores)
+    ]
+    curves = pd.DataFrame(rows)
+    row = speedups(runs_from(curves), draws=50).query("level == 0.9").iloc[0]
+    assert (row["first"], row["second"]) == ("a", "b")
+    assert row["bound"] == ">="
+    assert np.isnan([row["low"], row["high"]]).all()
