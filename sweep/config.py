@@ -195,7 +195,13 @@ def demo() -> SweepConfig:
             checkpoint_every=0,
         ),
         segment=replace(
-            segment.config.demo(), image_size=32, spacing_mm=4.0, steps=80, evaluate_every=20, checkpoint_every=0
+            segment.config.demo(),
+            image_size=32,
+            spacing_mm=4.0,
+            steps=24,
+            batch_size=24,
+            evaluate_every=8,
+            checkpoint_every=0,
         ),
     )
 
