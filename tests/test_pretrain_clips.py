@@ -289,7 +289,7 @@ def test_the_issues_command_line():
     assert parse(recipes_for([]), "", []).dataset == "acdc"
     line = "--dataset mrnet --encoder r3d_18"
     demo = parse(recipes_for(line.split()), "", line.split())
-    assert (demo.encoder, demo.image_size, demo.steps) == ("r3d_18", 32, 4)  # smaller, as its steps cost more
+    assert (demo.encoder, demo.image_size, demo.steps) == ("r3d_18", 32, 2)  # smaller, as its steps cost more
 
 
 def test_a_saved_configuration_replays(tmp_path):
