@@ -14,7 +14,7 @@ from torch.nn.functional import interpolate
 from classify.model import Classifier, ModelCard
 from data.clips import draw_frames, whole_clips
 from data.exams import ExamSet
-from data.samples import z_score
+from data.views import z_score
 from encoders.clip import MaxPoolFrames, VideoEncoder
 
 SHOWN = 6

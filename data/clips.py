@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.exams import ExamSet
-from data.samples import z_score
-from data.views import ViewRecipe, Views
+from data.views import ViewRecipe, Views, z_score
 
 CLIP_FRAMES = 16
 
@@ -60,8 +59,9 @@ class TwoClips(TorchDataset[Tensor]):
     def __getitem__(self, draw: tuple[int, int]) -> Tensor:
         """(2, 1, clip_frames, size, size) float32."""
         index, seed = draw
-        clip = _draw_clip(self.exams, self.positions[index], self.clip_frames, seed)
-        pair = [view.clip(clip, its) for view, its in zip(self.views, (seed, (seed + 2**31) % 2**32), strict=True)]
+        clip, statistics = _draw_clip(self.exams, self.positions[index], self.clip_frames, seed)
+        seeds = (seed, (seed + 2**31) % 2**32)
+        pair = [view.clip(clip, its, statistics) for view, its in zip(self.views, seeds, strict=True)]
         return torch.from_numpy(np.stack(pair)[:, None])
 
 
@@ -81,8 +81,9 @@ class LabelledClips(TorchDataset[tuple[Tensor, Tensor]]):
         """Clip (1, clip_frames, size, size) float32 and label () float32, 0 or 1."""
         index, seed = draw
         position = self.positions[index]
-        clip = self.views.clip(_draw_clip(self.exams, position, self.clip_frames, seed), seed)
-        return torch.from_numpy(clip[None]), torch.tensor(float(self.exams.labels[position]))
+        clip, statistics = _draw_clip(self.exams, position, self.clip_frames, seed)
+        view = self.views.clip(clip, seed, statistics)
+        return torch.from_numpy(view[None]), torch.tensor(float(self.exams.labels[position]))
 
 
 class WholeClips(TorchDataset[Tensor]):
@@ -148,11 +149,10 @@ def whole_clips(
     return torch.from_numpy(resized[np.searchsorted(used, drawn)][:, None])
 
 
-def _draw_clip(exams: ExamSet, i: int, clip_frames: int, seed: int) -> np.ndarray:
-    """(clip_frames, rows, columns) float32, z-scored; only these frames are read."""
+def _draw_clip(exams: ExamSet, i: int, clip_frames: int, seed: int) -> tuple[np.ndarray, tuple[float, float]]:
+    """(clip_frames, rows, columns) in file units, and what z-scores them; only these frames are read."""
     frames = exams.frames(i)
-    drawn = draw_frames(len(frames), clip_frames, np.random.default_rng(seed))
-    return z_score(frames[drawn], *exams.statistics(i))
+    return frames[draw_frames(len(frames), clip_frames, np.random.default_rng(seed))], exams.statistics(i)
 
 
 def _say_short(exams: ExamSet, clip_frames: int) -> None:

@@ -1,5 +1,6 @@
 """One slice from the store to the network: z-scored, resampled, viewed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
@@ -11,25 +12,28 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.store import SliceStore
-from data.views import Views
+from data.views import Views, z_score
 
 Normalisation = Literal["image", "dataset"]
 """Z-scoring with the slice's own mean and standard deviation, or with those of the training slices."""
 
 
 class Images(Protocol):
-    """Anything with numbered grey images: (rows, columns) float32, z-scored."""
+    """Anything with numbered grey images, in any units."""
 
     def __len__(self) -> int: ...
     def image(self, k: int) -> np.ndarray:
-        """Image k."""
+        """(rows, columns)."""
         ...
 
 
-def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
-    """Float32 with mean 0 and standard deviation 1; a constant image becomes 0 everywhere."""
-    scale = 1 / std if std > 0 else 0.0
-    return (image.astype(np.float32) - np.float32(mean)) * np.float32(scale)
+class RawImages(Protocol):
+    """Images with what z-scores them, so that a view z-scores only what it shows."""
+
+    def __len__(self) -> int: ...
+    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """Image k (rows, columns) in any units, and its mean and standard deviation."""
+        ...
 
 
 def resample(image: np.ndarray, spacing: tuple[float, float], to_mm: float, *, label: bool = False) -> np.ndarray:
@@ -75,12 +79,15 @@ class Slices:
         """(row_mm, column_mm) of slice k in its file."""
         return float(self._columns["row_mm"][k]), float(self._columns["column_mm"][k])
 
+    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """(rows, columns) as they lie in the store, a read-only view, and the mean and deviation that z-score them."""
+        own = float(self._columns["mean"][k]), float(self._columns["std"][k])
+        return self.store.image(self.positions[k]), own if self.normalisation == "image" else self.statistics
+
     def image(self, k: int) -> np.ndarray:
         """(rows, columns) float32, z-scored and resampled."""
-        own = (self._columns["mean"][k], self._columns["std"][k])
-        image = z_score(
-            self.store.image(self.positions[k]), *(own if self.normalisation == "image" else self.statistics)
-        )
+        image, statistics = self.raw(k)
+        image = z_score(image, *statistics)
         return image if self.spacing_mm is None else resample(image, self.spacing(k), self.spacing_mm)
 
     def label(self, k: int) -> np.ndarray:
@@ -105,16 +112,21 @@ class TwoViews(TorchDataset[Tensor]):
     `second` draws the second view where its recipe is another.
     """
 
-    def __init__(self, images: Images, views: Views, second: Views | None = None) -> None:
+    def __init__(self, images: RawImages, views: Views, second: Views | None = None) -> None:
         self.images, self.views = images, (views, second or views)
 
     def __getitem__(self, draw: tuple[int, int]) -> Tensor:
         """(2, 1, size, size) float32."""
-        index, seed = draw
-        image = self.images.image(index)
-        seeds = (seed, (seed + 2**31) % 2**32)
-        pair = [views(image, view_seed)[0] for views, view_seed in zip(self.views, seeds, strict=True)]
-        return torch.from_numpy(np.stack(pair)[:, None])
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[tuple[int, int]]) -> Tensor:
+        """(draws, 2, 1, size, size) float32, every view made where it lies in the batch."""
+        batch = np.empty((len(draws), 2, 1, self.views[0].size, self.views[0].size), np.float32)
+        for pair, (index, seed) in zip(batch, draws, strict=True):
+            image, statistics = self.images.raw(index)
+            for out, views, its in zip(pair[:, 0], self.views, (seed, (seed + 2**31) % 2**32), strict=True):
+                views.fill(out, image, its, statistics)
+        return torch.from_numpy(batch)
 
 
 class LabelledViews(TorchDataset[tuple[Tensor, Tensor]]):
@@ -140,7 +152,7 @@ class Standardised:
     def __len__(self) -> int:
         return len(self.images)
 
-    def image(self, k: int) -> np.ndarray:
-        """(rows, columns) float32."""
+    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """(rows, columns) in their own units, and their mean and standard deviation."""
         image = self.images.image(k)
-        return z_score(image, float(image.mean()), float(image.std()))
+        return image, (float(image.mean()), float(image.std()))

@@ -1,13 +1,17 @@
 """Random views of a slice: one description for unlabelled and for labelled images.
 
-The only module that knows albumentations (2.0.8, its last MIT release). Images are float32 and already
-z-scored, so nothing here may assume 0..255 or 0..1: albumentations' own brightness, contrast, blur and
-solarisation clip float images to [0, 1], and are replaced below by the same operations without the clip.
+Resized crops, which pretraining draws two of per slice, are cut straight from the pixels in the file's units and
+interpolated once (`draw_crop`, `cut`). All else goes through albumentations (2.0.8, its last MIT release), which only
+this module knows. Views are z-scored float32, so nothing here may assume 0..255 or 0..1: albumentations' own
+brightness, contrast, blur and solarisation clip float images to [0, 1], and are replaced below by the same operations
+without the clip.
 """
 
+import math
 import os
+import random
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer release
 
@@ -81,14 +85,23 @@ class _Jitter(A.ImageOnlyTransform):
         return img * np.float32(gain) + np.float32(offset)
 
 
+BLUR = (0.1, 2.0)
+"""Range of the blur's sigma, pixels of the view."""
+
+
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur with BYOL's 23-pixel kernel."""
+    return cv2.GaussianBlur(image, (23, 23), sigma)
+
+
 class _Blur(A.ImageOnlyTransform):
-    """Gaussian blur with a 23-pixel kernel at 224 (BYOL), the kernel following sigma."""
+    """Blur of a random sigma."""
 
     def get_params(self) -> dict[str, Any]:
-        return {"sigma": self.py_random.uniform(0.1, 2.0)}
+        return {"sigma": self.py_random.uniform(*BLUR)}
 
     def apply(self, img: np.ndarray, sigma: float, **_: Any) -> np.ndarray:
-        return cv2.GaussianBlur(img, (23, 23), sigma)
+        return blur(img, sigma)
 
 
 class _Solarise(A.ImageOnlyTransform):
@@ -96,6 +109,87 @@ class _Solarise(A.ImageOnlyTransform):
 
     def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
         return -np.abs(img)
+
+
+def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """Float32 with mean 0 and standard deviation 1; a constant image becomes 0 everywhere."""
+    scale = 1 / std if std > 0 else 0.0
+    return (image.astype(np.float32) - np.float32(mean)) * np.float32(scale)
+
+
+class Crop(NamedTuple):
+    """One draw of a resized crop and of what happens to its intensities."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+    gain: float
+    offset: float
+    sigma: float
+    """Of the Gaussian blur, pixels of the view; 0 for none."""
+    solarise: bool
+
+
+RATIO = (math.log(3 / 4), math.log(4 / 3))
+"""Range of the logarithm of a resized crop's width over its height (torchvision's RandomResizedCrop)."""
+
+
+def draw_crop(recipe: ViewRecipe, shape: tuple[int, int], seed: int) -> Crop:
+    """Draw a view of an image of (rows, columns); the geometry first, so that it depends on nothing that follows.
+
+    Area and aspect are drawn up to ten times until the crop fits; an image too elongated for that gives its centre.
+    """
+    rng = random.Random(seed)
+    rows, columns = shape
+    for _ in range(10):
+        area, ratio = rng.uniform(*recipe.area) * rows * columns, math.exp(rng.uniform(*RATIO))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < width <= columns and 0 < height <= rows:
+            top, left = int(rng.random() * (rows - height + 1)), int(rng.random() * (columns - width + 1))
+            break
+    else:
+        height = min(rows, max(1, round(columns * 4 / 3)))
+        width = min(columns, max(1, round(rows * 4 / 3)))
+        top, left = (rows - height) // 2, (columns - width) // 2
+    flip = rng.random() < recipe.flip
+    gain, offset = 1.0, 0.0
+    if rng.random() < recipe.jitter:
+        gain = rng.uniform(1 - recipe.contrast, 1 + recipe.contrast)
+        offset = rng.uniform(-recipe.brightness, recipe.brightness)
+    sigma = rng.uniform(*BLUR) if rng.random() < recipe.blur else 0.0
+    return Crop(top, left, height, width, flip, gain, offset, sigma, rng.random() < recipe.solarise)
+
+
+def cut(
+    crop: Crop, image: np.ndarray, out: np.ndarray, statistics: tuple[float, float] = (0.0, 1.0), *, bicubic: bool
+) -> None:
+    """Make the view of a crop: one multiplication z-scores and jitters the cut-out, one interpolation resizes it.
+
+    Args:
+        crop: of this image's shape.
+        image: (rows, columns), any units.
+        out: (size, size) float32, filled.
+        statistics: mean and standard deviation that z-score the image.
+        bicubic: in place of bilinear interpolation.
+    """
+    mean, std = statistics
+    scale = crop.gain / std if std > 0 else 0.0
+    part = np.multiply(_part(crop, image), np.float32(scale), dtype=np.float32)
+    part += np.float32(crop.offset - mean * scale)
+    how = cv2.INTER_CUBIC if bicubic else cv2.INTER_LINEAR
+    cv2.resize(part, out.shape[::-1], dst=out, interpolation=how)
+    if crop.sigma:
+        out[:] = blur(out, crop.sigma)
+    if crop.solarise:
+        np.negative(np.abs(out, out=out), out=out)
+
+
+def _part(crop: Crop, image: np.ndarray) -> np.ndarray:
+    """The pixels of a crop, flipped, a view of the image."""
+    part = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
+    return part[:, ::-1] if crop.flip else part
 
 
 class Views:
@@ -108,39 +202,77 @@ class Views:
     """
 
     def __init__(self, recipe: ViewRecipe, size: int, transform: A.Compose | None = None) -> None:
-        self.transform = transform or A.Compose(_steps(recipe, size))
+        self.recipe, self.size = recipe, size
+        self.cuts = transform is None and recipe.crop == "resized" and not recipe.affine
+        """Whether views are cut from the pixels; otherwise they go through albumentations."""
+        self.transform = None if self.cuts else transform or compose(recipe, size)
 
     def __call__(
-        self, image: np.ndarray, seed: int, label: np.ndarray | None = None
+        self,
+        image: np.ndarray,
+        seed: int,
+        label: np.ndarray | None = None,
+        *,
+        statistics: tuple[float, float] = (0.0, 1.0),
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """One view.
 
         Args:
-            image: (rows, columns) float32, z-scored.
+            image: (rows, columns), any units.
             seed: of this one draw.
             label: (rows, columns) uint8 class indices that go through the same geometry, or None.
+            statistics: mean and standard deviation that z-score the image; (0, 1) when it is.
 
         Returns:
-            image (size, size) float32 and label (size, size) uint8 or None.
+            image (size, size) float32, z-scored, and label (size, size) uint8 or None.
         """
+        if self.transform is None:
+            crop = draw_crop(self.recipe, image.shape, seed)
+            view = np.empty((self.size, self.size), np.float32)
+            cut(crop, image, view, statistics, bicubic=self.recipe.bicubic)
+            if label is None:
+                return view, None
+            # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
+            part, how = np.ascontiguousarray(_part(crop, label)), cv2.INTER_NEAREST_EXACT
+            return view, cv2.resize(part, (self.size, self.size), interpolation=how)
         self.transform.set_random_seed(seed)
+        image = image if statistics == (0.0, 1.0) else z_score(image, *statistics)
         if label is None:
             return self.transform(image=image)["image"], None
-        view = self.transform(image=image, mask=label)
-        return view["image"], view["mask"]
+        viewed = self.transform(image=image, mask=label)
+        return viewed["image"], viewed["mask"]
 
-    def clip(self, frames: np.ndarray, seed: int) -> np.ndarray:
+    def fill(self, out: np.ndarray, image: np.ndarray, seed: int, statistics: tuple[float, float]) -> None:
+        """Write one view of an unlabelled image into `out`, (size, size) float32."""
+        if self.transform is None:
+            cut(draw_crop(self.recipe, image.shape, seed), image, out, statistics, bicubic=self.recipe.bicubic)
+        else:
+            out[:] = self(image, seed, statistics=statistics)[0]
+
+    def clip(self, frames: np.ndarray, seed: int, statistics: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
         """One view of a clip: every frame goes through the same draw, so what changes between them is anatomy.
 
         Args:
-            frames: (frames, rows, columns) float32, z-scored.
+            frames: (frames, rows, columns), any units.
             seed: of this one draw.
+            statistics: mean and standard deviation that z-score the frames; (0, 1) when they are.
 
         Returns:
             (frames, size, size) float32; frame t is what ``self(frames[t], seed)`` gives.
         """
+        if self.transform is None:
+            crop = draw_crop(self.recipe, frames[0].shape, seed)
+            view = np.empty((len(frames), self.size, self.size), np.float32)
+            for frame, out in zip(frames, view, strict=True):
+                cut(crop, frame, out, statistics, bicubic=self.recipe.bicubic)
+            return view
         self.transform.set_random_seed(seed)
-        return self.transform(images=frames)["images"]
+        return self.transform(images=frames if statistics == (0.0, 1.0) else z_score(frames, *statistics))["images"]
+
+
+def compose(recipe: ViewRecipe, size: int) -> A.Compose:
+    """A recipe as a composition of albumentations, for z-scored float32 images."""
+    return A.Compose(_steps(recipe, size))
 
 
 def _steps(recipe: ViewRecipe, size: int) -> list[A.BasicTransform]:
@@ -156,7 +288,8 @@ def _steps(recipe: ViewRecipe, size: int) -> list[A.BasicTransform]:
         )
     if recipe.crop == "resized":
         how = cv2.INTER_CUBIC if recipe.bicubic else cv2.INTER_LINEAR
-        crop = A.RandomResizedCrop((size, size), scale=recipe.area, ratio=(3 / 4, 4 / 3), interpolation=how)
+        ratio = (math.exp(RATIO[0]), math.exp(RATIO[1]))
+        crop = A.RandomResizedCrop((size, size), scale=recipe.area, ratio=ratio, interpolation=how)
         # Set afterwards, as its constructor refuses it: INTER_NEAREST rounds coordinates down, which would displace
         # labels by half a pixel against their images.
         crop.mask_interpolation = cv2.INTER_NEAREST_EXACT

@@ -16,7 +16,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn, optim
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from data.errors import UserError
 from engine.checkpoint import read_checkpoint, write_checkpoint
@@ -160,11 +160,17 @@ def _loader(t: Training, first: int) -> DataLoader[Any]:
         t.samples,
         batch_sampler=MicroBatches(t.order, first, t.steps),
         num_workers=t.workers,
+        collate_fn=collate,
         generator=torch.Generator(),  # else it would draw from the restored one, and dropout would differ
         worker_init_fn=_leave_interrupts_to_us,
         pin_memory=t.fabric.device.type == "cuda",
         multiprocessing_context="fork" if t.workers and sys.platform == "linux" else None,
     )
+
+
+def collate(samples: Any) -> Any:
+    """A batch; some data sets make it whole (`__getitems__`), without a copy."""
+    return samples if isinstance(samples, Tensor) else default_collate(samples)
 
 
 def _leave_interrupts_to_us(worker: int) -> None:

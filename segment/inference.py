@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from data.samples import resample, z_score
+from data.samples import resample
+from data.views import z_score
 from segment.model import STRIDE, ModelCard
 
 

@@ -8,8 +8,7 @@ from torch.utils.data import DataLoader
 
 from data.clips import FIRST_VIEW, SECOND_VIEW, LabelledClips, TwoClips, WholeClips, draw_frames, whole_clips
 from data.exams import load_exams
-from data.samples import z_score
-from data.views import ViewRecipe, Views
+from data.views import ViewRecipe, Views, z_score
 from engine.order import Draw, MicroBatches, Order
 
 SIZE = 24

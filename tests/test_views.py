@@ -1,8 +1,10 @@
 import albumentations as A
+import cv2
 import numpy as np
 import pytest
+from scipy.stats import ks_2samp
 
-from data.views import ViewRecipe, Views
+from data.views import ViewRecipe, Views, compose, cut, draw_crop, z_score
 
 ROWS, COLUMNS = 120, 100
 STILL = {"flip": 0.0, "jitter": 0.0}
@@ -177,3 +179,68 @@ def test_a_composition_of_the_users_own():
     view, moved = own(image, 0, label)
     np.testing.assert_array_equal(view, image[50:70, 35:65])
     np.testing.assert_array_equal(moved, label[50:70, 35:65])
+
+
+CUTS = {
+    "paper": ViewRecipe(),
+    "byolmed": ViewRecipe(bicubic=True, brightness=0.4, contrast=0.4, blur=0.5, solarise=0.2),
+}
+
+
+@pytest.mark.parametrize("recipe", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+def test_cut_views_equal_the_reference_step_by_step(recipe, dtype):
+    """z-score the whole slice, crop, resize, flip, jitter, blur, solarise with albumentations, from the same draw."""
+    image = np.random.default_rng(0).gamma(2, 40, (90, 70)).clip(0, 255).astype(dtype)
+    mean, std = float(image.mean()), float(image.std())
+    for seed in range(40):
+        crop = draw_crop(recipe, image.shape, seed)
+        view = np.empty((48, 48), np.float32)
+        cut(crop, image, view, (mean, std), bicubic=recipe.bicubic)
+        how = cv2.INTER_CUBIC if recipe.bicubic else cv2.INTER_LINEAR
+        box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+        steps = [A.Crop(*box), A.Resize(48, 48, interpolation=how), A.HorizontalFlip(p=float(crop.flip))]
+        expected = A.Compose(steps)(image=z_score(image, mean, std))["image"]
+        expected = expected * np.float32(crop.gain) + np.float32(crop.offset)
+        expected = cv2.GaussianBlur(expected, (23, 23), crop.sigma) if crop.sigma else expected
+        np.testing.assert_allclose(view, -np.abs(expected) if crop.solarise else expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("shape", [(120, 100), (60, 200), (300, 40)], ids=["slice", "wide", "tall"])
+def test_cut_views_follow_the_distribution_of_the_reference(shape):
+    """What a view did, read from views of coordinates and of constants: Kolmogorov-Smirnov against albumentations."""
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
+    zero, one = np.zeros_like(x), np.ones_like(x)
+    still, loud = ViewRecipe(jitter=0), ViewRecipe(jitter=0.8, brightness=0.3, contrast=0.2)
+
+    def traits(geometry: Views, intensities: Views, seed: int) -> list[float]:
+        rows, columns = (geometry(axis, seed)[0] for axis in (y, x))
+        offset, sum_ = (intensities(level, seed)[0][0, 0] for level in (zero, one))
+        flipped = columns[0, 0] > columns[0, -1]
+        return [rows.min(), np.ptp(rows), columns.min(), np.ptp(columns), flipped, offset, sum_ - offset]
+
+    ours = [Views(still, 32), Views(loud, 32)]
+    theirs = [Views(recipe, 32, transform=compose(recipe, 32)) for recipe in (still, loud)]
+    a, b = (np.array([traits(*pair, seed) for seed in range(600)], float) for pair in (ours, theirs))
+    for k in range(a.shape[1]):
+        assert ks_2samp(a[:, k], b[:, k]).pvalue > 1e-3
+        assert a[:, k].mean() == pytest.approx(b[:, k].mean(), abs=4 * b[:, k].std() * (2 / 600) ** 0.5 + 1e-6)
+
+
+def test_only_plain_resized_crops_are_cut():
+    assert Views(ViewRecipe(), 32).cuts
+    assert not Views(ViewRecipe(affine=0.5), 32).cuts
+    assert not Views(ViewRecipe(crop="fixed"), 32).cuts
+    assert not Views(ViewRecipe(), 32, transform=A.Compose([A.CenterCrop(20, 30)])).cuts
+
+
+@pytest.mark.parametrize("recipe", [ViewRecipe(), ViewRecipe(affine=1, blur=1, solarise=1)], ids=["cut", "composed"])
+def test_z_scoring_on_the_way_is_z_scoring_before(recipe):
+    image = (disc()[0] * 7 + 300).astype(np.int16)
+    statistics = float(image.mean()), float(image.std())
+    for seed in range(5):
+        before = Views(recipe, 48)(z_score(image, *statistics), seed)[0]
+        np.testing.assert_allclose(Views(recipe, 48)(image, seed, statistics=statistics)[0], before, atol=1e-4)
+        frames = np.stack([image, image[::-1]])
+        clip = Views(recipe, 48).clip(frames, seed, statistics)
+        np.testing.assert_allclose(clip[0], before, atol=3e-3)  # warpAffine rounds frames together otherwise
