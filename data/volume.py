@@ -1,6 +1,5 @@
 """Image files in and out: NIfTI volumes and 2D PNG or TIFF images, in the file's own units."""
 
-import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from PIL import Image, ImageSequence
@@ -24,7 +24,7 @@ MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 PLANAR_DTYPES = {"F": "float32", "I": "int32", "I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16"}
 
 # Everything nibabel, gzip and Pillow raise on a file that is damaged, cut short or of another kind.
-UNREADABLE = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error)
+UNREADABLE: Any = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error, isal_zlib.error)
 
 
 class VolumeShape(NamedTuple):
@@ -126,7 +126,7 @@ def read_volume(path: Path) -> Volume:
             return Volume(values=_native(values), spacing=(1.0, 1.0, 1.0), affine=np.eye(4), header=None, path=path)
         nifti = nib.load(path)
         if path.name.lower().endswith(".gz"):
-            with gzip.open(path) as stream:
+            with igzip.open(path) as stream:  # Intel's inflate: about twice as fast as zlib's
                 values = _decode(type(nifti).from_stream(stream))
                 while stream.read(1 << 20):
                     pass
