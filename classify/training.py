@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from classify.config import ClassifyConfig
@@ -40,9 +40,9 @@ from data.views import Views
 from encoders.video import VIDEO_ENCODERS
 from encoders.weights import load_weights
 from engine.config import plain
-from engine.devices import make_fabric, show_messages
+from engine.devices import make_fabric, scales_gradients, show_messages
 from engine.loop import Metrics, Training, train
-from engine.optimisers import warmup_cosine
+from engine.optimisers import adamw, warmup_cosine
 from engine.order import Order
 from engine.run import RunFolder, write_json
 
@@ -196,7 +196,7 @@ def _fit(
     if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
         network = convert_sync_batchnorm(network)
     trained = [p for p in classifier.parameters() if p.requires_grad]
-    adam = optim.AdamW(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
+    adam = adamw(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     model, optimiser = fabric.setup(network, adam)
     steps = cfg.steps or cfg.epochs * order.steps_per_epoch
     epoch = max(1, steps // cfg.epochs)

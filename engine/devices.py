@@ -50,6 +50,11 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     return fabric
 
 
+def scales_gradients(fabric: Fabric) -> bool:
+    """Whether gradients are scaled against underflow (fp16)."""
+    return getattr(fabric.strategy.precision, "scaler", None) is not None
+
+
 def show_messages(main: bool = True) -> None:
     """Send our messages to the terminal (the first process only)."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)

@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules."""
 
 import math
+from collections.abc import Iterable
 
 from timm.optim import Lars
 from torch import nn, optim
@@ -26,7 +27,21 @@ def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust: float = 0
         {"params": weights, "weight_decay": weight_decay, "always_adapt": True},
         {"params": others, "weight_decay": 0.0, "always_adapt": False},
     ]
-    return Lars(groups, lr=lr, momentum=0.9, trust_coeff=trust, trust_clip=True)
+    return Lars(groups, lr=lr, momentum=0.9, trust_coeff=trust, trust_clip=True, foreach=True)
+
+
+def adamw(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, scaled: bool) -> optim.Optimizer:
+    """AdamW in one pass over the parameters, on the CPU as well.
+
+    Args:
+        parameters: all that is trained.
+        lr: peak learning rate.
+        weight_decay: decoupled.
+        scaled: gradients are scaled (fp16), which Fabric cannot clip under a fused optimiser.
+
+    Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization.
+    """
+    return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, foreach=scaled, fused=not scaled)
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
