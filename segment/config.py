@@ -71,6 +71,8 @@ class SegmentConfig(RunSettings):
     foreground of at least 99 % of the labelled training slices is one piece."""
     mirror: bool = False
     """Average each prediction with that of the mirrored slice."""
+    figures: bool = True
+    """Draw `learning_curve.png` and `predictions.png`."""
 
     def __post_init__(self) -> None:
         if not 0 < self.labelled_fraction <= 1:

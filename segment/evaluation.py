@@ -75,7 +75,9 @@ def split_dice(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) 
     return float(np.nan_to_num(patients.mean(axis=1).mean()))
 
 
-def score_split(predictions: Sequence[np.ndarray], dataset: Dataset, split: str, folder: Path) -> dict[str, Any]:
+def score_split(
+    predictions: Sequence[np.ndarray], dataset: Dataset, split: str, folder: Path, *, figures: bool = True
+) -> dict[str, Any]:
     """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
 
     Returns:
@@ -96,6 +98,19 @@ def score_split(predictions: Sequence[np.ndarray], dataset: Dataset, split: str,
     folder.mkdir(parents=True, exist_ok=True)
     per_volume = pd.DataFrame(rows)
     per_volume.to_csv(folder / "per_volume.csv", index=False)
+    if figures:
+        _draw_panel(per_volume, volumes, predictions, classes, folder / "predictions.png")
+    return summarise(per_volume, classes)
+
+
+def _draw_panel(
+    per_volume: pd.DataFrame,
+    volumes: Sequence[LabelledVolume],
+    predictions: Sequence[np.ndarray],
+    classes: Sequence[str],
+    file: Path,
+) -> None:
+    """The worst, the median and the best volume."""
     dice = mean_dice(per_volume, classes)
     cases = []
     for name, k in worst_median_best(per_volume, classes).items():
@@ -103,5 +118,4 @@ def score_split(predictions: Sequence[np.ndarray], dataset: Dataset, split: str,
         title = f"{name}: {v.subject} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
         cases.append(panel_case(title, v.image, v.reference, predictions[k], v.spacing))
     if cases:
-        prediction_panel(cases, folder / "predictions.png", classes)
-    return summarise(per_volume, classes)
+        prediction_panel(cases, file, classes)

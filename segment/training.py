@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from scipy import ndimage
 from timm.layers import convert_sync_batchnorm
-from torch import Tensor, nn, optim
+from torch import Tensor, nn
 
 from data.datasets import Dataset, load_dataset
 from data.errors import UserError
@@ -23,10 +23,10 @@ from data.subsets import labelled_subset
 from data.views import Views
 from encoders.weights import LoadReport, load_into_unet
 from engine.config import plain
-from engine.devices import make_fabric, show_messages
+from engine.devices import make_fabric, scales_gradients, show_messages
 from engine.ema import update_average
 from engine.loop import Metrics, Training, train
-from engine.optimisers import warmup_cosine
+from engine.optimisers import adamw, warmup_cosine
 from engine.order import Order
 from engine.run import RunFolder, write_json
 from segment.config import SegmentConfig
@@ -92,12 +92,14 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             "synthetic": dataset.synthetic,
         }
         if main:
-            unet, card = load_unet(run.path)
-            unet.to(fabric.device).to(memory_format=torch.channels_last)
-            result |= score_split(validated or predict_split(unet, card, dataset, "val"), dataset, "val", run.path)
+            if cfg.test or not validated:  # else the kept network has made its predictions already
+                unet, card = load_unet(run.path)
+                unet.to(fabric.device).to(memory_format=torch.channels_last)
+            predictions = validated or predict_split(unet, card, dataset, "val")
+            result |= score_split(predictions, dataset, "val", run.path, figures=cfg.figures)
             if cfg.test:
                 predictions = predict_split(unet, card, dataset, "test")
-                result["test"] = score_split(predictions, dataset, "test", run.path / "test")
+                result["test"] = score_split(predictions, dataset, "test", run.path / "test", figures=cfg.figures)
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
         run.write_result(result)
     fabric.barrier()
@@ -144,7 +146,7 @@ def _fit(
     network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss), averaged=cfg.ema > 0)
     if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
         network = convert_sync_batchnorm(network)
-    adam = optim.AdamW(unet.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, foreach=True)
+    adam = adamw(unet.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     model, optimiser = fabric.setup(network, adam)
     warmup = round(cfg.warmup * cfg.steps)
     best = _Kept(run.path / "kept.json")
@@ -184,7 +186,7 @@ def _fit(
         ),
         resume=cfg.resume,
     )
-    if run.main:
+    if run.main and cfg.figures:
         metrics = pd.read_csv(run.path / "metrics.csv")
         learning_curve(metrics, run.path / "learning_curve.png", loss="loss", score="validation_dice")
     return speed, kept

@@ -28,7 +28,7 @@ SHARED = (
 """Settings that the sweep gives to all its runs, where they have them."""
 OWN = (
     "seed", "subset_seed", "labelled_fraction", "label_unit", "init", "out", "resume", "overwrite", "stage",
-    "keep_epochs", "planes", "devices", "nodes", "explain",
+    "keep_epochs", "planes", "devices", "nodes", "explain", "figures",
 )  # fmt: skip
 """Settings that differ from run to run, or that a sweep has no use for."""
 

@@ -93,7 +93,9 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
                 name += f"-subset{subset_seed}"
             own = {"seed": seed, "subset_seed": subset_seed, "labelled_fraction": fraction, "init": start.init}
             if cfg.task == "segment":
-                own["label_unit"] = cfg.label_unit
+                # the report shows masks of the largest size; drawing them takes longer than many a step
+                drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
+                own |= {"label_unit": cfg.label_unit, "figures": drawn}
             config = _configured(cfg, cfg.run_config, out=cfg.out / name, **own)
             cells.append(Job(name=name, config=config, needs=start.needs, key=key))
     return [*encoders.values(), *cells]
