@@ -1,0 +1,85 @@
+"""`python -m benchmarks`: speed and memory against peers, side by side on this machine.
+
+Each benchmark runs in a process of its own, with a slice cache of its own that is removed at the end. Ends with 1 if
+one of them failed; a missed target is a result.
+"""
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from rich.console import Console
+
+from benchmarks import report
+from benchmarks.machine import describe, in_fresh_process, load
+from benchmarks.outcome import Outcome, outcome_of
+
+Name = Literal["open", "views", "step", "evaluation", "study", "scale"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Measure fewslice against its peers, side by side on this machine."""
+
+    only: tuple[Name, ...] = get_args(Name)
+    """Which benchmarks, in this order."""
+    rounds: int = 7
+    """Counted rounds of each comparison; one more warms up."""
+    out: Path = Path(__file__).parent / "results"
+    """Folder for the JSON, the table and the plot."""
+    name: str | None = None
+    """Of these files, default "latest" ("quick" with --quick); files of that name are overwritten."""
+    quick: bool = False
+    """Tiny sizes and one round: does everything run? The figures mean nothing."""
+
+
+def run(cfg: Config) -> list[report.Result]:
+    """Run, show and write; a benchmark that fails is reported and the others go on."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    results = []
+    with tempfile.TemporaryDirectory(prefix="fewslice-benchmarks-") as folder:
+        for name in cfg.only:
+            console.print(f"{name} ...")
+            results.append(_measure(name, 1 if cfg.quick else cfg.rounds, cfg.quick, Path(folder) / name))
+            console.print(f"{name}: {results[-1].seconds:.0f} s")
+    console.print(report.table(results))
+    files = report.write(results, describe(), cfg.out, cfg.name or ("quick" if cfg.quick else "latest"))
+    console.print("wrote " + ", ".join(file.name for file in files))
+    return results
+
+
+def _measure(name: str, rounds: int, quick: bool, folder: Path) -> report.Result:
+    (folder / "tmp").mkdir(parents=True)
+    os.environ |= {"FEWSLICE_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
+    before, began, error = load(), time.perf_counter(), ""
+    try:
+        outcome: Outcome = in_fresh_process(outcome_of, name, rounds=rounds, quick=quick)
+    except Exception as problem:
+        traceback.print_exc()
+        error = _without_folders(f"{type(problem).__name__}: {problem}", folder.parent)
+        outcome = report.failure(name, error.partition("\n")[0])
+    seconds = time.perf_counter() - began
+    return report.Result(name=name, outcome=outcome, seconds=seconds, load=(before, load()), error=error)
+
+
+def _without_folders(message: str, temporary: Path) -> str:
+    """Results are committed: no place on this machine belongs in them."""
+    for place in (temporary, Path(__file__).parents[1], Path.home()):
+        message = message.replace(str(place), "...")
+    return message
+
+
+def main() -> None:
+    """Parse the command line; exit with 1 if a benchmark failed."""
+    import tyro
+
+    sys.exit(any(result.error for result in run(tyro.cli(Config))))
+
+
+if __name__ == "__main__":
+    main()

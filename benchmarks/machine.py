@@ -1,0 +1,126 @@
+"""The machine a benchmark ran on, one core of it, and the memory a function asks of it."""
+
+import gc
+import multiprocessing
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("numpy", "torch", "torchvision", "opencv-python-headless", "albumentations", "nibabel", "isal")
+PEERS = ("lightly", "byol-pytorch", "monai")
+LINUX_STATUS = Path("/proc/self/status")
+
+
+def describe() -> dict[str, Any]:
+    """Everything a reader needs to judge the figures; nothing that names the machine or its folders."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "commit": _commit(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "ram_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "gpu": _gpu(),
+        "os": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES + PEERS},
+    }
+
+
+def load() -> float:
+    """Processes that wanted a core over the last minute."""
+    return round(os.getloadavg()[0], 2)
+
+
+@contextmanager
+def pinned() -> Iterator[None]:
+    """One thread on one core, for this process and those it starts meanwhile."""
+    import cv2
+    import torch
+
+    threads = torch.get_num_threads()
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    if cores:
+        os.sched_setaffinity(0, {max(cores)})
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+def in_fresh_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function of a module in a new interpreter, which shares no memory and no warm cache with this one.
+
+    Raises:
+        Exception: the function's own, or BrokenProcessPool if the process died.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def added_memory(warm_up: Callable[[], Any], function: Callable[[], Any]) -> float:
+    """Peak resident memory (MB) that a call adds to a fresh process, mapped pages included; NaN without /proc.
+
+    Args:
+        warm_up: called first, so that what it imports is not counted.
+        function: of a module, as `warm_up`; what it returns stays alive until the peak is read.
+    """
+    return float(in_fresh_process(_added_memory, warm_up, function))
+
+
+def _added_memory(warm_up: Callable[[], Any], function: Callable[[], Any]) -> float:
+    if not LINUX_STATUS.exists():
+        return float("nan")
+    warm_up()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+    before = _status_mb("VmRSS")
+    kept = function()
+    after = _status_mb("VmHWM")
+    del kept
+    return after - before
+
+
+def _status_mb(name: str) -> float:
+    lines = LINUX_STATUS.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
+
+
+def _cpu() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
+def _commit() -> str:
+    """Short hash, with + where files differ from it; empty outside a repository."""
+    folder = Path(__file__).parent
+    run = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""

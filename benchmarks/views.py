@@ -1,0 +1,154 @@
+"""Two random views of a slice, and of a 16-frame clip: as many per second as one core, or all, can make."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from benchmarks.machine import pinned
+from benchmarks.outcome import Outcome, faster
+from benchmarks.peers import loaders
+from benchmarks.peers.readers import reference_cache
+from benchmarks.phantom import write_cines, write_exams
+from benchmarks.rounds import Rates, take_turns
+from data.clips import CLIP_FRAMES, TwoClips, draw_frames
+from data.datasets import load_dataset
+from data.exams import ExamSet, load_exams
+from data.samples import Slices, TwoViews
+from data.store import SliceStore
+from data.views import ViewRecipe, Views
+from engine.loop import collate
+from engine.order import Draw
+
+BATCH, CLIP_BATCH, SIZE = 64, 4, 224
+FASTER = {
+    "reference loader": 8.0,
+    "lightly": 6.0,
+    "MONAI": 4.0,
+    "albumentations float32": 3.0,
+    "albumentations float32, unseeded": None,
+    "albumentations float32, stock": None,
+    "torchvision v2": None,
+}
+
+
+def run(*, rounds: int, quick: bool) -> Outcome:
+    """All of it; `quick` shrinks data and batches."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["FEWSLICE_CACHE"] = str(folder / "cache")
+        cine, exams = folder / "acdc", folder / "exams"
+        write_cines(cine, 1 if quick else 2, **({"frames": 2, "slices": 3} if quick else {}))  # type: ignore[arg-type]
+        write_exams(exams, 2 if quick else 8)
+        store = load_dataset("acdc", cine).store
+        contestants = _slice_contestants(store, reference_cache(cine))
+        clips = _clip_contestants(load_exams("exams", exams, task=None))
+        batches = 1 if quick else 4
+        with pinned():
+            turns = {name: partial(_make, it, len(store), BATCH, batches) for name, it in contestants.items()}
+            slices = take_turns(turns, unit="views", rounds=rounds)
+            turns = {name: partial(_make, it, 2 if quick else 8, CLIP_BATCH, 1) for name, it in clips.items()}
+            of_clips = take_turns(turns, unit="views of 16 frames", rounds=rounds)
+        workers = os.cpu_count() or 1
+        both = {name: contestants[name] for name in ("ours", "lightly")}
+        loaded = _all_cores(both, len(store), workers, 2 if quick else 24, rounds)
+    rows = [
+        *(
+            faster("views", "two views of a slice, one core", name, slices.ratio("ours", name), least)
+            for name, least in FASTER.items()
+        ),
+        faster("views", f"the same, DataLoader, {workers} workers", "lightly", loaded.ratio("ours", "lightly")),
+        *(
+            faster("views", f"two views of a {CLIP_FRAMES}-frame clip, one core", name, of_clips.ratio("ours", name))
+            for name in clips
+            if name != "ours"
+        ),
+    ]
+    details = {"one core": asdict(slices), "all cores": asdict(loaded), "clips": asdict(of_clips)}
+    return Outcome(rows=rows, details=details)
+
+
+def _slice_contestants(store: SliceStore, cache: list[np.ndarray]) -> dict[str, Dataset[Any]]:
+    """Every contestant indexed by `Draw`. Peers hold the slices in RAM as they like them; ours reads its store."""
+    stored = [np.array(store.image(i)) for i in range(len(store))]
+    stacked = np.stack(stored)
+    unit = stacked.astype(np.float32) / stacked.max()
+    z_scored = (stacked - stacked.mean((1, 2), keepdims=True)) / stacked.std((1, 2), keepdims=True)
+    slices = Slices(store=store, positions=np.arange(len(store)))
+    return {
+        "ours": TwoViews(slices, Views(ViewRecipe(), SIZE)),
+        "reference loader": loaders.reference(cache, SIZE),
+        "lightly": loaders.lightly((255 * unit).astype(np.uint8), SIZE),
+        "MONAI": loaders.monai(z_scored.astype(np.float32), SIZE),
+        "albumentations float32": loaders.albumentations(stored, SIZE, seeded=True),
+        "albumentations float32, unseeded": loaders.albumentations(stored, SIZE, seeded=False),
+        "albumentations float32, stock": loaders.albumentations_stock(unit, SIZE),
+        "torchvision v2": loaders.torchvision(unit, SIZE),
+    }
+
+
+def _clip_contestants(exams: ExamSet) -> dict[str, Dataset[Any]]:
+    """Clips of 16 of 30 frames, each frame 256 x 256 before; all by the recipe of the slices, without blur."""
+    frames = np.stack([exams.frames(i) for i in range(len(exams))])
+    grey = np.clip(frames * (255 / frames.max()), 0, 255).astype(np.uint8)
+    rng = np.random.default_rng(0)
+
+    def clip(of: np.ndarray, i: int) -> np.ndarray:
+        drawn: np.ndarray = of[i, draw_frames(of.shape[1], CLIP_FRAMES, rng)]
+        return drawn
+
+    views = Views(ViewRecipe(), SIZE)
+    return {
+        "ours": TwoClips(exams, np.arange(len(exams)), (views, views), CLIP_FRAMES),
+        "albumentations float32": loaders.albumentations_clip(partial(clip, frames), exams.statistics(0), SIZE),
+        "PIL by frame (as lightly)": loaders.pil_clip(partial(clip, grey), SIZE),
+    }
+
+
+def _make(samples: Any, count: int, size: int, batches: int) -> int:
+    """Make some collated batches of two-view samples; the number of views made."""
+    for batch in _batches(count, size, batches):
+        _batch_of(samples, batch)
+    return 2 * size * batches
+
+
+def _batch_of(samples: Any, draws: list[Draw]) -> Any:
+    """As a DataLoader fetches it: whole where the data set makes it whole."""
+    if hasattr(samples, "__getitems__"):
+        return samples.__getitems__(draws)
+    return default_collate([samples[draw] for draw in draws])
+
+
+def _all_cores(contestants: dict[str, Dataset[Any]], count: int, workers: int, batches: int, rounds: int) -> Rates:
+    """Views per second on the wall, worker processes living from round to round."""
+
+    def turn(loader: DataLoader[Any]) -> int:
+        for _ in loader:
+            pass
+        return 2 * BATCH * batches
+
+    turns: dict[str, Callable[[], int]] = {}
+    for name, samples in contestants.items():
+        sampler = _batches(count, BATCH, batches)
+        turns[name] = partial(
+            turn,
+            DataLoader(
+                samples, batch_sampler=sampler, num_workers=workers, persistent_workers=True, collate_fn=collate
+            ),
+        )
+    return take_turns(turns, unit="views", rounds=rounds, clock="wall")
+
+
+def _batches(count: int, size: int, batches: int) -> list[list[Draw]]:
+    """The same batches for every contestant."""
+    rng = np.random.default_rng(0)
+    items, seeds = rng.integers(count, size=(batches, size)), rng.integers(2**32, size=(batches, size))
+    return [
+        [Draw(*draw) for draw in zip(*pair, strict=True)] for pair in zip(items.tolist(), seeds.tolist(), strict=True)
+    ]
