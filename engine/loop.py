@@ -58,6 +58,8 @@ class Training:
     columns: Sequence[str] = ()
     """Names of the metrics that `observe` may return."""
     workers: int = 0
+    on_device: bool = False
+    """The samples are made on the device: no worker processes, nothing to pin."""
     checkpoint_every: int = 100
     """0: only when the run is asked to stop."""
     log_every: int = 10
@@ -156,15 +158,16 @@ def train(t: Training, *, resume: bool = False) -> float:
 
 
 def _loader(t: Training, first: int) -> DataLoader[Any]:
+    workers = 0 if t.on_device else t.workers
     return DataLoader(
         t.samples,
         batch_sampler=MicroBatches(t.order, first, t.steps),
-        num_workers=t.workers,
+        num_workers=workers,
         collate_fn=collate,
         generator=torch.Generator(),  # else it would draw from the restored one, and dropout would differ
         worker_init_fn=_leave_interrupts_to_us,
-        pin_memory=t.fabric.device.type == "cuda",
-        multiprocessing_context="fork" if t.workers and sys.platform == "linux" else None,
+        pin_memory=t.fabric.device.type == "cuda" and not t.on_device,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 

@@ -57,6 +57,9 @@ class PretrainConfig(RunSettings):
     """Probability of blur in the second view; None: that of the first."""
     second_solarise: float | None = None
     """Probability of solarisation in the second view; None: that of the first."""
+    resident: Literal["auto", "yes", "no"] = "auto"
+    """Keep the target slices in the device's memory and make the views there. auto: on a GPU, where they take less than
+    half of its free memory; not with blur, bicubic interpolation, affine maps or clips."""
 
     epochs: float | None = None
     """Passes over the target images; None: the stage's own (400 specialist, 25 hierarchical in the papers)."""

@@ -19,6 +19,7 @@ from data.datasets import Dataset, load_dataset
 from data.errors import UserError
 from data.exams import load_exams
 from data.procedural import FolderImages, ProceduralImages
+from data.resident import ResidentViews, bytes_needed, can_reside
 from data.samples import Images, Slices, Standardised, TwoViews
 from data.views import Views
 from encoders.build import build_encoder, feature_width
@@ -49,6 +50,8 @@ class Pool:
 
     samples: TorchDataset[Tensor]
     """Two views of each, indexed by `engine.order.Draw`."""
+    on_device: bool = False
+    """They come from the device itself."""
     count: int
     unit: str = "images"
     name: str
@@ -87,7 +90,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         dataset = load_dataset(
             cfg.dataset, cfg.data_root, subject_pattern=cfg.subject_pattern, splits_file=cfg.splits_file
         )
-        target = _target_images(cfg, dataset)
+        target = _target_images(cfg, dataset, fabric.device)
     given = _load(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
     main = fabric.global_rank == 0
     with RunFolder(folder, plain(cfg), resume=cfg.resume, overwrite=cfg.overwrite, main=main) as run_folder:
@@ -141,21 +144,35 @@ def _views(cfg: PretrainConfig) -> tuple[Views, Views]:
     return Views(cfg.views, cfg.image_size), Views(cfg.second_views, cfg.image_size)
 
 
-def _target_images(cfg: PretrainConfig, dataset: Dataset) -> Pool:
+def _target_images(cfg: PretrainConfig, dataset: Dataset, device: torch.device) -> Pool:
     """The unlabelled pool: every slice of the training subjects, labelled or not."""
     slices = Slices(store=dataset.store, positions=_pooled(cfg, dataset.positions))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
     subjects = dataset.store.table["subject"].iloc[slices.positions].nunique()
     log.info(f"pretraining on {len(slices)} slices of {subjects} subjects of {dataset.name}")
+    views = _views(cfg)
+    resident = _resides(cfg, slices, views, device)
     return Pool(
-        samples=TwoViews(slices, *_views(cfg)),
+        samples=ResidentViews(slices, views, device) if resident else TwoViews(slices, *views),
+        on_device=resident,
         count=len(slices),
         name=dataset.name,
         hash=dataset.store.key,
         epochs=cfg.target_epochs,
         steps=cfg.steps,
     )
+
+
+def _resides(cfg: PretrainConfig, slices: Slices, views: tuple[Views, Views], device: torch.device) -> bool:
+    """Whether the slices go to the device's memory and the views are made there."""
+    if cfg.resident == "yes" and not can_reside(slices, views):
+        raise UserError("--resident yes goes with plain bilinear crops: leave out blur, bicubic and affine maps")
+    if cfg.resident != "auto":
+        return cfg.resident == "yes"
+    if device.type != "cuda" or not can_reside(slices, views):
+        return False
+    return bytes_needed(slices) < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def _target_exams(cfg: PretrainConfig, layout: Literal["mrnet", "exams"]) -> Pool:
@@ -339,6 +356,7 @@ def _byol(
             observe=observe,
             columns=["projection_std", "effective_rank", "probe_jaccard"],
             workers=cfg.workers,
+            on_device=pool.on_device,
             checkpoint_every=cfg.checkpoint_every,
             log_every=cfg.log_every,
         ),

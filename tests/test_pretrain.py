@@ -316,3 +316,16 @@ def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert f"encoder: {tmp_path / 'killed' / 'encoder.safetensors'}" in said
     assert "python -m segment" in said
+
+
+def test_views_made_on_the_device_train_alike(tiny_acdc, tmp_path):
+    """On the CPU as device: the same draws, so the same losses but for rounding."""
+    for name in ("yes", "no"):
+        run(tiny(tiny_acdc, tmp_path / name, stage="specialist", resident=name))
+    losses = [[float(row["loss"]) for row in rows(tmp_path / name)] for name in ("yes", "no")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-2)
+
+
+def test_views_that_must_stay_on_the_cpu(tiny_acdc, tmp_path):
+    with pytest.raises(UserError, match="--resident yes goes with plain bilinear crops"):
+        run(tiny(tiny_acdc, tmp_path / "a", stage="specialist", resident="yes", second_blur=0.5))
