@@ -28,7 +28,7 @@ class Config:
 
     only: tuple[Name, ...] = get_args(Name)
     """Which benchmarks, in this order."""
-    rounds: int = 7
+    rounds: int = 5
     """Counted rounds of each comparison; one more warms up."""
     out: Path = Path(__file__).parent / "results"
     """Folder for the JSON, the table and the plot."""

@@ -2,6 +2,7 @@
 
 import copy
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -51,6 +52,7 @@ OURS = "fewslice"
 CLASSES = 4
 LAUNCH_NOTHING = ("detach", "empty", "t", "view", "select", "expand")
 """Operations of ATen that make or rename tensors and compute nothing."""
+FORK = "fork" if sys.platform == "linux" else None
 WAITS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2")
 """Operations of ATen after which the program waits for a device: Python needs a value, or a size."""
 
@@ -455,7 +457,8 @@ def _gaps_of_loop(folder: Path, epochs: int) -> list[tuple[int, float]]:
 
 def _gaps_of_workers(epochs: int) -> list[float]:
     warnings.filterwarnings("ignore", message="This DataLoader will create 8 worker processes")
-    loader = DataLoader(_Trivial(), batch_size=16, shuffle=True, num_workers=8)
+    # spawned, as this process was, the workers would import torch first, which no user's would
+    loader = DataLoader(_Trivial(), batch_size=16, shuffle=True, num_workers=8, multiprocessing_context=FORK)
     gaps = []
     ended = None
     for _ in range(epochs + 1):

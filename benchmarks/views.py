@@ -1,6 +1,7 @@
 """Two random views of a slice, and of a 16-frame clip: as many per second as one core, or all, can make."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -139,7 +140,12 @@ def _all_cores(contestants: dict[str, Dataset[Any]], count: int, workers: int, b
         turns[name] = partial(
             turn,
             DataLoader(
-                samples, batch_sampler=sampler, num_workers=workers, persistent_workers=True, collate_fn=collate
+                samples,
+                batch_sampler=sampler,
+                num_workers=workers,
+                persistent_workers=True,
+                collate_fn=collate,
+                multiprocessing_context="fork" if sys.platform == "linux" else None,
             ),
         )
     return take_turns(turns, unit="views", rounds=rounds, clock="wall")
