@@ -173,7 +173,9 @@ def test_the_pool_is_of_training_patients(tiny_acdc, tmp_path):
     """Every slice of patients 3-6, labelled or not, and none of 1 (test) and 2 (validation), unless asked for."""
     dataset = load_dataset("acdc", tiny_acdc)
     for pool, numbers, count in (("train", (3, 4, 5, 6), POOL), ("everyone", (1, 2, 3, 4, 5, 6), POOL + 12)):
-        images = pretrain.stages._target_images(tiny(tiny_acdc, tmp_path, pool=pool), dataset).samples.images
+        images = pretrain.stages._target_images(
+            tiny(tiny_acdc, tmp_path, pool=pool), dataset, torch.device("cpu")
+        ).samples.images
         table = dataset.table.iloc[images.positions]
         assert set(table["subject"]) == {f"patient{number:03d}" for number in numbers}
         assert len(table) == count
@@ -198,6 +200,7 @@ def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path):
     states = []
     for micro in (None, 5):
         settings = {"stage": "specialist", "norm": "group", "batch_size": 29, "micro_batch_size": micro, "steps": 2}
+        settings["seed"] = 1  # with 0 the lone sample of the second step lies on the kink of a ReLU
         cfg = tiny(tiny_acdc, tmp_path / str(micro), **settings)
         run(cfg)
         states.append(load_file(cfg.run_folder / "encoder.safetensors"))

@@ -355,13 +355,13 @@ def test_the_second_view_may_have_a_recipe_of_its_own():
         def __len__(self) -> int:
             return 1
 
-        def image(self, k: int) -> np.ndarray:
-            return np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32)
+        def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+            return np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32), (0.0, 1.0)
 
     cfg = PretrainConfig(views=ViewRecipe(area=(1.0, 1.0), flip=0, jitter=0, blur=1.0), second_blur=0.0)
     sharp = Views(ViewRecipe(area=(1.0, 1.0), flip=0, jitter=0), 32)
     blurred, second = TwoViews(One(), Views(cfg.views, 32), Views(cfg.second_views, 32))[Draw(0, 1)]
-    expected = sharp(One().image(0), (1 + 2**31) % 2**32)[0]
+    expected = sharp(One().raw(0)[0], (1 + 2**31) % 2**32)[0]
     np.testing.assert_array_equal(second[0].numpy(), expected)
     assert blurred.std() < 0.95 * second.std()
 
