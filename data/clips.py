@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.exams import ExamSet
-from data.views import ViewRecipe, Views, z_score
+from data.views import ViewRecipe, Views, pair_of_seeds, z_score
 
 CLIP_FRAMES = 16
 
@@ -60,8 +60,7 @@ class TwoClips(TorchDataset[Tensor]):
         """(2, 1, clip_frames, size, size) float32."""
         index, seed = draw
         clip, statistics = _draw_clip(self.exams, self.positions[index], self.clip_frames, seed)
-        seeds = (seed, (seed + 2**31) % 2**32)
-        pair = [view.clip(clip, its, statistics) for view, its in zip(self.views, seeds, strict=True)]
+        pair = [view.clip(clip, its, statistics) for view, its in zip(self.views, pair_of_seeds(seed), strict=True)]
         return torch.from_numpy(np.stack(pair)[:, None])
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.samples import Slices
-from data.views import Crop, Views, draw_crop
+from data.views import Crop, Views, draw_crop, pair_of_seeds
 
 
 def can_reside(slices: Slices, views: Sequence[Views]) -> bool:
@@ -62,7 +62,7 @@ class ResidentViews(TorchDataset[Tensor]):
         crops = [
             draw_crop(views.recipe, self._shapes[item], its)
             for item, seed in draws
-            for views, its in zip(self.views, (seed, (seed + 2**31) % 2**32), strict=True)
+            for views, its in zip(self.views, pair_of_seeds(seed), strict=True)
         ]
         size = self.views[0].size
         return self._cut(items, crops, size).view(len(draws), 2, 1, size, size)
@@ -82,7 +82,7 @@ class ResidentViews(TorchDataset[Tensor]):
         upper = torch.lerp(corner["y0", "x0"], corner["y0", "x1"], wx[:, None, :])
         lower = torch.lerp(corner["y1", "x0"], corner["y1", "x1"], wx[:, None, :])
         view = torch.lerp(upper, lower, wy[:, :, None])
-        affine = torch.tensor([self._affine(i, c) for i, c in pairs], dtype=torch.float32)
+        affine = torch.tensor([c.affine(self._statistics[i]) for i, c in pairs], dtype=torch.float32)
         scale, shift = affine.to(self.device, non_blocking=True).view(-1, 2, 1, 1).unbind(1)
         view = view * scale + shift
         return torch.where(solarise.view(-1, 1, 1) > 0, -view.abs(), view)
@@ -90,11 +90,6 @@ class ResidentViews(TorchDataset[Tensor]):
     def _at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Pixels at the crossings of rows (views, size), as offsets of their first pixel, and columns (views, size)."""
         return self._pixels[rows[:, :, None] + columns[:, None, :]].float()
-
-    def _affine(self, item: int, crop: Crop) -> tuple[float, float]:
-        mean, std = self._statistics[item]
-        scale = crop.gain / std if std > 0 else 0.0
-        return scale, crop.offset - mean * scale
 
 
 def _between(length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

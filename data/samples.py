@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.store import SliceStore
-from data.views import Views, z_score
+from data.views import Views, pair_of_seeds, z_score
 
 Normalisation = Literal["image", "dataset"]
 """Z-scoring with the slice's own mean and standard deviation, or with those of the training slices."""
@@ -124,7 +124,7 @@ class TwoViews(TorchDataset[Tensor]):
         batch = np.empty((len(draws), 2, 1, self.views[0].size, self.views[0].size), np.float32)
         for pair, (index, seed) in zip(batch, draws, strict=True):
             image, statistics = self.images.raw(index)
-            for out, views, its in zip(pair[:, 0], self.views, (seed, (seed + 2**31) % 2**32), strict=True):
+            for out, views, its in zip(pair[:, 0], self.views, pair_of_seeds(seed), strict=True):
                 views.fill(out, image, its, statistics)
         return torch.from_numpy(batch)
 

@@ -131,6 +131,17 @@ class Crop(NamedTuple):
     """Of the Gaussian blur, pixels of the view; 0 for none."""
     solarise: bool
 
+    def affine(self, statistics: tuple[float, float]) -> tuple[float, float]:
+        """Factor and offset that z-score and jitter in one go; a constant image becomes the jitter's offset."""
+        mean, std = statistics
+        scale = self.gain / std if std > 0 else 0.0
+        return scale, self.offset - mean * scale
+
+
+def pair_of_seeds(seed: int) -> tuple[int, int]:
+    """The seeds of a sample's two views."""
+    return seed, (seed + 2**31) % 2**32
+
 
 RATIO = (math.log(3 / 4), math.log(4 / 3))
 """Range of the logarithm of a resized crop's width over its height (torchvision's RandomResizedCrop)."""
@@ -174,10 +185,9 @@ def cut(
         statistics: mean and standard deviation that z-score the image.
         bicubic: in place of bilinear interpolation.
     """
-    mean, std = statistics
-    scale = crop.gain / std if std > 0 else 0.0
+    scale, offset = crop.affine(statistics)
     part = np.multiply(_part(crop, image), np.float32(scale), dtype=np.float32)
-    part += np.float32(crop.offset - mean * scale)
+    part += np.float32(offset)
     how = cv2.INTER_CUBIC if bicubic else cv2.INTER_LINEAR
     cv2.resize(part, out.shape[::-1], dst=out, interpolation=how)
     if crop.sigma:
