@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "torch", "torchvision", "opencv-python-headless", "albumentations", "nibabel", "isal")
+PACKAGES = ("numpy", "torch", "torchvision", "opencv-python-headless", "albumentations", "nibabel", "deflate")
 PEERS = ("lightly", "byol-pytorch", "monai")
 LINUX_STATUS = Path("/proc/self/status")
 

@@ -1,4 +1,5 @@
 import gzip
+from itertools import pairwise
 from pathlib import Path
 
 import nibabel as nib
@@ -170,3 +171,17 @@ def test_tiff_pages_are_slices_and_colour_becomes_grey(tmp_path):
 
 def test_stem():
     assert [stem(Path(name)) for name in ("a.b.nii.gz", "a.nii", "a.PNG", "a.txt")] == ["a.b", "a", "a", "a"]
+
+
+@pytest.mark.parametrize("members", [1, 2, 3])
+@pytest.mark.parametrize("rest", [b"", b"padding"])
+def test_a_gzip_file_of_several_members_or_with_more_than_the_header_promises(tmp_path, members, rest):
+    values = np.random.default_rng(0).integers(-300, 300, (7, 8, 5, 3)).astype(">i2")
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "a.nii")
+    content = (tmp_path / "a.nii").read_bytes() + rest
+    cuts = np.linspace(0, len(content), members + 1).astype(int)
+    packed = b"".join(gzip.compress(content[a:b]) for a, b in pairwise(cuts))
+    (tmp_path / "a.nii.gz").write_bytes(packed)
+    read = read_volume(tmp_path / "a.nii.gz").values
+    assert read.dtype == np.int16
+    np.testing.assert_array_equal(read, values)
