@@ -26,6 +26,13 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.M
         UserError: if timm does not know the name, or the network has no pyramid of feature maps, or takes
             images of one size only.
     """
+    require_encoder(name)
+    encoder = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0)
+    return replace_norm(encoder, norm)
+
+
+def require_encoder(name: str) -> None:
+    """Raise UserError, with the nearest names, unless a U-Net can be built on this timm model."""
     if name in VIDEO_ENCODERS:
         raise UserError(f"encoder {name!r} takes clips of exams, not single images; take resnet18 or resnet50.")
     if not timm.is_model(name):
@@ -34,8 +41,6 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.M
         raise UserError(f"encoder {name!r} is not a model of timm; {choices}.")
     if why := _unsuitable(name):
         raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
-    encoder = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0)
-    return replace_norm(encoder, norm)
 
 
 def feature_width(encoder: nn.Module) -> int:

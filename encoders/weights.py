@@ -245,6 +245,7 @@ def versions() -> dict[str, str]:
 def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: str, channels: int) -> LoadReport:
     """Load ``source`` into ``network``, whose key k is called ``names[k]`` by timm."""
     payload: Mapping[str, Any]
+    entry: dict[str, Any] = {}
     card, made_as = None, None
     if str(source) in ("imagenet", "kinetics"):
         payload, entry = _kinetics_weights(name) if str(source) == "kinetics" else _hub_weights(name, channels)
@@ -252,8 +253,9 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         path = Path(source)
         path = path / "encoder.safetensors" if path.is_dir() else path
         payload, card = _read(path), read_card(path)
-        entry = {"stage": "foreign", "source": path.name, "data": {"name": "unknown", "hash": None}}
-        entry |= {"sha256": _sha256(path)}
+        if card is None:
+            entry = {"stage": "foreign", "source": path.name, "data": {"name": "unknown", "hash": None}}
+            entry |= {"sha256": _sha256(path)}
         made_as = card.architecture if card else payload.get("arch")
     if card and card.architecture.split(".")[0] != name.split(".")[0]:
         raise UserError(f"{source} holds a {card.architecture}, not a {name}; build a {card.architecture} for it.")

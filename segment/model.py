@@ -12,7 +12,7 @@ from torch import nn
 
 from data.errors import UserError
 from data.samples import Normalisation
-from encoders.build import build_encoder
+from encoders.build import require_encoder
 from encoders.norm import Norm, replace_norm
 from engine.run import write_json
 
@@ -50,8 +50,7 @@ def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
     Raises:
         UserError: when `encoder` is no timm CNN with feature maps; the nearest names are listed.
     """
-    with torch.random.fork_rng(devices=[]):
-        build_encoder(encoder)  # for its errors: it knows what segmentation_models takes
+    require_encoder(encoder)
     unet = smp.Unet(
         encoder_name=f"tu-{encoder}",
         encoder_weights=None,
