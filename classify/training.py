@@ -39,6 +39,7 @@ from data.subsets import labelled_exams
 from data.views import Views
 from encoders.video import VIDEO_ENCODERS
 from encoders.weights import load_weights
+from engine.compiling import compile_method
 from engine.config import plain
 from engine.devices import make_fabric, scales_gradients, show_messages
 from engine.loop import Metrics, Training, train
@@ -197,8 +198,9 @@ def _fit(
         network = convert_sync_batchnorm(network)
     trained = [p for p in classifier.parameters() if p.requires_grad]
     adam = adamw(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
-    model, optimiser = fabric.setup(network, adam)
     steps = cfg.steps or cfg.epochs * order.steps_per_epoch
+    compile_method(network, "logits", cfg.compile, fabric.device, micro_batches=steps * order.micro_steps(0))
+    model, optimiser = fabric.setup(network, adam)
     epoch = max(1, steps // cfg.epochs)
     kept = _Kept(run.path / "kept.json", cfg.select)
     log.info(
@@ -256,7 +258,11 @@ class Supervised(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean binary cross-entropy of clips (N, 1, T, H, W) with labels (N,)."""
         clips, labels = batch
-        return binary_cross_entropy_with_logits(self.classifier(clips).float(), labels)
+        return binary_cross_entropy_with_logits(self.logits(clips).float(), labels)
+
+    def logits(self, clips: Tensor) -> Tensor:
+        """Of a training step: (N, 1, T, H, W) -> (N,)."""
+        return self.classifier(clips)
 
 
 def oversampled(positions: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:

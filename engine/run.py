@@ -103,7 +103,7 @@ class RunFolder:
 # what may differ between a run and its continuation: where and how it runs, not what it computes
 RESUME_MAY_CHANGE = {
     "resume", "overwrite", "out", "device", "devices", "nodes", "workers", "checkpoint_every", "log_every",
-    "data_root", "test", "config", "checkpoint_activations", "figures", "resident",
+    "data_root", "test", "config", "checkpoint_activations", "figures", "resident", "compile",
 }  # fmt: skip
 
 

@@ -49,9 +49,7 @@ class Byol(nn.Module):
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.batch_statistics = norm == "batch"
-        self.last_projections = torch.empty(0)
-        """Target projections since the target last moved, (2N, outputs), for the collapse monitor: one micro-batch
-        may hold a single sample, and its two views are alike without any collapse."""
+        self._projections: list[Tensor] = []
         self._moved = True
 
     def forward(self, views: Tensor) -> Tensor:
@@ -60,6 +58,15 @@ class Byol(nn.Module):
         Args:
             views: (N, 2, channels, H, W), or of clips (N, 2, channels, T, H, W).
         """
+        predictions, projections = self.networks(views)
+        if self._moved:
+            self._projections.clear()
+        self._projections += projections
+        self._moved = False
+        return regression_loss(predictions[0], projections[1]) + regression_loss(predictions[1], projections[0])
+
+    def networks(self, views: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """The online network's predictions and the target network's projections of both views, (N, outputs) each."""
         first, second = views[:, 0], views[:, 1]
         if self.batch_statistics and len(views) > 1:  # one sample alone has none: its views share theirs
             predictions = [self._predict(first), self._predict(second)]
@@ -70,9 +77,13 @@ class Byol(nn.Module):
             predictions = list(self._predict(both).chunk(2))
             with torch.no_grad():
                 projections = list(self._target(both).chunk(2))
-        self.last_projections = torch.cat(projections if self._moved else [self.last_projections, *projections])
-        self._moved = False
-        return regression_loss(predictions[0], projections[1]) + regression_loss(predictions[1], projections[0])
+        return predictions, projections
+
+    @property
+    def last_projections(self) -> Tensor:
+        """Target projections since the target last moved, (2N, outputs), for the collapse monitor: one micro-batch
+        may hold a single sample, and its two views are alike without any collapse."""
+        return torch.cat(self._projections)
 
     def _predict(self, view: Tensor) -> Tensor:
         return self.predictor(self.projector(self.encoder(view)))

@@ -26,6 +26,7 @@ from encoders.build import build_encoder, feature_width
 from encoders.clip import build_clip_encoder, recompute_activations
 from encoders.video import VIDEO_ENCODERS
 from encoders.weights import Network, load_weights, save_encoder, versions
+from engine.compiling import compile_method
 from engine.config import plain
 from engine.devices import make_fabric, show_messages
 from engine.ema import cosine_tau
@@ -293,6 +294,7 @@ def _byol(
         log.info(f"warm-up shortened from {warmup} to {steps // 2} optimiser steps, half of this stage")
         warmup = steps // 2
     lr = cfg.lr * cfg.batch_size / 256
+    compile_method(byol, "networks", cfg.compile, fabric.device, micro_batches=steps * order.micro_steps(0))
     model, optimiser = fabric.setup(byol, lars(byol, lr=lr, weight_decay=cfg.weight_decay, trust=cfg.trust))
 
     def move_target(step: int) -> None:

@@ -22,6 +22,7 @@ from data.splits import save_splits
 from data.subsets import labelled_subset
 from data.views import Views
 from encoders.weights import LoadReport, load_into_unet
+from engine.compiling import compile_method
 from engine.config import plain
 from engine.devices import make_fabric, scales_gradients, show_messages
 from engine.ema import update_average
@@ -146,6 +147,7 @@ def _fit(
     network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss), averaged=cfg.ema > 0)
     if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
         network = convert_sync_batchnorm(network)
+    compile_method(network, "logits", cfg.compile, fabric.device, micro_batches=cfg.steps * order.micro_steps(0))
     adam = adamw(unet.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     model, optimiser = fabric.setup(network, adam)
     warmup = round(cfg.warmup * cfg.steps)
@@ -220,7 +222,11 @@ class Supervised(nn.Module):
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Mean loss of images (N, 1, H, W) with label maps (N, H, W)."""
         images, labels = batch
-        return self.loss(self.network(images.contiguous(memory_format=torch.channels_last)).float(), labels)
+        return self.loss(self.logits(images.contiguous(memory_format=torch.channels_last)).float(), labels)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Of a training step: (N, 1, H, W) -> (N, C, H, W)."""
+        return self.network(images)
 
 
 def _statistics(network: nn.Module) -> list[Tensor]:
