@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ from data.volume import PLANAR_SUFFIXES, read_volume
 
 FORMAT = 1  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
+EXACT = 2.0**49  # below this a double a few units off still rounds to the true integer
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
 PACKED = {
     "rows": int,
@@ -265,9 +267,18 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
         if labels is not None:
             label_offset = _append(out, labels[t, z])
             values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel()))))
-        mean, std = (float(value[0, 0]) for value in cv2.meanStdDev(image))  # in double precision, one pass
-        rows.append((*image.shape, *mm, dtype.name, offset, label_offset, mean, std, values))
+        rows.append((*image.shape, *mm, dtype.name, offset, label_offset, *mean_and_std(image), values))
     return rows
+
+
+def mean_and_std(image: np.ndarray) -> tuple[float, float]:
+    """Of all pixels, in double precision; of integers by exact sums, for which OpenCV needs a tenth of the time."""
+    squares = cv2.norm(image, cv2.NORM_L2SQR)  # to a few units in the last place
+    if image.dtype.kind == "f" or squares > EXACT:
+        mean, std = cv2.meanStdDev(image)
+        return float(mean[0, 0]), float(std[0, 0])
+    n, total = image.size, int(cv2.sumElems(image)[0])
+    return total / n, math.sqrt(n * round(squares) - total**2) / n
 
 
 def _append(out: BinaryIO, values: np.ndarray) -> int:

@@ -12,7 +12,7 @@ import pytest
 import data.store
 from data.datasets import check_labels, load_dataset
 from data.errors import UserError
-from data.store import SliceStore, open_store, read_labels
+from data.store import SliceStore, mean_and_std, open_store, read_labels
 
 REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
 DTYPES = ("uint8", "int16", "uint16", "float32")
@@ -238,3 +238,13 @@ def test_real_acdc():
     np.testing.assert_array_equal(dataset.store.image(i), np.asarray(image.dataobj)[:, :, row["slice"]].T)
     np.testing.assert_allclose((row["column_mm"], row["row_mm"], row["slice_mm"]), image.header.get_zooms())
     assert dataset.table["mean"].max() > 255 or dataset.table["dtype"].isin(["int16", "float32"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
+def test_mean_and_standard_deviation(dtype):
+    limits = np.iinfo(dtype) if dtype != "float32" else np.iinfo("int16")
+    for shape in ((3, 5), (217, 253), (1448, 1449)):  # 16-bit sums of squares beyond what is taken as exact too
+        image = np.random.default_rng(0).integers(limits.min, limits.max, shape, endpoint=True).astype(dtype)
+        np.testing.assert_allclose(mean_and_std(image), (image.mean(dtype=float), image.std(dtype=float)), rtol=1e-12)
+        constant = mean_and_std(np.full(shape, 200, dtype))
+        np.testing.assert_allclose(constant, (200, 0), atol=1e-5 if dtype == "float32" else 0)
