@@ -16,10 +16,10 @@ from typing import Literal, get_args
 from rich.console import Console
 
 from benchmarks import report
-from benchmarks.machine import describe, in_fresh_process, load
+from benchmarks.machine import describe, in_fresh_process, keep_bytecode, load
 from benchmarks.outcome import Outcome, outcome_of
 
-Name = Literal["open", "views", "step", "evaluation", "study", "scale"]
+Name = Literal["open", "views", "step", "evaluation", "study", "scale", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ def run(cfg: Config) -> list[report.Result]:
     console = Console(width=None if sys.stdout.isatty() else 160)
     results = []
     with tempfile.TemporaryDirectory(prefix="fewslice-benchmarks-") as folder:
+        keep_bytecode(Path(folder) / "bytecode")
         for name in cfg.only:
             console.print(f"{name} ...")
             results.append(_measure(name, 1 if cfg.quick else cfg.rounds, cfg.quick, Path(folder) / name))

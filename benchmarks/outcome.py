@@ -12,7 +12,7 @@ class Row:
     """One line of the table."""
 
     benchmark: str
-    """open, views, step, evaluation, study or scale."""
+    """open, views, step, evaluation, study, scale or gpu."""
     what: str
     """E.g. "open again, 100 subjects"."""
     against: str

@@ -54,7 +54,7 @@ class SliceStore:
         self._bytes = np.asarray(np.memmap(file, np.uint8, mode="r"))
         # Plain arrays: a pandas look-up per slice costs more than reading the slice.
         self._shapes = list(zip(table["rows"].tolist(), table["columns"].tolist(), strict=True))
-        self._dtypes = [np.dtype(name) for name in table["dtype"]]
+        self._dtypes = [np.dtype(name) for name in table["dtype"].tolist()]
         self._offsets = table["offset"].tolist()
         self._label_offsets = table["label_offset"].tolist()
 
@@ -154,8 +154,8 @@ def files_digest(table: pd.DataFrame, root: Path) -> str:
     """
     digest = hashlib.blake2b(f"format {FORMAT}\n".encode(), digest_size=16)
     for name in SOURCE:
-        digest.update("\n".join(table[name].astype(str)).encode() + b"\0")
-    for name in sorted({*table["file"], *table["label_file"]} - {""}):
+        digest.update("\n".join(map(str, table[name].tolist())).encode() + b"\0")  # iterating a column is slow
+    for name in sorted({*table["file"].unique(), *table["label_file"].unique()} - {""}):
         try:
             with open(root / name, "rb") as stream:
                 stat = os.fstat(stream.fileno())
