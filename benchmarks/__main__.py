@@ -28,7 +28,7 @@ class Config:
 
     only: tuple[Name, ...] = get_args(Name)
     """Which benchmarks, in this order."""
-    rounds: int = 5
+    rounds: int = 4
     """Counted rounds of each comparison; one more warms up."""
     out: Path = Path(__file__).parent / "results"
     """Folder for the JSON, the table and the plot."""
@@ -43,7 +43,7 @@ def run(cfg: Config) -> list[report.Result]:
     console = Console(width=None if sys.stdout.isatty() else 160)
     results = []
     with tempfile.TemporaryDirectory(prefix="fewslice-benchmarks-") as folder:
-        keep_bytecode(Path(folder) / "bytecode")
+        keep_bytecode()
         for name in cfg.only:
             console.print(f"{name} ...")
             results.append(_measure(name, 1 if cfg.quick else cfg.rounds, cfg.quick, Path(folder) / name))

@@ -28,7 +28,7 @@ def run(*, rounds: int, quick: bool) -> Outcome:
     shape = (2, 54, 64) if quick else (10, 216, 256)
     for encoder in ("resnet18",) if quick else ("resnet18", "resnet50"):
         torch.manual_seed(0)
-        rates, flops = _rates(encoder, shape, 1 if quick else min(rounds, 3))
+        rates, flops = _rates(encoder, shape, 1 if quick else min(rounds, 2))
         name = encoder.replace("resnet", "ResNet-")
         what = f"U-Net evaluation of a volume, {name}, {'x'.join(map(str, shape))}"
         row = faster("evaluation", what, REFERENCE, rates.ratio(OURS, REFERENCE), 3.0)

@@ -1,8 +1,11 @@
 """GPU: absolute rates and their share of what the hardware allows, the paper's protocol, several cells at once.
 
-Without a GPU it says what it needs; `--quick` runs the same code on tiny sizes wherever it is.
+Without a GPU it says what it needs; `--quick` runs the code on tiny sizes wherever it is, not compiled. Targets are for
+an H200 and judged on one only.
 """
 
+import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +29,6 @@ from data.phantom import demo_root
 from data.resident import ResidentViews
 from data.samples import Slices
 from data.views import ViewRecipe, Views
-from engine.compiling import compile_method
 from engine.optimisers import adamw
 from engine.order import Draw
 from pretrain.config import demo as pretrain_demo
@@ -76,7 +78,8 @@ WORKS = (
 PROTOCOLS = {"25-epoch pretraining on 20,000 slices": 4.2 * 60, "one segmentation run of 1050 steps": 46.0}
 """Seconds that they may take. The paper's V100 needed 45 and 20 minutes."""
 VIEWS = "views on the device at 224"
-VIEWS_PER_SECOND = 200_000
+VIEWS_PER_SECOND, VIEWS_SHARE = 200_000, 0.05
+VIEWS_TARGET = f"H200: >= {VIEWS_PER_SECOND:,}/s, <= {VIEWS_SHARE:.0%} of a BYOL step"
 CELLS = "12 small cells, processes of one GPU: 1 -> 2 -> 4"
 
 
@@ -103,16 +106,31 @@ def run(*, rounds: int, quick: bool) -> Outcome:
 
 
 def _not_measured() -> list[Row]:
-    targets = {str(work): f">= {work.target:,.0f} samples/s" for work in WORKS}
-    targets |= {VIEWS: f">= {VIEWS_PER_SECOND:,}/s, <= 5 % of a BYOL step"}
-    targets |= {what: f"<= {seconds:.0f} s" for what, seconds in PROTOCOLS.items()}
-    return [
-        _row(what, "not measured: needs a CUDA GPU", target=target) for what, target in {**targets, CELLS: ""}.items()
-    ]
+    targets = {str(work): _at_least(work) for work in WORKS} | {VIEWS: VIEWS_TARGET}
+    targets |= {what: _at_most(seconds) for what, seconds in PROTOCOLS.items()} | {CELLS: ""}
+    return [_row(what, "not measured: needs a CUDA GPU", target=target) for what, target in targets.items()]
+
+
+def _at_least(work: Work) -> str:
+    return f"H200: >= {work.target:,.0f} samples/s"
+
+
+def _at_most(seconds: float) -> str:
+    return f"H200: <= {seconds:.0f} s"
 
 
 def _row(what: str, value: str, *, target: str = "", met: bool | None = None, why: str = "") -> Row:
-    return Row(benchmark="gpu", what=what, against="", target=target, value=value, met=met, why=why)
+    """Whether a target is met is said on the hardware it was set for."""
+    judged = met is not None and torch.cuda.is_available() and "H200" in torch.cuda.get_device_name()
+    return Row(
+        benchmark="gpu",
+        what=what,
+        against="",
+        target=target,
+        value=value,
+        met=met if judged else None,
+        why=why if judged and not met else "",
+    )
 
 
 def _tiny(work: Work) -> Work:
@@ -165,28 +183,31 @@ def _step(
         torch.cuda.reset_peak_memory_stats(device)
     rate = work.setting.batch / _seconds(step, device, rounds, 1 if device.type == "cpu" else 10)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-    floors = {"memory": limits["bytes"] / work.megabytes / 1e6, "arithmetic": limits["flops"] / flops}
-    bound = min(floors, key=floors.__getitem__)
-    met = rate >= work.target
-    share = f"{rate / floors[bound]:.0%} of the {bound} floor of {floors[bound]:.4g}/s"
+    bounds = {"memory": limits["bytes"] / work.megabytes / 1e6, "arithmetic": limits["flops"] / flops}
+    bound = min(bounds, key=bounds.__getitem__)
+    share = f"{rate / bounds[bound]:.0%} of what {bound} allows, {bounds[bound]:.4g}/s"
     rows.append(
         _row(
             str(work) + (", compiled" if compiled else ""),
             f"{rate:.4g} samples/s, {share}, {peak:.3g} GiB",
-            target=f">= {work.target:,.0f} samples/s",
-            met=met,
-            why="" if met else f"{1 - rate / work.target:.0%} short",
+            target=_at_least(work),
+            met=rate >= work.target,
+            why=f"{1 - rate / work.target:.0%} short",
         )
     )
-    found = {"samples/s": rate, "flops per sample": flops, "floors, samples/s": floors, "peak GiB": peak}
+    found = {"samples/s": rate, "flops per sample": flops, "limits, samples/s": bounds, "peak GiB": peak}
     details[rows[-1].what] = found
+    del step
+    gc.collect()  # compiled networks refer to themselves
+    torch.cuda.empty_cache()  # for what comes next, in processes of its own too
 
 
 def _byol(setting: Setting, compiled: bool, device: torch.device) -> Callable[[], Any]:
     encoder, features = make_encoder(setting)
     byol, optimiser = our_byol(_laid_out(encoder, setting).to(device), features, Heads())
     byol.to(device)
-    compile_method(byol, "networks", "yes" if compiled else "no", device, micro_batches=0)
+    if compiled:  # directly: a compiler that fails is no result
+        byol.networks = torch.compile(byol.networks, dynamic=False)  # type: ignore[method-assign]
     views = torch.stack([setting.images(), setting.images()], dim=1).to(device)
 
     def forward(batch: torch.Tensor) -> torch.Tensor:
@@ -200,7 +221,8 @@ def _byol(setting: Setting, compiled: bool, device: torch.device) -> Callable[[]
 def _unet(setting: Setting, compiled: bool, device: torch.device) -> Callable[[], Any]:
     unet = _laid_out(build_unet(setting.encoder, CLASSES), setting).to(device)
     network = Supervised(unet, jaccard_loss("jaccard"), averaged=False)
-    compile_method(network, "logits", "yes" if compiled else "no", device, micro_batches=0)
+    if compiled:
+        network.logits = torch.compile(network.logits, dynamic=False)  # type: ignore[method-assign]
     adam = adamw(unet.parameters(), lr=1e-4, weight_decay=0.0, scaled=False)
     images = setting.images().to(device)
     labels = torch.randint(CLASSES, (setting.batch, setting.size, setting.size), device=device)
@@ -232,10 +254,10 @@ def _views(device: torch.device, folder: Path, quick: bool, rows: list[Row], det
     seconds = _seconds(lambda: samples.__getitems__(draws), device, 5, 2 if quick else 20)
     rate = 2 * count / seconds
     steps = [found["samples/s"] for what, found in details.items() if what.startswith(str(BYOL_2D))]
-    share = f", {seconds * max(steps) / count:.1%} of a BYOL step" if steps else ""
-    met = rate >= VIEWS_PER_SECOND
-    why = "" if met else f"{1 - rate / VIEWS_PER_SECOND:.0%} short"
-    rows.append(_row(VIEWS, f"{rate:.4g}/s{share}", target=f">= {VIEWS_PER_SECOND:,}/s", met=met, why=why))
+    share = seconds * max(steps) / count if steps else 0.0
+    met = rate >= VIEWS_PER_SECOND and share <= VIEWS_SHARE
+    why = f"{rate / VIEWS_PER_SECOND:.0%} of the rate"
+    rows.append(_row(VIEWS, f"{rate:.4g}/s, {share:.1%} of a BYOL step", target=VIEWS_TARGET, met=met, why=why))
     details["views/s"] = rate
 
 
@@ -258,15 +280,16 @@ def _protocol(folder: Path, quick: bool, rows: list[Row], details: dict[str, Any
     commands = (("pretrain", pretraining), ("segment", segmentation))
     for (what, limit), (module, config) in zip(PROTOCOLS.items(), commands, strict=True):
         seconds = run_command(module, config, folder / f"{module}-command")
-        met = seconds <= limit
-        why = "" if met else f"{seconds - limit:.0f} s too long"
-        rows.append(_row(what, f"{seconds:.0f} s", target=f"<= {limit:.0f} s", met=met, why=why))
+        why = f"{seconds - limit:.0f} s too long"
+        rows.append(_row(what, f"{seconds:.0f} s", target=_at_most(limit), met=seconds <= limit, why=why))
         details[what] = seconds
 
 
 def _cells(folder: Path, quick: bool, rows: list[Row], details: dict[str, Any]) -> None:
     """A sweep whose processes share one GPU."""
     found = {}
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")
+    os.environ["CUDA_VISIBLE_DEVICES"] = seen[0]
     for processes in (1,) if quick else (1, 2, 4):
         cfg = study_of(demo_root(), folder / f"cells-{processes}", quick)
         cfg = replace(cfg, device="auto", processes=processes)

@@ -1,10 +1,13 @@
 """The machine a benchmark ran on, one core of it, and the memory a function asks of it."""
 
+import atexit
 import gc
 import multiprocessing
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -58,13 +61,16 @@ def pinned() -> Iterator[None]:
             os.sched_setaffinity(0, cores)
 
 
-def keep_bytecode(folder: Path) -> None:
-    """Let the processes started from here keep compiled modules where the environment forbids it.
+def keep_bytecode() -> None:
+    """Let the commands started from here share compiled modules, where the environment forbids to write any.
 
-    A user's second command finds them; without them its imports take three times as long.
+    A user's second command finds them; without them its imports take three times as long. They go when this process
+    ends.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
-        os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+        folder = tempfile.mkdtemp(prefix="fewslice-bytecode-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ.setdefault("PYTHONPYCACHEPREFIX", folder)
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

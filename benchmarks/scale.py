@@ -32,7 +32,7 @@ def run(*, rounds: int, quick: bool) -> Outcome:
         _workers(root / "files-1", 256 if quick else 3000, rows, details)
         batches = (MICRO, 2 * MICRO) if quick else (MICRO, 8 * MICRO, 64 * MICRO)
         _accumulation(root / "files-1", batches, rows, details)
-        _processes(root, 2 if quick else 12, rows, details)
+        _processes(root, 2 if quick else 8, rows, details)
     return Outcome(rows=rows, details=details)
 
 

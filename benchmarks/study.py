@@ -144,7 +144,7 @@ def _cells_in_one_process(cfg: SweepConfig) -> list[dict[str, float]]:
         if not job.is_cell:
             run_job(job)
     found = []
-    for job in cells:
+    for job in cells[:8]:
         with _stopwatches() as seconds:
             began = time.perf_counter()
             run_job(job)

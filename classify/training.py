@@ -199,7 +199,8 @@ def _fit(
     trained = [p for p in classifier.parameters() if p.requires_grad]
     adam = adamw(trained, lr=cfg.lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     steps = cfg.steps or cfg.epochs * order.steps_per_epoch
-    compile_method(network, "logits", cfg.compile, fabric.device, micro_batches=steps * order.micro_steps(0))
+    wanted = "no" if cfg.checkpoint_activations else cfg.compile  # the compiler does not take their recomputation
+    compile_method(network, "logits", wanted, fabric, micro_batches=steps * order.micro_steps(0))
     model, optimiser = fabric.setup(network, adam)
     epoch = max(1, steps // cfg.epochs)
     kept = _Kept(run.path / "kept.json", cfg.select)

@@ -26,7 +26,11 @@ MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 PLANAR_DTYPES = {"F": "float32", "I": "int32", "I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16"}
 
 # Everything nibabel, gzip and Pillow raise on a file that is damaged, cut short or of another kind.
-UNREADABLE: Any = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error)
+# A damaged header may ask for more memory than there is.
+UNREADABLE: Any = (
+    *(ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error),
+    *(OverflowError, MemoryError),
+)
 
 
 class VolumeShape(NamedTuple):
@@ -110,9 +114,9 @@ def stem(path: Path) -> str:
 def read_volume(path: Path) -> Volume:
     """Read a ``.nii``, ``.nii.gz``, ``.png`` or ``.tif`` file.
 
-    Stored numbers keep their type unless the header asks for scaling, which gives float32. A gzip stream is
-    read to its end, so that its checksum is verified. PNG and TIFF have spacing 1 mm; the pages of a TIFF are
-    slices; colour becomes grey; a palette image gives its indices, as a label map needs.
+    Stored numbers keep their type unless the header asks for scaling, which gives float32. The checksum of a gzip
+    stream is verified; whatever stands behind the numbers is not looked at. PNG and TIFF have spacing 1 mm; the pages
+    of a TIFF are slices; colour becomes grey; a palette image gives its indices, as a label map needs.
 
     Raises:
         UserError: if the file is missing, cut short, or no image of these kinds.
@@ -209,22 +213,24 @@ def _shape(nifti: Any) -> VolumeShape:
     return VolumeShape(shape, (x, y, z), np.dtype(dtype.newbyteorder("=")))
 
 
-def _inflate(path: Path, nifti: Any) -> bytes | bytearray:
-    """The whole file, its checksum verified."""
+def _inflate(path: Path, nifti: Any) -> bytearray:
+    """Header and numbers of the file, their checksum verified."""
     packed = path.read_bytes()
     size = nifti.dataobj.offset + math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
     with suppress(deflate.DeflateError):
         data = deflate.gzip_decompress(packed, size)  # half the time of zlib, one member only
         if len(data) == size:
             return data
-    return gzip.decompress(packed)  # several members, more than the header promises, or damage: it says which
+    return bytearray(
+        gzip.decompress(packed)
+    )  # several members, more than the header promises, or damage: it says which
 
 
-def _decode(nifti: Any, data: bytes | bytearray | None) -> np.ndarray:
+def _decode(nifti: Any, data: bytearray | None) -> np.ndarray:
     """The numbers of an image, from the inflated file where there is one."""
     proxy = nifti.dataobj
     if (proxy.slope, proxy.inter) != (1.0, 0.0):
-        return np.asarray(proxy if data is None else type(nifti).from_bytes(data).dataobj, np.float32)
+        return np.asarray(proxy if data is None else type(nifti).from_bytes(bytes(data)).dataobj, np.float32)
     if data is None:
         return _native(np.asanyarray(proxy.get_unscaled()))
     flat = np.frombuffer(data, proxy.dtype, count=math.prod(proxy.shape), offset=proxy.offset)

@@ -4,37 +4,46 @@ import logging
 from typing import Any, Literal
 
 import torch
+from lightning_fabric import Fabric
 from torch import nn
 
 log = logging.getLogger("fewslice")
 
 PAYS_FROM = 5000
-"""Micro-batches of a run: compiling takes a minute or more."""
+"""Micro-batches of a run. An estimate (a minute or two of compiling, some 10 ms gained by each), not yet measured."""
 
 
 def compile_method(
-    module: nn.Module, name: str, wanted: Literal["auto", "yes", "no"], device: torch.device, *, micro_batches: int
+    module: nn.Module, name: str, wanted: Literal["auto", "yes", "no"], fabric: Fabric, *, micro_batches: int
 ) -> None:
     """Have a method of the module fused by torch.compile; it stays as it is where that fails, which one line then says.
 
     Args:
         module: its state, and the names in it, do not change.
         name: of a method that takes and returns tensors.
-        wanted: "auto" compiles on CUDA, for runs of `PAYS_FROM` micro-batches or more.
-        device: where it will run.
+        wanted: "auto" compiles runs of `PAYS_FROM` micro-batches or more on one CUDA device; of several, synchronised
+            norms would break the network into pieces too small to gain by it.
+        fabric: where it will run.
         micro_batches: calls of this run.
     """
-    if wanted == "no" or (wanted == "auto" and (device.type != "cuda" or micro_batches < PAYS_FROM)):
+    pays = micro_batches >= PAYS_FROM and fabric.device.type == "cuda" and fabric.world_size == 1
+    if wanted == "no" or (wanted == "auto" and not pays):
         return
-    from torch._dynamo.exc import TorchDynamoException  # slow to import
+    import torch._functorch.config as functorch  # slow to import
 
     plain = getattr(module, name)
-    fused = torch.compile(plain, dynamic=False)  # a program for each size of a batch: a run has two or three
+    fused = None
 
     def call(*tensors: Any) -> Any:
+        nonlocal fused
         try:
-            return fused(*tensors)
-        except TorchDynamoException as error:
+            # a program for each size of a batch: a run has two or three
+            fused = fused or torch.compile(plain, dynamic=False)
+            with functorch.patch(force_non_lazy_backward_lowering=True):  # the backward as well, so that it fails here
+                return fused(*tensors)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many types; what is wrong with the network itself comes up again below
             reason = " ".join(str(error).split())[:200]
             log.warning(f"torch.compile failed ({reason}); going on without it, as with --compile no")
             setattr(module, name, plain)

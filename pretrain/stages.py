@@ -294,7 +294,8 @@ def _byol(
         log.info(f"warm-up shortened from {warmup} to {steps // 2} optimiser steps, half of this stage")
         warmup = steps // 2
     lr = cfg.lr * cfg.batch_size / 256
-    compile_method(byol, "networks", cfg.compile, fabric.device, micro_batches=steps * order.micro_steps(0))
+    wanted = "no" if cfg.checkpoint_activations else cfg.compile  # the compiler does not take their recomputation
+    compile_method(byol, "networks", wanted, fabric, micro_batches=steps * order.micro_steps(0))
     model, optimiser = fabric.setup(byol, lars(byol, lr=lr, weight_decay=cfg.weight_decay, trust=cfg.trust))
 
     def move_target(step: int) -> None:

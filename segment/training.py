@@ -147,7 +147,7 @@ def _fit(
     network = Supervised(unet.to(memory_format=torch.channels_last), jaccard_loss(cfg.loss), averaged=cfg.ema > 0)
     if fabric.world_size > 1 and cfg.norm == "batch" and fabric.device.type == "cuda":
         network = convert_sync_batchnorm(network)
-    compile_method(network, "logits", cfg.compile, fabric.device, micro_batches=cfg.steps * order.micro_steps(0))
+    compile_method(network, "logits", cfg.compile, fabric, micro_batches=cfg.steps * order.micro_steps(0))
     adam = adamw(unet.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     model, optimiser = fabric.setup(network, adam)
     warmup = round(cfg.warmup * cfg.steps)

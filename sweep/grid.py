@@ -51,6 +51,7 @@ class Job:
             "devices",
             "nodes",
             "workers",
+            "compile",
             "resume",
             "overwrite",
             "data_root",

@@ -141,7 +141,8 @@ def _heard_from(pool: Sequence[_Worker]) -> list[_Worker]:
 def _work(pipe: Connection, log: Path, threads: int, gpu: int | None, keep_models: bool) -> None:
     """Run the jobs that come through the pipe until it is closed."""
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")  # of a cluster's job: the GPUs that were counted
+        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

@@ -1,5 +1,4 @@
 import os
-import tempfile
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +8,7 @@ import pytest
 from benchmarks.machine import keep_bytecode
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers of pytest-xdist are the parallelism; torch reads it when imported
-keep_bytecode(Path(tempfile.gettempdir()) / "fewslice-tests-bytecode")  # tests start many processes
+keep_bytecode()  # tests start many processes
 
 
 def _heart(rng: np.random.Generator, radius: float, slices: int) -> tuple[np.ndarray, np.ndarray]:

@@ -185,3 +185,16 @@ def test_a_gzip_file_of_several_members_or_with_more_than_the_header_promises(tm
     read = read_volume(tmp_path / "a.nii.gz").values
     assert read.dtype == np.int16
     np.testing.assert_array_equal(read, values)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize(("offset", "field"), [(108, np.float32(1e30)), (40, np.int16([3, 32767, 32767, 32767]))])
+def test_a_header_that_asks_for_more_than_there_is(tmp_path, suffix, offset, field):
+    """Damaged in its offset to the numbers or in its shape."""
+    path = save(tmp_path / "scan.nii", RNG.integers(0, 99, (4, 4, 3)).astype(np.int16), (1, 1, 5))
+    content = bytearray(path.read_bytes())
+    content[offset : offset + field.nbytes] = field.tobytes()
+    damaged = tmp_path / f"damaged{suffix}"
+    damaged.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    with pytest.raises(UserError, match="damaged"):
+        read_volume(damaged)
