@@ -141,8 +141,7 @@ def _heard_from(pool: Sequence[_Worker]) -> list[_Worker]:
 def _work(pipe: Connection, log: Path, threads: int, gpu: int | None, keep_models: bool) -> None:
     """Run the jobs that come through the pipe until it is closed."""
     if gpu is not None:
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")  # of a cluster's job: the GPUs that were counted
-        os.environ["CUDA_VISIBLE_DEVICES"] = seen.split(",")[gpu] if seen else str(gpu)
+        os.environ["CUDA_VISIBLE_DEVICES"] = name_of_gpu(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
@@ -158,6 +157,11 @@ def _work(pipe: Connection, log: Path, threads: int, gpu: int | None, keep_model
             except Exception as error:  # noted in the job's folder
                 print(f"{job.name}: {error}", file=sys.stderr, flush=True)
             pipe.send(None)
+
+
+def name_of_gpu(number: int, visible: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES calls a GPU of this process, counted from 0 among those it may see."""
+    return visible.split(",")[number] if visible else str(number)
 
 
 def _follow(parent: Any) -> None:

@@ -19,6 +19,7 @@ from engine.config import plain
 from engine.run import write_json
 from sweep.config import SweepConfig
 from sweep.grid import plan
+from sweep.local import name_of_gpu
 from sweep.study import count_labels, run
 
 TABLES = ("results.csv", "per_volume.csv")
@@ -147,3 +148,8 @@ def test_mistakes_on_the_command_line(monkeypatch, capsys):
         sweep.__main__.main()
     assert stop.value.code == 2
     assert "--pipelines randm: there is no such pipeline" in " ".join(capsys.readouterr().err.split())
+
+
+def test_gpus_are_counted_among_those_that_may_be_seen():
+    assert [name_of_gpu(k, None) for k in (0, 1)] == ["0", "1"]
+    assert [name_of_gpu(k, "3,GPU-8932f937") for k in (0, 1)] == ["3", "GPU-8932f937"]
