@@ -301,6 +301,27 @@ def test_padding_is_cut_back_exactly(rows, columns):
     assert {shape[2:] for shape in fake.shapes} == {(rows + -rows % 32, columns + -columns % 32)}
 
 
+def test_fast_inference_is_plain_inference():
+    """Slice by slice, probabilities as they come, argmax: batches, memory formats and `max` change nothing.
+
+    Quantised scores make ties, of which the first class wins in both.
+    """
+    torch.manual_seed(0)
+    unet = build_unet("resnet10t", 4).eval()
+    stack = np.random.default_rng(0).integers(0, 900, (3, 40, 70)).astype(np.int16)
+    for scores in (unet, lambda x: (unet(x) * 4).round()):
+        expected = []
+        for image in stack:
+            z = (image - image.mean()) / image.std()
+            padded = np.pad(z, ((12, 12), (13, 13)), mode="edge").astype(np.float32)  # to 64 x 96
+            with torch.no_grad():
+                logits = scores(torch.from_numpy(padded)[None, None])
+            expected.append(logits.softmax(dim=1).argmax(dim=1)[0, 12:52, 13:83].numpy())
+        found = segment_stack(Fake(scores).eval(), stack, (1.0, 1.0), card(classes=["background", "a", "b", "c"]))
+        assert len(np.unique(expected)) > 1
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_the_data_sets_statistics():
     stack = np.array([[[10, 20, 30]], [[40, 50, 60]]], np.uint8)
     seen = card(normalisation="dataset", statistics=(45.0, 9.0))
