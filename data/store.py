@@ -272,7 +272,10 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
 
 
 def mean_and_std(image: np.ndarray) -> tuple[float, float]:
-    """Of all pixels, in double precision; of integers by exact sums, for which OpenCV needs a tenth of the time."""
+    """Mean and standard deviation over the pixels of (rows, columns), in file units and double precision.
+
+    Of integers by exact sums, for which OpenCV needs a tenth of the time of its own `meanStdDev`.
+    """
     squares = cv2.norm(image, cv2.NORM_L2SQR)  # to a few units in the last place
     if image.dtype.kind == "f" or squares > EXACT:
         mean, std = cv2.meanStdDev(image)

@@ -34,7 +34,8 @@ class RunSettings:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on a GPU that has it, else fp32."""
     compile: Literal["auto", "yes", "no"] = "auto"
-    """Fuse the networks by torch.compile, which takes minutes first; auto: in long runs on a GPU."""
+    """Fuse the networks by torch.compile, which takes minutes first; auto: in long runs on one GPU. Never where
+    activations are computed again (`--checkpoint-activations`)."""
     workers: int = 0
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: int = 100
