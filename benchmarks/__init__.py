@@ -1,1 +1,1 @@
-"""Speed and memory against peers, measured side by side. Never part of the product or its tests."""
+"""Speed and memory against other libraries, measured side by side; not part of the product or its tests."""

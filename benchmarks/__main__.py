@@ -1,7 +1,7 @@
-"""`python -m benchmarks`: speed and memory against peers, side by side on this machine.
+"""`python -m benchmarks`: speed and memory against other libraries, side by side on this machine.
 
-Each benchmark runs in a process of its own, with a slice cache of its own that is removed at the end. Ends with 1 if
-one of them failed; a missed target is a result.
+Each benchmark runs in a separate process with a separate slice cache, which is removed at the end. The exit status is 1
+if a benchmark failed; a missed target is a result, not a failure.
 """
 
 import os
@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import tables
 from benchmarks.machine import describe, in_fresh_process, keep_bytecode, load
 from benchmarks.outcome import Outcome, outcome_of
 
@@ -24,22 +24,27 @@ Name = Literal["open", "views", "step", "evaluation", "study", "scale", "gpu"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure fewslice against its peers, side by side on this machine."""
+    """Measure speed and memory of fewslice against other libraries, side by side on this machine.
+
+    Examples:
+      python -m benchmarks --quick
+      python -m benchmarks --only open views --rounds 7
+    """
 
     only: tuple[Name, ...] = get_args(Name)
-    """Which benchmarks, in this order."""
+    """Benchmarks to run, in this order."""
     rounds: int = 4
-    """Counted rounds of each comparison; one more warms up."""
+    """Number of counted rounds of each comparison; one more warms up."""
     out: Path = Path(__file__).parent / "results"
-    """Folder for the JSON, the table and the plot."""
+    """Folder of the results: JSON, table and plot."""
     name: str | None = None
-    """Of these files, default "latest" ("quick" with --quick); files of that name are overwritten."""
+    """Name of the result files, which are overwritten; default "latest", or "quick" with --quick."""
     quick: bool = False
-    """Tiny sizes and one round: does everything run? The figures mean nothing."""
+    """Tiny sizes and one round, to check that everything runs; the numbers mean nothing."""
 
 
-def run(cfg: Config) -> list[report.Result]:
-    """Run, show and write; a benchmark that fails is reported and the others go on."""
+def run(cfg: Config) -> list[tables.Result]:
+    """Run the benchmarks, print and write the results; if a benchmark fails, it is reported and the others go on."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     results = []
     with tempfile.TemporaryDirectory(prefix="fewslice-benchmarks-") as folder:
@@ -48,13 +53,13 @@ def run(cfg: Config) -> list[report.Result]:
             console.print(f"{name} ...")
             results.append(_measure(name, 1 if cfg.quick else cfg.rounds, cfg.quick, Path(folder) / name))
             console.print(f"{name}: {results[-1].seconds:.0f} s")
-    console.print(report.table(results))
-    files = report.write(results, describe(), cfg.out, cfg.name or ("quick" if cfg.quick else "latest"))
+    console.print(tables.table(results))
+    files = tables.write(results, describe(), cfg.out, cfg.name or ("quick" if cfg.quick else "latest"))
     console.print("wrote " + ", ".join(file.name for file in files))
     return results
 
 
-def _measure(name: str, rounds: int, quick: bool, folder: Path) -> report.Result:
+def _measure(name: str, rounds: int, quick: bool, folder: Path) -> tables.Result:
     (folder / "tmp").mkdir(parents=True)
     os.environ |= {"FEWSLICE_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
     before, began, error = load(), time.perf_counter(), ""
@@ -63,13 +68,13 @@ def _measure(name: str, rounds: int, quick: bool, folder: Path) -> report.Result
     except Exception as problem:
         traceback.print_exc()
         error = _without_folders(f"{type(problem).__name__}: {problem}", folder.parent)
-        outcome = report.failure(name, error.partition("\n")[0])
+        outcome = tables.failure(name, error.partition("\n")[0])
     seconds = time.perf_counter() - began
-    return report.Result(name=name, outcome=outcome, seconds=seconds, load=(before, load()), error=error)
+    return tables.Result(name=name, outcome=outcome, seconds=seconds, load=(before, load()), error=error)
 
 
 def _without_folders(message: str, temporary: Path) -> str:
-    """Results are committed: no place on this machine belongs in them."""
+    """The message without paths of this machine, as results are committed."""
     for place in (temporary, Path(__file__).parents[1], Path.home()):
         message = message.replace(str(place), "...")
     return message

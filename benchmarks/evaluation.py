@@ -1,8 +1,6 @@
-"""Evaluation: whole volumes of ACDC's size through a U-Net, against the reference code's inference."""
+"""Segmentation of whole volumes of ACDC's size by a U-Net, against the inference of Kalapos and Gyires-Toth 2022."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +9,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import pinned
-from benchmarks.outcome import Outcome, Row, faster
-from benchmarks.rounds import Rates, take_turns
+from benchmarks.outcome import Outcome, faster
+from benchmarks.rounds import Rates, counted, take_turns
 from segment.inference import segment_stack
 from segment.model import ModelCard, build_unet
 
@@ -22,47 +20,38 @@ OURS, REFERENCE = "fewslice", "reference inference"
 
 
 def run(*, rounds: int, quick: bool) -> Outcome:
-    """Time both encoders; `quick`: two small slices, once."""
-    rows: list[Row] = []
-    details: dict[str, Any] = {}
+    """Time both encoders; `quick`: one encoder, two small slices, one round."""
+    outcome = Outcome()
     shape = (2, 54, 64) if quick else (10, 216, 256)
     for encoder in ("resnet18",) if quick else ("resnet18", "resnet50"):
         torch.manual_seed(0)
-        rates, flops = _rates(encoder, shape, 1 if quick else min(rounds, 2))
+        rates, flops = _rates(encoder, shape, min(rounds, 2))
         name = encoder.replace("resnet", "ResNet-")
         what = f"U-Net evaluation of a volume, {name}, {'x'.join(map(str, shape))}"
         row = faster("evaluation", what, REFERENCE, rates.ratio(OURS, REFERENCE), 3.0)
         if not row.met:
             share = rates.median(OURS) * flops / matrix_product()
-            row = replace(
-                row, why=f"{row.why}: the same convolutions, ours at {share:.0%} of this core's matrix product"
-            )
-        rows.append(row)
-        details[f"{what}, volumes/s"] = dict(rates.rates)
-        details[f"{what}, FLOP"] = flops
-    return Outcome(rows=rows, details=details)
+            why = f"{row.why}: the same convolutions, ours at {share:.0%} of this core's matrix product"
+            row = replace(row, why=why)
+        outcome.rows.append(row)
+        outcome.details.update({f"{what}, volumes/s": dict(rates.rates), f"{what}, FLOP": flops})
+    return outcome
 
 
 def _rates(encoder: str, shape: tuple[int, int, int], rounds: int) -> tuple[Rates, int]:
-    """Volumes per second of one pinned thread, the same volume and weights, no mirroring; our FLOP per volume."""
+    """Volumes per second of one pinned thread with the same volume and weights, and FLOP per volume of fewslice."""
     volume = np.random.default_rng(0).integers(0, 400, shape, dtype=np.int16)
     theirs = build_unet(encoder, len(CLASSES)).eval()
     ours = build_unet(encoder, len(CLASSES)).eval()
     ours.load_state_dict(theirs.state_dict())
     ours.to(memory_format=torch.channels_last)
     card = ModelCard(
-        encoder=encoder,
-        norm="batch",
-        classes=CLASSES,
-        normalisation="image",
-        statistics=(0.0, 1.0),
-        spacing_mm=SPACING,
-        dataset="",
-        init="random",
-    )
+        encoder=encoder, norm="batch", classes=CLASSES, normalisation="image", statistics=(0.0, 1.0),
+        spacing_mm=SPACING, dataset="", init="random",
+    )  # fmt: skip
     contestants = {
-        OURS: _once(lambda: segment_stack(ours, volume, (SPACING, SPACING), card)),
-        REFERENCE: _once(lambda: reference_inference(theirs, volume)),
+        OURS: counted(1, segment_stack, ours, volume, (SPACING, SPACING), card),
+        REFERENCE: counted(1, reference_inference, theirs, volume),
     }
     with FlopCounterMode(display=False) as counter:
         contestants[OURS]()
@@ -71,21 +60,16 @@ def _rates(encoder: str, shape: tuple[int, int, int], rounds: int) -> tuple[Rate
 
 
 def matrix_product(side: int = 1024, rounds: int = 7) -> float:
-    """FLOP/s of one pinned thread in the fp32 product of two large matrices: what a convolution can reach at best."""
-    a, b = torch.randn(side, side), torch.randn(side, side)
-
-    def product() -> int:
-        a @ b
-        return 2 * side**3
-
+    """FLOP/s of one pinned thread in the fp32 product of two large matrices: an upper limit for convolutions."""
+    product = counted(2 * side**3, torch.matmul, torch.randn(side, side), torch.randn(side, side))
     with pinned():
         return take_turns({"product": product}, unit="FLOP", rounds=rounds).median("product")
 
 
 def reference_inference(unet: nn.Module, volume: np.ndarray) -> np.ndarray:
-    """The reference code's test script, its metric left out: slice by slice, autograd on, padded to 256 x 256.
+    """Inference as in the code of Kalapos and Gyires-Toth 2022: slice by slice, autograd on, padded to 256 x 256.
 
-    (slices, rows, columns) -> class indices. Source: shared/docs/PEERS.md, section 4 (inference_acdc.py).
+    (slices, rows, columns) -> class indices. Source: their script inference_acdc.py, without its metric.
     """
     predictions = []
     for image in volume:
@@ -94,11 +78,3 @@ def reference_inference(unet: nn.Module, volume: np.ndarray) -> np.ndarray:
         logits = unet(F.pad(x, (beside // 2, beside - beside // 2, below // 2, below - below // 2)))
         predictions.append(logits.softmax(dim=1).argmax(dim=1)[0].numpy())
     return np.stack(predictions)
-
-
-def _once(segment: Callable[[], np.ndarray]) -> Callable[[], int]:
-    def one_volume() -> int:
-        segment()
-        return 1
-
-    return one_volume

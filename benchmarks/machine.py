@@ -1,4 +1,4 @@
-"""The machine a benchmark ran on, one core of it, and the memory a function asks of it."""
+"""Description of the machine, pinning to one core, fresh processes, and the memory that a function needs."""
 
 import atexit
 import gc
@@ -22,7 +22,7 @@ LINUX_STATUS = Path("/proc/self/status")
 
 
 def describe() -> dict[str, Any]:
-    """Everything a reader needs to judge the figures; nothing that names the machine or its folders."""
+    """Hardware and versions that a reader needs to judge the numbers, without names of the machine or its folders."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
@@ -37,13 +37,13 @@ def describe() -> dict[str, Any]:
 
 
 def load() -> float:
-    """Processes that wanted a core over the last minute."""
+    """Load average of the last minute."""
     return round(os.getloadavg()[0], 2)
 
 
 @contextmanager
 def pinned() -> Iterator[None]:
-    """One thread on one core, for this process and those it starts meanwhile."""
+    """Within the context, run this process and those that it starts on one thread of one core."""
     import cv2
     import torch
 
@@ -62,10 +62,10 @@ def pinned() -> Iterator[None]:
 
 
 def keep_bytecode() -> None:
-    """Let the commands started from here share compiled modules, where the environment forbids to write any.
+    """Let the commands started by a benchmark share compiled modules even if PYTHONDONTWRITEBYTECODE is set.
 
-    A user's second command finds them; without them its imports take three times as long. They go when this process
-    ends.
+    A user's second command finds compiled modules; without them imports take three times as long. They are removed when
+    this process ends.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         folder = tempfile.mkdtemp(prefix="fewslice-bytecode-")
@@ -74,10 +74,10 @@ def keep_bytecode() -> None:
 
 
 def in_fresh_process(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function of a module in a new interpreter, which shares no memory and no warm cache with this one.
+    """Call a module's function in a new interpreter, which shares no memory with this one.
 
     Raises:
-        Exception: the function's own, or BrokenProcessPool if the process died.
+        Exception: as raised by the function, or BrokenProcessPool if the process died.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args, **kwargs).result()
@@ -87,8 +87,8 @@ def added_memory(warm_up: Callable[[], Any], function: Callable[[], Any]) -> flo
     """Peak resident memory (MB) that a call adds to a fresh process, mapped pages included; NaN without /proc.
 
     Args:
-        warm_up: called first, so that what it imports is not counted.
-        function: of a module, as `warm_up`; what it returns stays alive until the peak is read.
+        warm_up: called first, so that its imports are not counted.
+        function: a module's function, like `warm_up`; its return value stays alive until the peak is read.
     """
     return float(in_fresh_process(_added_memory, warm_up, function))
 
@@ -125,7 +125,7 @@ def _gpu() -> str:
 
 
 def _commit() -> str:
-    """Short hash, with + where files differ from it; empty outside a repository."""
+    """Short hash, followed by + if files were changed; empty outside a repository."""
     folder = Path(__file__).parent
     run = ["git", "-C", str(folder), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:

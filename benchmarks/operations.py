@@ -1,4 +1,4 @@
-"""Operations of ATen in a step: how often Python and autograd call upon the device, and how often they wait for it."""
+"""Number of ATen operations of a step, and of those that wait for the device."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 from torch.profiler import ProfilerActivity, profile
 
 WAITING = {f"aten::{name}" for name in ("_local_scalar_dense", "equal", "nonzero", "masked_select", "_unique2")}
-"""Operations after which the program waits for a device: Python needs a value, or a size."""
+"""Operations that wait for the device, because Python needs a value or a size."""
 
 
 class Operations(NamedTuple):
-    """What a profile of some code shows."""
+    """Counts from a profile of a function."""
 
     calls: int
-    """Operations of ATen, those within others not counted."""
+    """Number of ATen operations, without those inside other operations."""
     waits: int
-    """Operations of WAITING, wherever they are."""
+    """Number of operations of WAITING at any depth."""
 
 
 def count_operations(code: Callable[[], Any]) -> Operations:
-    """Run the code once under torch's profiler, the backward pass included."""
+    """Run a function once under torch's profiler and count its operations, the backward pass included."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         code()
     seen = [event for event in profiler.events() or [] if event.name.startswith("aten::")]

@@ -1,7 +1,7 @@
-"""Files of ACDC's size and statistics, written fast: smooth anatomy under Rician noise.
+"""Files of ACDC's size and statistics, written fast: smooth shapes with Rician noise.
 
-Their cines are int16, 216 x 256 x 10 x 30, gzip takes them to 1/2.1 and some voxels exceed 255, as in the genuine
-set; what they show is no heart worth looking at (`data.phantom` draws those).
+The cines are int16, 216 x 256 x 10 x 30, compressed to 1/2.1 by gzip, with some voxels above 255, as in the real data;
+they do not look like hearts (those of `data.phantoms.cardiac` do).
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 NOISE = 9.0
-"""Standard deviation in each channel: sets how far gzip gets."""
+"""Standard deviation of the real and the imaginary part; determines the compression ratio."""
 
 MM = (1.5, 1.5, 8.0, 1.0)
 
@@ -20,7 +20,7 @@ def write_cines(
 ) -> None:
     """Write ``root/training/patientNNN/patientNNN_4d.nii.gz`` for patients 1..subjects.
 
-    There are no single frames and no label maps: ACDC's index does without.
+    Single frames and label maps are left out, as the reader of ACDC does not need them.
     """
     for number in range(1, subjects + 1):
         folder = root / "training" / f"patient{number:03d}"
@@ -51,7 +51,7 @@ def _cine(seed: int, frames: int, slices: int, matrix: tuple[int, int]) -> np.nd
 
 
 def _inside(depth: np.ndarray, softness: float) -> np.ndarray:
-    """0 outside, 1 inside, a soft edge between."""
+    """0 outside, 1 inside, with a soft edge."""
     return 1 / (1 + np.exp(np.clip(-depth / softness, -50, 50), dtype=np.float32))
 
 

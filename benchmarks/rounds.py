@@ -1,7 +1,7 @@
-"""Contestants taken in turn, A B C A B C ..., and the ratios of their rates round by round.
+"""Contestants run in turn, A B C A B C ..., and compared round by round.
 
-A shared machine drifts from one minute to the next, and hits whoever is running: a ratio within one round does not
-mind. The first round warms up and is not counted.
+The speed of a shared machine changes from minute to minute; ratios within one round are hardly affected. The first
+round warms up and is not counted.
 """
 
 import gc
@@ -9,15 +9,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Clock = Literal["cpu", "wall"]
-"""Processor time of this process, for one pinned thread; time on the wall, for all that runs beside itself."""
+"""cpu: processor time of this process, for one pinned thread; wall: wall time, for parallel code."""
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one contestant is than another: per-round ratios."""
+    """Speed-up of one contestant over another: median and range over rounds."""
 
     median: float
     low: float
@@ -32,13 +32,13 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Rates:
-    """Units per second of every contestant in every counted round."""
+    """Units per second of each contestant in each counted round."""
 
     unit: str
     rates: Mapping[str, list[float]]
 
     def ratio(self, ours: str, theirs: str) -> Ratio:
-        """How many times the rate of `theirs` that of `ours` is, round by round."""
+        """Rate of `ours` divided by that of `theirs`, over rounds."""
         return Ratio.of([a / b for a, b in zip(self.rates[ours], self.rates[theirs], strict=True)])
 
     def median(self, name: str) -> float:
@@ -46,17 +46,23 @@ class Rates:
         return statistics.median(self.rates[name])
 
 
-def take_turns(
-    contestants: Mapping[str, Callable[[], int]],
-    *,
-    unit: str,
-    rounds: int = 7,
-    clock: Clock = "cpu",
-    before: Callable[[], object] = lambda: None,
-) -> Rates:
-    """Run all contestants in every round; each call returns the number of units it did.
+def counted(units: int, function: Callable[..., object], *arguments: Any) -> Callable[[], int]:
+    """A contestant: it calls a function that processes this number of units."""
 
-    `before` is called ahead of every run and not timed.
+    def turn() -> int:
+        function(*arguments)
+        return units
+
+    return turn
+
+
+def take_turns(
+    contestants: Mapping[str, Callable[[], int]], *, unit: str, rounds: int = 7, clock: Clock = "cpu",
+    before: Callable[[], object] = lambda: None,
+) -> Rates:  # fmt: skip
+    """Run all contestants in every round; each call returns the number of units that it processed.
+
+    `before` is called before each run and is not timed.
     """
     now = time.process_time if clock == "cpu" else time.perf_counter
     rates: dict[str, list[float]] = {name: [] for name in contestants}

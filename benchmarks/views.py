@@ -1,9 +1,9 @@
-"""Two random views of a slice, and of a 16-frame clip: as many per second as one core, or all, can make."""
+"""Rate of making two random views of a slice, or of a 16-frame clip, on one core and on all cores."""
 
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections import deque
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,30 +17,25 @@ from benchmarks.outcome import Outcome, faster
 from benchmarks.peers import loaders
 from benchmarks.peers.readers import reference_cache
 from benchmarks.phantom import write_cines, write_exams
-from benchmarks.rounds import Rates, take_turns
-from data.clips import CLIP_FRAMES, TwoClips, draw_frames
-from data.datasets import load_dataset
-from data.exams import ExamSet, load_exams
-from data.samples import Slices, TwoViews
+from benchmarks.rounds import Rates, counted, take_turns
+from data.augment import Augmentation, Augmenter
+from data.readers.exams import ExamSet, load_exams
+from data.samples.clips import TwoClips, draw_frames
+from data.samples.slices import TwoViews
+from data.slices import Slices, load_dataset
 from data.store import SliceStore
-from data.views import ViewRecipe, Views
 from engine.loop import collate
-from engine.order import Draw
+from engine.sampler import Sample
 
-BATCH, CLIP_BATCH, SIZE = 64, 4, 224
+BATCH, CLIP_BATCH, CLIP_FRAMES, SIZE = 64, 4, 16, 224
 FASTER = {
-    "reference loader": 8.0,
-    "lightly": 6.0,
-    "MONAI": 4.0,
-    "albumentations float32": 3.0,
-    "albumentations float32, unseeded": None,
-    "albumentations float32, stock": None,
-    "torchvision v2": None,
-}
+    "reference loader": 8.0, "lightly": 6.0, "MONAI": 4.0, "albumentations float32": 3.0,
+    "albumentations float32, unseeded": None, "albumentations float32, stock": None, "torchvision v2": None,
+}  # fmt: skip
 
 
 def run(*, rounds: int, quick: bool) -> Outcome:
-    """All of it; `quick` shrinks data and batches."""
+    """Run all comparisons; `quick`: small data and batches."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["FEWSLICE_CACHE"] = str(folder / "cache")
@@ -49,7 +44,7 @@ def run(*, rounds: int, quick: bool) -> Outcome:
         write_exams(exams, 2 if quick else 8)
         store = load_dataset("acdc", cine).store
         contestants = _slice_contestants(store, reference_cache(cine))
-        clips = _clip_contestants(load_exams("exams", exams, task=None))
+        clips = _clip_contestants(load_exams(exams))
         batches = 1 if quick else 4
         with pinned():
             turns = {name: partial(_make, it, len(store), BATCH, batches) for name, it in contestants.items()}
@@ -76,14 +71,14 @@ def run(*, rounds: int, quick: bool) -> Outcome:
 
 
 def _slice_contestants(store: SliceStore, cache: list[np.ndarray]) -> dict[str, Dataset[Any]]:
-    """Every contestant indexed by `Draw`. Peers hold the slices in RAM as they like them; ours reads its store."""
+    """Contestants, indexed by `Sample`. Peers hold the slices in RAM in the form they need; fewslice its store."""
     stored = [np.array(store.image(i)) for i in range(len(store))]
     stacked = np.stack(stored)
     unit = stacked.astype(np.float32) / stacked.max()
     z_scored = (stacked - stacked.mean((1, 2), keepdims=True)) / stacked.std((1, 2), keepdims=True)
     slices = Slices(store=store, positions=np.arange(len(store)))
     return {
-        "ours": TwoViews(slices, Views(ViewRecipe(), SIZE)),
+        "ours": TwoViews(slices, Augmenter(Augmentation(), SIZE)),
         "reference loader": loaders.reference(cache, SIZE),
         "lightly": loaders.lightly((255 * unit).astype(np.uint8), SIZE),
         "MONAI": loaders.monai(z_scored.astype(np.float32), SIZE),
@@ -95,16 +90,15 @@ def _slice_contestants(store: SliceStore, cache: list[np.ndarray]) -> dict[str, 
 
 
 def _clip_contestants(exams: ExamSet) -> dict[str, Dataset[Any]]:
-    """Clips of 16 of 30 frames, each frame 256 x 256 before; all by the recipe of the slices, without blur."""
+    """Contestants for clips of 16 of 30 frames of 256 x 256 pixels; augmentation as for slices, without blur."""
     frames = np.stack([exams.frames(i) for i in range(len(exams))])
     grey = np.clip(frames * (255 / frames.max()), 0, 255).astype(np.uint8)
     rng = np.random.default_rng(0)
 
-    def clip(of: np.ndarray, i: int) -> np.ndarray:
-        drawn: np.ndarray = of[i, draw_frames(of.shape[1], CLIP_FRAMES, rng)]
-        return drawn
+    def clip(of: np.ndarray, i: int) -> Any:
+        return of[i, draw_frames(of.shape[1], CLIP_FRAMES, rng)]
 
-    views = Views(ViewRecipe(), SIZE)
+    views = Augmenter(Augmentation(), SIZE)
     return {
         "ours": TwoClips(exams, np.arange(len(exams)), (views, views), CLIP_FRAMES),
         "albumentations float32": loaders.albumentations_clip(partial(clip, frames), exams.statistics(0), SIZE),
@@ -113,48 +107,29 @@ def _clip_contestants(exams: ExamSet) -> dict[str, Dataset[Any]]:
 
 
 def _make(samples: Any, count: int, size: int, batches: int) -> int:
-    """Make some collated batches of two-view samples; the number of views made."""
-    for batch in _batches(count, size, batches):
-        _batch_of(samples, batch)
+    """Make collated batches as a DataLoader does, at once if the data set supports that; return the number of views."""
+    for draws in _batches(count, size, batches):
+        if hasattr(samples, "__getitems__"):
+            samples.__getitems__(draws)
+        else:
+            default_collate([samples[draw] for draw in draws])
     return 2 * size * batches
 
 
-def _batch_of(samples: Any, draws: list[Draw]) -> Any:
-    """As a DataLoader fetches it: whole where the data set makes it whole."""
-    if hasattr(samples, "__getitems__"):
-        return samples.__getitems__(draws)
-    return default_collate([samples[draw] for draw in draws])
-
-
 def _all_cores(contestants: dict[str, Dataset[Any]], count: int, workers: int, batches: int, rounds: int) -> Rates:
-    """Views per second on the wall, worker processes living from round to round."""
-
-    def turn(loader: DataLoader[Any]) -> int:
-        for _ in loader:
-            pass
-        return 2 * BATCH * batches
-
-    turns: dict[str, Callable[[], int]] = {}
+    """Views per second of wall time; worker processes persist from round to round."""
+    turns = {}
     for name, samples in contestants.items():
-        sampler = _batches(count, BATCH, batches)
-        turns[name] = partial(
-            turn,
-            DataLoader(
-                samples,
-                batch_sampler=sampler,
-                num_workers=workers,
-                persistent_workers=True,
-                collate_fn=collate,
-                multiprocessing_context="fork" if sys.platform == "linux" else None,
-            ),
-        )
+        loader = DataLoader(
+            samples, batch_sampler=_batches(count, BATCH, batches), num_workers=workers, persistent_workers=True,
+            collate_fn=collate, multiprocessing_context="fork" if sys.platform == "linux" else None,
+        )  # fmt: skip
+        turns[name] = counted(2 * BATCH * batches, deque, loader, 0)  # a deque of length 0 only reads the batches
     return take_turns(turns, unit="views", rounds=rounds, clock="wall")
 
 
-def _batches(count: int, size: int, batches: int) -> list[list[Draw]]:
-    """The same batches for every contestant."""
+def _batches(count: int, size: int, batches: int) -> list[list[Sample]]:
+    """Batches of samples, the same for each contestant."""
     rng = np.random.default_rng(0)
     items, seeds = rng.integers(count, size=(batches, size)), rng.integers(2**32, size=(batches, size))
-    return [
-        [Draw(*draw) for draw in zip(*pair, strict=True)] for pair in zip(items.tolist(), seeds.tolist(), strict=True)
-    ]
+    return [list(map(Sample, *pair)) for pair in zip(items.tolist(), seeds.tolist(), strict=True)]

@@ -1,22 +1,20 @@
-"""`python -m classify --task acl --plane sagittal [--init FILE]`: a classifier of exams, scored with intervals."""
+"""`python -m classify --task acl --plane sagittal [--init FILE]`: train a classifier of exams, score with intervals."""
 
-import sys
-
-from data.errors import user_errors
+from core.errors import user_errors
 
 
 def main() -> None:
-    """Parse the command line, train, score and say what was found."""
+    """Parse the command line, train, score and print the scores."""
     with user_errors():
-        from classify.config import recipes_for
-        from engine.config import parse
+        from classify.config import EXAMPLES, presets_for
+        from engine.command_line import parse, with_data
 
-        cfg = parse(recipes_for(sys.argv[1:]), __doc__ or "")
-        from classify.report import print_result
-        from classify.training import run
+        cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
+        from classify import planes, training
+        from classify.tables import print_result
 
-        result = run(cfg)
-        if "threshold" in result:
+        result = (planes if cfg.planes else training).run(with_data(cfg))
+        if "threshold" in result:  # only the main process scores
             print_result(result, cfg)
 
 

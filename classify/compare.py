@@ -1,4 +1,4 @@
-"""`python -m classify.compare RUN RUN`: do two classifiers differ on the same exams?"""
+"""`python -m classify.compare RUN RUN`: compare two classifiers on the same exams."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,20 +8,21 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from classify.statistics import auc_with_interval, confusion_matrix, delong_test, mcnemar
-from data.errors import UserError, user_errors
+from classify.statistics import auc_with_interval, confusion_counts, delong_test, mcnemar
+from core.command_line import parse_command
+from core.errors import UserError, user_errors
 
 COLUMNS = ("exam", "split", "label", "probability", "called")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Compare two runs of `python -m classify` exam by exam: areas under the curve, and calls at their thresholds."""
+    """Compare two runs of `python -m classify` exam by exam: areas under the ROC curve, calls at their thresholds."""
 
     runs: tyro.conf.Positional[tuple[Path, Path]]
     """Two run directories."""
     split: Literal["test", "val"] = "test"
-    """Whose exams."""
+    """Split whose exams are compared."""
 
 
 def run(cfg: Compare) -> dict[str, Any]:
@@ -43,18 +44,18 @@ def run(cfg: Compare) -> dict[str, Any]:
     second = second.loc[first.index]
     if (wrong := first["label"] != second["label"]).any():
         raise UserError(
-            f"{cfg.runs[0]} and {cfg.runs[1]} give exam {wrong.idxmax()} different labels; compare runs of one task"
+            f"{cfg.runs[0]} and {cfg.runs[1]} label exam {wrong.idxmax()} differently; compare runs of one task"
         )
     labels = first["label"].to_numpy()
     scores = [table["probability"].to_numpy() for table in (first, second)]
     calls = [table["called"].to_numpy() for table in (first, second)]
-    counts = [confusion_matrix(labels, called) for called in calls]
+    counts = [confusion_counts(labels, called) for called in calls]
     result = {
         "exams": len(labels),
         "positive": int(labels.sum()),
-        "auc": [auc_with_interval(labels, own) for own in scores],
+        "auc": [auc_with_interval(labels, each) for each in scores],
         "difference": asdict(delong_test(labels, *scores)),
-        "accuracy": [(own["tp"] + own["tn"]) / len(labels) for own in counts],
+        "accuracy": [(each["tp"] + each["tn"]) / len(labels) for each in counts],
         "mcnemar": mcnemar(labels, *calls),
     }
     _print(result, cfg)
@@ -65,7 +66,7 @@ def _read(folder: Path, split: str) -> pd.DataFrame:
     """The scores of one split, by exam."""
     file = folder / "per_exam.csv"
     if not file.is_file():
-        raise UserError(f"{folder} holds no per_exam.csv; give a finished run of python -m classify")
+        raise UserError(f"{folder} holds no per_exam.csv; pass a finished run of python -m classify")
     try:
         table = pd.read_csv(file, dtype={"exam": str})
         table = table.loc[table["split"] == split, list(COLUMNS)]
@@ -97,4 +98,4 @@ def _print(result: dict[str, Any], cfg: Compare) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(tyro.cli(Compare, prog="python -m classify.compare"))
+        run(parse_command(Compare, "python -m classify.compare", ("RUN OTHER_RUN", "RUN OTHER_RUN --split val")))

@@ -1,4 +1,4 @@
-"""Where a classifier looked: Grad-CAM of the frames that speak most for the positive class."""
+"""Grad-CAM of a classifier: the frames and places that raise the probability of the positive class most."""
 
 import re
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from classify.model import Classifier, ModelCard
-from data.clips import draw_frames, whole_clips
-from data.exams import ExamSet
-from data.views import z_score
-from encoders.clip import MaxPoolFrames, VideoEncoder
+from data.preprocessing import z_score
+from data.readers.exams import ExamSet
+from data.samples.clips import draw_frames, whole_clips
+from encoders.build import MaxPoolFrames, VideoEncoder
 
 SHOWN = 6
 """Frames of a montage."""
@@ -47,7 +47,7 @@ def montage_path(folder: Path, name: str) -> Path:
 def montage(
     classifier: Classifier, card: ModelCard, frames: np.ndarray, statistics: tuple[float, float], title: str, path: Path
 ) -> float:
-    """Draw the frames that speak most for class 1, below each the same with its heat, and a bar per frame.
+    """Draw the frames with the largest attribution for class 1, each with its heat map below, and a bar per frame.
 
     Args:
         classifier: in evaluation mode.
@@ -91,7 +91,7 @@ def montage(
 def heat_maps(
     classifier: Classifier, card: ModelCard, frames: np.ndarray, statistics: tuple[float, float]
 ) -> tuple[np.ndarray, float]:
-    """How much each place of each frame raises the logit, over the clips that scoring draws.
+    """How much each place of each frame raises the logit, averaged over the clips that scoring draws.
 
     Gradient times activation of the last feature maps, summed over channels, the positive part: Grad-CAM (whose
     weights are these gradients where pooling is an average), but told apart by frame where pooling is a maximum.

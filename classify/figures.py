@@ -1,26 +1,26 @@
-"""Figures of a classifier: ROC, calibration, and how training went."""
+"""Pictures of a classifier's scores: ROC and calibration."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
 
-from classify.statistics import auc_with_interval, calibration_bins, calibration_error, roc_curve, wilson
+from classify.statistics import auc_with_interval, calibration_bins, calibration_error, proportion
+from engine.learning_curve import BLUE, RED
 
-BLUE, RED = "#0072B2", "#D55E00"  # Okabe and Ito
 NAMES = {"val": "inner validation", "test": "test"}
 
 
 def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, threshold: float) -> None:
-    """Draw the ROC curve of each split with its area and 95 % interval, and where the threshold puts it.
+    """Draw the ROC curve of each split with its area and 95 % interval, and the operating point of the threshold.
 
     Args:
         curves: split -> labels (n,) and probabilities (n,).
         path: file to write; its suffix gives the format.
-        threshold: the operating point's.
+        threshold: of the operating point.
     """
     figure = Figure(figsize=(5, 5), layout="constrained", facecolor="white")
     axis = figure.subplots()
@@ -29,7 +29,8 @@ def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, 
         colour, style = (RED, "-") if split == "test" else (BLUE, "--")
         auc = auc_with_interval(labels, scores)
         text = f"{NAMES[split]}: AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})"
-        axis.plot(*roc_curve(labels, scores), style, color=colour, linewidth=1.8, label=text)
+        rates = roc_curve(labels, scores, drop_intermediate=False)[:2]
+        axis.plot(*rates, style, color=colour, linewidth=1.8, label=text)
         false, true = (float(np.mean(scores[labels == label] >= threshold)) for label in (0, 1))
         axis.plot(false, true, "o", color=colour, markersize=7, markeredgecolor="black")
     axis.plot([], [], "o", color="white", markeredgecolor="black", label=f"threshold {threshold:.3f}")
@@ -51,11 +52,11 @@ def calibration_figure(labels: np.ndarray, probabilities: np.ndarray, path: Path
     figure = Figure(figsize=(5, 5.5), layout="constrained", facecolor="white")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    for said, seen, count in calibration_bins(labels, probabilities):
-        low, high = wilson(seen * count, count)
-        upper.plot([said, said], [low, high], color=RED, linewidth=1.2)
-        upper.plot(said, seen, "o", color=RED, markersize=6)
-        upper.annotate(str(count), (said, seen), xytext=(5, 3), textcoords="offset points", fontsize=8)
+    for predicted, observed, count in calibration_bins(labels, probabilities):
+        interval = proportion(round(observed * count), count)
+        upper.plot([predicted, predicted], [interval["low"], interval["high"]], color=RED, linewidth=1.2)
+        upper.plot(predicted, observed, "o", color=RED, markersize=6)
+        upper.annotate(str(count), (predicted, observed), xytext=(5, 3), textcoords="offset points", fontsize=8)
     error = calibration_error(labels, probabilities)
     upper.set(ylabel="observed frequency", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     upper.set_title(f"{NAMES[split]}: calibration error {error:.3f}, exams beside the points", fontsize=10)
@@ -63,34 +64,6 @@ def calibration_figure(labels: np.ndarray, probabilities: np.ndarray, path: Path
     lower.hist([probabilities[labels == k] for k in (0, 1)], edges, stacked=True, color=[BLUE, RED], label=["0", "1"])
     lower.legend(title="label", frameon=False, fontsize=8, title_fontsize=8, ncols=2)
     lower.set(xlabel="predicted probability", ylabel="exams")
-    for axis in (upper, lower):
-        _tidy(axis)
-    figure.savefig(path, dpi=200)
-
-
-def learning_curve(metrics: pd.DataFrame, path: Path) -> None:
-    """Draw losses and the validation AUC against the epoch, the best AUC marked.
-
-    Args:
-        metrics: of `metrics.csv`; NaN where a record has no validation.
-        path: file to write; its suffix gives the format.
-    """
-    figure = Figure(figsize=(6.5, 5), layout="constrained", facecolor="white")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    losses = metrics[["epoch", "loss"]].dropna()
-    upper.plot(losses["epoch"], losses["loss"], color=BLUE, alpha=0.3, linewidth=1)
-    smooth = losses["loss"].ewm(span=max(2, len(losses) // 50)).mean()
-    upper.plot(losses["epoch"], smooth, color=BLUE, linewidth=1.8, label="training")
-    checked = metrics.dropna(subset=["validation_auc"])
-    upper.plot(checked["epoch"], checked["validation_loss"], color=RED, linewidth=1.5, label="inner validation")
-    upper.set_ylabel("binary cross-entropy")
-    upper.legend(frameon=False, fontsize=9)
-    lower.plot(checked["epoch"], checked["validation_auc"], color=RED, linewidth=1.8, marker="o", markersize=3)
-    if len(checked):
-        best = checked.iloc[int(checked["validation_auc"].argmax())]
-        lower.plot(best["epoch"], best["validation_auc"], "o", color=RED, markersize=8, markeredgecolor="black")
-        lower.set_title(f"best {best['validation_auc']:.3f} at epoch {best['epoch']:.0f}", loc="right", fontsize=9)
-    lower.set(xlabel="epoch", ylabel="validation AUC")
     for axis in (upper, lower):
         _tidy(axis)
     figure.savefig(path, dpi=200)

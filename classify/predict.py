@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from data.errors import UserError, user_errors
-from data.exams import read_exam
-from data.volume import NIFTI_SUFFIXES
+from core.command_line import parse_command
+from core.errors import UserError, first_and_count, user_errors
+from data.readers.exams import read_exam
+from data.readers.images import NIFTI_SUFFIXES
 
 if TYPE_CHECKING:
     from classify.model import Classifier, ModelCard
 
 SUFFIXES = (".npy", *NIFTI_SUFFIXES)
+EXAMPLES = ("--run RUN --input exam.npy", "--run RUN --input DIR --output scores.csv --explain heat")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class Predict:
     """Classify exams with a trained classifier."""
 
     run: Path
-    """Run directory of `python -m classify`."""
+    """Run folder of `python -m classify`."""
     input: Path
     """An exam (.npy, .nii, .nii.gz), or a folder of exams, searched with its subfolders. Where it has folders named
     after planes, only those of the run's planes are read; a run of several planes needs them."""
@@ -35,7 +36,7 @@ class Predict:
     explain: Path | None = None
     """Folder for a Grad-CAM montage per exam (and plane)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on; auto: a GPU if there is one."""
 
 
 def run(cfg: Predict) -> pd.DataFrame:
@@ -81,8 +82,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         table.to_csv(cfg.output, index=False, float_format="%.6f")
         _print(table, cfg.output)
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}; the other {len(rows)} exams are done")
+        raise UserError(f"{first_and_count(problems)}; the other {len(rows)} exams are done")
     return table
 
 
@@ -111,7 +111,7 @@ def _probability(classifier: "Classifier", card: "ModelCard", file: Path, exam: 
     """Mean probability over the clips of one exam."""
     import torch
 
-    from data.clips import whole_clips
+    from data.samples.clips import whole_clips
 
     frames, statistics = read_exam(file)
     if explain is not None:
@@ -128,16 +128,16 @@ def _probability(classifier: "Classifier", card: "ModelCard", file: Path, exam: 
 
 def _print(table: pd.DataFrame, output: Path) -> None:
     console = Console()
-    shown = Table(title="probabilities")
+    summary = Table(title="probabilities")
     for heading in ("exam", "probability", "called"):
-        shown.add_column(heading, justify="left" if heading == "exam" else "right")
+        summary.add_column(heading, justify="left" if heading == "exam" else "right")
     for _, row in table.head(20).iterrows():
-        shown.add_row(row["exam"], f"{row['probability']:.3f}", "positive" if row["called"] else "negative")
-    console.print(shown)
+        summary.add_row(row["exam"], f"{row['probability']:.3f}", "positive" if row["called"] else "negative")
+    console.print(summary)
     more = f", the first 20 of {len(table)} above" if len(table) > 20 else ""
     console.print(f"written: {output}{more}; called positive from {table['threshold'].iloc[0]:.3f}", soft_wrap=True)
 
 
 if __name__ == "__main__":
     with user_errors():
-        run(tyro.cli(Predict, prog="python -m classify.predict"))
+        run(parse_command(Predict, "python -m classify.predict", EXAMPLES))

@@ -1,17 +1,19 @@
-"""Figures of a binary classifier with their uncertainty, and paired tests between two classifiers."""
+"""Scores of a binary classifier with their uncertainty, and paired tests between two classifiers."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest, norm, rankdata
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import brier_score_loss, confusion_matrix
 
 Z = float(norm.ppf(0.975))
-"""Of a two-sided 95 % interval."""
+"""Quantile of the normal distribution for a two-sided 95 % interval."""
 
 
 def summarise(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -> dict[str, Any]:
-    """All figures of one classifier on one set of exams.
+    """All scores of one classifier on one set of exams.
 
     Args:
         labels: (n,) 0 or 1, both present.
@@ -20,10 +22,10 @@ def summarise(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -
 
     Returns:
         exams, positive, auc, accuracy, sensitivity and specificity (each value, low, high: 95 % intervals by
-        DeLong and Wilson), confusion, brier, calibration_error; see the functions below.
+        DeLong and Wilson), confusion, brier (mean squared difference of probability and label), calibration_error.
     """
-    confusion = confusion_matrix(labels, probabilities >= threshold)
-    tp, fp, fn, tn = confusion.values()
+    confusion = confusion_counts(labels, probabilities >= threshold)
+    tp, fp, fn, tn = (confusion[name] for name in ("tp", "fp", "fn", "tn"))
     return {
         "exams": len(labels),
         "positive": tp + fn,
@@ -32,20 +34,15 @@ def summarise(labels: np.ndarray, probabilities: np.ndarray, threshold: float) -
         "sensitivity": proportion(tp, tp + fn),
         "specificity": proportion(tn, tn + fp),
         "confusion": confusion,
-        "brier": brier_score(labels, probabilities),
+        "brier": float(brier_score_loss(labels, probabilities)),
         "calibration_error": calibration_error(labels, probabilities),
     }
 
 
-def confusion_matrix(labels: np.ndarray, called: np.ndarray) -> dict[str, int]:
-    """Counts of true and false positives and negatives, in the order tp, fp, fn, tn."""
-    positive, called = labels == 1, np.asarray(called, bool)
-    return {
-        "tp": int((positive & called).sum()),
-        "fp": int((~positive & called).sum()),
-        "fn": int((positive & ~called).sum()),
-        "tn": int((~positive & ~called).sum()),
-    }
+def confusion_counts(labels: np.ndarray, called: np.ndarray) -> dict[str, int]:
+    """Counts of true and false positives and negatives: tp, fp, fn, tn."""
+    tn, fp, fn, tp = confusion_matrix(labels, called, labels=[0, 1]).ravel().tolist()
+    return {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
 
 
 def proportion(successes: int, trials: int) -> dict[str, float]:
@@ -53,16 +50,8 @@ def proportion(successes: int, trials: int) -> dict[str, float]:
 
     Source: Wilson 1927; recommended by Newcombe 1998, Statistics in Medicine 17:857.
     """
-    low, high = wilson(successes, trials)
-    return {"value": successes / trials, "low": low, "high": high}
-
-
-def wilson(successes: float, trials: int) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, 95 %."""
-    p, n = successes / trials, trials
-    centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+    interval = binomtest(successes, trials).proportion_ci(method="wilson")
+    return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
 
 
 def auc_with_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
@@ -75,7 +64,8 @@ def auc_with_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float
     auc, error = float(areas[0]), float(np.sqrt(covariance[0, 0]))
     low, high = auc - Z * error, auc + Z * error
     if error < 1e-12:
-        low, high = wilson(auc * (n := int(np.bincount(labels.astype(int), minlength=2).min())), n)
+        rarer = int(np.bincount(labels.astype(int), minlength=2).min())
+        return proportion(round(auc * rarer), rarer) | {"value": auc}
     return {"value": auc, "low": max(0.0, low), "high": min(1.0, high)}
 
 
@@ -156,28 +146,20 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[s
     return {"first_only_right": b, "second_only_right": c, "p": p}
 
 
-def brier_score(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean squared difference between probability and label; 0 is best, 0.25 what 0.5 for all gives."""
-    return float(np.mean((probabilities - labels) ** 2))
-
-
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> float:
     """Expected calibration error: mean distance of predicted and observed frequency over bins, weighted by exams.
 
     Source: Naeini et al. 2015, AAAI, for the probability of class 1 in bins of equal width.
     """
     rows = calibration_bins(labels, probabilities, bins)
-    return float(sum(count * abs(said - seen) for said, seen, count in rows) / len(labels))
+    return float(sum(count * abs(predicted - observed) for predicted, observed, count in rows) / len(labels))
 
 
 def calibration_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
     """(mean probability, share of class 1, exams) of each bin of equal width that holds any exam."""
-    place = np.minimum((probabilities * bins).astype(int), bins - 1)
-    return [
-        (float(probabilities[own].mean()), float(labels[own].mean()), int(own.sum()))
-        for own in (place == k for k in range(bins))
-        if own.any()
-    ]
+    observed, predicted = calibration_curve(labels, probabilities, n_bins=bins)
+    counts = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities))
+    return list(zip(predicted.tolist(), observed.tolist(), counts[counts > 0].tolist(), strict=True))
 
 
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -195,11 +177,3 @@ def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     index = called[:, labels == 1].mean(axis=1) - called[:, labels == 0].mean(axis=1)
     best = candidates[index >= index.max() - 1e-12]
     return float(best[np.abs(best - 0.5).argmin()])
-
-
-def roc_curve(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(1 - specificity, sensitivity) at every threshold, from (0, 0) to (1, 1)."""
-    levels = np.unique(scores)[::-1]
-    called = scores[None] >= levels[:, None]
-    rates = [np.r_[0.0, called[:, labels == label].mean(axis=1)] for label in (0, 1)]
-    return rates[0], rates[1]

@@ -1,1 +1,1 @@
-"""What enters: readers, the packed slice store, subject splits, views and phantoms."""
+"""Data: readers, splits, the packed slice store, preprocessing, augmentation and synthetic phantoms."""

@@ -1,10 +1,8 @@
 """Integrity check and fingerprint of a data set: ``python -m data.inspect --dataset acdc --data-root DIR``.
 
-Reads every file, one at a time, goes on past bad ones, and ends with exit code 1 if any is unfit for
-training.
+Reads every file, one at a time, goes on past bad ones, and ends with exit code 1 if any is unfit for training.
 """
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -15,21 +13,22 @@ from typing import Any, Literal
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from data.acdc import missing_halves
-from data.datasets import index_dataset
-from data.errors import UserError, user_errors
-from data.folder import unpaired_labels
+from core.command_line import parse_command
+from core.errors import UserError, user_errors
+from core.files import write_json
+from core.progress import progress
+from data.readers.acdc import missing_halves
+from data.readers.folder import unpaired_labels
+from data.readers.images import Volume, read_labels, read_volume
+from data.slices import index_dataset
+from data.sources import find_root
 from data.splits import SPLITS, refuse_overlap
-from data.store import read_labels
-from data.volume import Volume, read_volume
 
 PERCENTILES = (0.5, 50, 99.5)
-SAMPLE = 200_000  # voxels of a file from which its percentiles are taken
+EXAMPLES = ("--data-root ACDC", "--dataset folder --data-root DIR --json report.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +36,18 @@ class Inspect:
     """Check every file of a data set and describe it."""
 
     dataset: Literal["acdc", "folder"] = "acdc"
-    """Layout of the data set."""
+    """Layout of the data set: the ACDC challenge's, or any folder of NIfTI, PNG or TIFF files."""
     data_root: Path | None = None
-    """Its folder; without one, the embedded synthetic demonstration."""
+    """Folder of the data set; default: the embedded synthetic hearts (acdc only)."""
     subject_pattern: str | None = None
-    """Regular expression giving the subject of a file (folder only)."""
+    """Regular expression that finds the subject in a file's path (folder only); default: each file is a subject."""
     json: Path | None = None
     """Also write the report to this file."""
 
 
 @dataclass
 class Report:
-    """What was found. ``problems`` are errors, files unfit for training; ``warnings`` are worth knowing."""
+    """Findings. ``problems`` make files unfit for training; ``warnings`` do not."""
 
     problems: list[dict[str, str]] = field(default_factory=list)
     warnings: list[dict[str, str]] = field(default_factory=list)
@@ -89,8 +88,7 @@ def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None
         report.error(root, str(error))
     files = table.drop_duplicates("file")
     pairs = list(zip(files["file"], files["label_file"], strict=True))
-    console = Console(stderr=True)
-    for file, label_file in track(pairs, "reading", console=console, disable=not console.is_terminal, transient=True):
+    for file, label_file in progress(pairs, "reading"):
         _check(report, root / file, root / label_file if label_file else None, classes)
     for file, what in missing_halves(root) if dataset == "acdc" else _folder_halves(report, root, files):
         report.error(file, what)
@@ -99,7 +97,6 @@ def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None
 
 
 def _check(report: Report, file: Path, label_file: Path | None, classes: tuple[str, ...]) -> None:
-    """Check one image and its label map."""
     volume = None
     try:
         volume = read_volume(file)
@@ -127,7 +124,7 @@ def _check(report: Report, file: Path, label_file: Path | None, classes: tuple[s
 
 
 def _check_image(report: Report, volume: Volume) -> None:
-    stack, shape = volume.stack, volume.shape
+    stack = volume.stack
     flat = stack[np.isfinite(stack)] if stack.dtype.kind == "f" else stack.ravel()
     if flat.size < stack.size:
         report.error(volume.path, f"holds NaN or infinite values ({stack.size - flat.size} voxels)")
@@ -140,12 +137,12 @@ def _check_image(report: Report, volume: Volume) -> None:
         report.warn(volume.path, f"has {constant} constant slices")
     if volume.header is not None and not min(volume.header.get_zooms()[:3]) > 0:
         report.warn(volume.path, "has no spacing in its header along some axis: 1 mm is assumed")
-    row_mm, column_mm, slice_mm = shape.slice_spacing
-    sample = np.percentile(flat[:: max(1, flat.size // SAMPLE)], PERCENTILES)
+    row_mm, column_mm, slice_mm = volume.shape.slice_spacing
+    sample = np.percentile(flat[:: max(1, flat.size // 200_000)], PERCENTILES)  # of some 200,000 voxels
+    orientation = "".join(nib.aff2axcodes(volume.affine))
     report.volumes.append(
-        {"file": str(volume.path), "dtype": stack.dtype.name, "frames": len(stack)}
-        | {"orientation": "".join(nib.aff2axcodes(volume.affine))}
-        | {"rows": stack.shape[2], "columns": stack.shape[3], "slices": stack.shape[1]}
+        {"file": str(volume.path), "dtype": stack.dtype.name, "orientation": orientation}
+        | dict(zip(("frames", "slices", "rows", "columns"), stack.shape, strict=True))
         | {"row_mm": row_mm, "column_mm": column_mm, "slice_mm": slice_mm}
         | {f"percentile {p}": float(value) for p, value in zip(PERCENTILES, sample, strict=True)}
     )
@@ -160,7 +157,7 @@ def _folder_halves(report: Report, root: Path, files: pd.DataFrame) -> Iterator[
 
 
 def _check_together(report: Report, root: Path, classes: tuple[str, ...]) -> None:
-    """What no single file shows."""
+    """Check orientations and label values over all files."""
     orientations = Counter(volume["orientation"] for volume in report.volumes)
     if len(orientations) > 1:
         rare = min(orientations, key=lambda name: orientations[name])
@@ -175,7 +172,6 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
     labelled = table[table["labelled"]]
     subjects = table.drop_duplicates(["subject", "split"])
     volumes = pd.DataFrame(report.volumes)
-    total = sum(report.voxels.values())
 
     def per_split(rows: pd.DataFrame) -> dict[str, int]:
         return {split: int((rows["split"] == split).sum()) for split in SPLITS}
@@ -199,7 +195,7 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
         "shape": spread(["rows", "columns", "slices", "frames"]),
         "intensity": spread([f"percentile {p}" for p in PERCENTILES]),
         "class_share": {
-            classes[value] if value < len(classes) else str(value): count / total
+            classes[value] if value < len(classes) else str(value): count / report.voxels.total()
             for value, count in sorted(report.voxels.items())
         },
     }
@@ -210,15 +206,15 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     counts = Table("", *SPLITS, title=f"{report['subjects']} subjects", title_justify="left")
     counts.add_row("subjects", *(str(report["subjects_per_split"][split]) for split in SPLITS))
     counts.add_row("labelled slices", *(str(report["labelled_slices"][split]) for split in SPLITS))
-    for group, its in report["groups"].items():
+    for group, subjects in report["groups"].items():
         if group:
-            counts.add_row(f"subjects {group}", *(str(its[split]) for split in SPLITS))
+            counts.add_row(f"subjects {group}", *(str(subjects[split]) for split in SPLITS))
     console.print(counts)
     console.print(f"{report['unlabelled_slices']} slices without labels, {report['files']} image files read")
 
     spread = Table("", "smallest", "median", "largest", title="over image files", title_justify="left")
-    for name, its in (report["shape"] | report["spacing_mm"] | report["intensity"]).items():
-        spread.add_row(name, *(f"{value:.6g}" for value in its))
+    for name, values in (report["shape"] | report["spacing_mm"] | report["intensity"]).items():
+        spread.add_row(name, *(f"{value:.6g}" for value in values))
     console.print(spread)
     for name in ("dtypes", "orientations"):
         console.print(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
@@ -227,35 +223,28 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         console.print("share of the labelled voxels: " + ", ".join(shares))
 
     for kind, style in (("warnings", "yellow"), ("problems", "red")):
-        for found in report[kind]:
-            what = found["problem"].removeprefix(f"{found['file']} ")
+        for finding in report[kind]:
+            what = finding["problem"].removeprefix(f"{finding['file']} ")
             console.print(f"[{style}]{kind[:-1]}[/{style}] ", end="")
-            console.print(f"{found['file']} {what}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{finding['file']} {what}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{len(report['problems'])} problems, {len(report['warnings'])} warnings")
 
 
 def run(cfg: Inspect) -> int:
-    """Inspect, print, save; the number of problems."""
-    root = cfg.data_root
-    if root is None:
-        if cfg.dataset != "acdc":
-            raise UserError("the data set 'folder' needs --data-root: give the folder that holds the images")
-        from data.phantom import demo_root
-
-        root = demo_root()
-    report = inspect_dataset(cfg.dataset, root.expanduser(), cfg.subject_pattern)
+    """Inspect a data set, print and save the report; return the number of problems."""
+    report = inspect_dataset(cfg.dataset, find_root(cfg.dataset, cfg.data_root), cfg.subject_pattern)
     print_report(report, Console())
     if cfg.json is not None:
         cfg.json.parent.mkdir(parents=True, exist_ok=True)
-        cfg.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(cfg.json, report)
     return len(report["problems"])
 
 
 def main() -> None:
-    """The command line."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")  # the index says what a partial copy lacks
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # the readers log what a partial copy lacks
     with user_errors():
-        if run(tyro.cli(Inspect)):
+        if run(parse_command(Inspect, "python -m data.inspect", EXAMPLES)):
             raise SystemExit(1)
 
 

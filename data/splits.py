@@ -1,14 +1,17 @@
-"""Which subject trains, which validates and which tests. Always by subject, never by slice."""
+"""Splits by subject into train, val and test, and nested subsets of the labels for data-efficiency studies."""
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from data.errors import UserError
+from core.errors import UserError
+from core.files import write_json
 
 SPLITS = ("train", "val", "test")
 
@@ -18,7 +21,7 @@ def acdc_split(subject: str) -> str:
 
     Patients 101-150 are the challenge's official test set and belong to "test" as well.
 
-    Source: the official code of Kalapos & Gyires-Tóth, github kaland313/SSL-MedSeg.
+    Source: official code of Kalapos and Gyires-Tóth 2022, github kaland313/SSL-MedSeg.
     """
     number = int(re.sub(r"\D", "", subject))
     if number > 100 or number % 10 == 1:
@@ -29,12 +32,12 @@ def acdc_split(subject: str) -> str:
 def split_subjects(subjects: Iterable[str], seed: int = 0, test: bool = True) -> dict[str, str]:
     """Draw a split: about 70 % train, 10 % val, 20 % test of the subjects.
 
-    Two subjects give one train and one val; three or more give at least one of each.
+    Of two subjects one trains and one validates; of three or more each split gets at least one.
 
     Args:
         subjects: names; their order and repetitions do not matter.
-        seed: of the draw.
-        test: False when a test set is given otherwise: then about 7 train to 1 val.
+        seed: random seed.
+        test: False if the data set has a test set already: then about 7 train to 1 val.
 
     Returns:
         subject -> split.
@@ -50,23 +53,19 @@ def split_subjects(subjects: Iterable[str], seed: int = 0, test: bool = True) ->
 
 def save_splits(path: Path, splits: Mapping[str, str]) -> None:
     """Write subject -> split as JSON: ``{"train": [subjects], "val": [...], "test": [...]}``."""
-    lists = {split: sorted(subject for subject, its in splits.items() if its == split) for split in SPLITS}
+    lists = {split: sorted(subject for subject, name in splits.items() if name == split) for split in SPLITS}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(lists, indent=1) + "\n")
+    write_json(path, lists)
 
 
 def load_splits(path: Path) -> dict[str, str]:
-    """Read a file that ``save_splits`` wrote, or one written by hand in its form.
-
-    Raises:
-        UserError: if it is not of that form, or a subject stands in two splits (it is named).
-    """
+    """Read subject -> split from a file of ``save_splits``, or raise a UserError that says what is wrong with it."""
     try:
         lists = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: check the path of the splits file") from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): mend it, or remove it to draw a new split") from None
+        raise UserError(f"{path} is not JSON ({error}): correct it, or remove it to draw a new split") from None
     if not isinstance(lists, dict) or not all(
         name in SPLITS and isinstance(subjects, list) for name, subjects in lists.items()
     ):
@@ -80,14 +79,94 @@ def load_splits(path: Path) -> dict[str, str]:
 
 
 def refuse_overlap(table: pd.DataFrame) -> None:
-    """Refuse a table in which slices of one subject stand in two splits.
-
-    Raises:
-        UserError: naming the first such subject, its splits and a file of each.
-    """
+    """Raise a UserError, naming subject, splits and files, if slices of one subject stand in two splits."""
     pairs = table.drop_duplicates(["subject", "split"])
     twice = pairs[pairs.duplicated("subject", keep=False)].sort_values("subject", kind="stable")
     if len(twice):
         subject = twice.subject.iloc[0]
         places = " and ".join(f"{row.split} ({row.file})" for row in twice[twice.subject == subject].itertuples())
         raise UserError(f"subject {subject} is in two splits, {places}: a subject must stay in one")
+
+
+def labelled_subset(
+    table: pd.DataFrame, fraction: float, unit: Literal["slice", "patient"] = "slice", seed: int = 0
+) -> np.ndarray:
+    """Draw a share of the labelled training slices.
+
+    Subsets are nested (for one seed a smaller one lies inside a larger one) and depend on the seed alone, not on the
+    order of the rows. Counts round to the nearest, halves up, and are at least one: 0.1 % of 1498 slices is 1, 0.5 % is
+    7, 1 % is 15. "patient" draws whole patients, spread over the groups in proportion at every size.
+
+    Args:
+        table: index or store table, one row per slice.
+        fraction: share of the slices (or patients), in (0, 1].
+        unit: what is counted: "slice" as in the paper, or "patient", which is how scans are annotated.
+        seed: random seed.
+
+    Returns:
+        Row positions in ``table``, ascending, int64.
+
+    Raises:
+        UserError: if the fraction is outside (0, 1], the unit unknown, or no training slice is labelled.
+
+    Source: Kalapos and Gyires-Tóth 2022, figure 4, for the fractions and counts.
+    """
+    if not 0 < fraction <= 1:  # NaN fails too
+        raise UserError(f"labelled fraction {fraction} is outside (0, 1]: choose a share such as 0.1")
+    if unit not in ("slice", "patient"):
+        raise UserError(f"label unit {unit!r} is unknown: choose slice or patient")
+    pool = table.assign(position=np.arange(len(table)))[(table["split"] == "train") & table["labelled"]]
+    pool = pool.sort_values(["subject", "frame", "slice", "file"])
+    if not len(pool):
+        raise UserError("no training slice has labels: a labelled subset needs some, check the data set's split")
+    rng = np.random.default_rng(seed)
+    if unit == "slice":
+        chosen = pool["position"].to_numpy()[rng.permutation(len(pool))[: _count(fraction, len(pool))]]
+    else:
+        order = _stratified(pool.drop_duplicates("subject"), rng)
+        chosen = pool.loc[pool["subject"].isin(order[: _count(fraction, len(order))]), "position"].to_numpy()
+    return np.sort(chosen)
+
+
+def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
+    """Draw a share of the training exams, nested and depending on the seed alone as `labelled_subset`.
+
+    The classes are in proportion at every size; the first two exams are one of each, as fewer train no classifier.
+
+    Args:
+        table: of an `ExamSet`, one row per exam.
+        fraction: share of the training exams, in (0, 1]; at least two are drawn.
+        seed: random seed.
+
+    Returns:
+        Row positions in ``table``, ascending, int64.
+
+    Raises:
+        UserError: if the fraction is outside (0, 1] or a class has no training exam.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"labelled fraction {fraction} is outside (0, 1]: choose a share such as 0.1")
+    pool = table[table["split"] == "train"].assign(position=lambda rows: np.flatnonzero(table["split"] == "train"))
+    by_class = pool.assign(subject=pool["exam"], group=pool["label"].astype(str))
+    if by_class["group"].nunique() < 2:
+        raise UserError(f"all training exams are of class {', '.join(by_class['group'].unique())}: label some of both")
+    order = _stratified(by_class, np.random.default_rng(seed))
+    label = dict(zip(pool["exam"], pool["label"], strict=True))
+    firsts = [next(exam for exam in order if label[exam] == value) for value in (0, 1)]
+    order = firsts + [exam for exam in order if exam not in firsts]
+    chosen = order[: max(2, _count(fraction, len(order)))]
+    return np.sort(pool.loc[pool["exam"].isin(chosen), "position"].to_numpy())
+
+
+def _count(fraction: float, total: int) -> int:
+    return max(1, math.floor(fraction * total + 0.5))
+
+
+def _stratified(patients: pd.DataFrame, rng: np.random.Generator) -> list[str]:
+    """Order patients so that each beginning of the list holds the groups in proportion to their sizes."""
+    keyed = []
+    groups = sorted(patients["group"].unique())
+    for rank, group in zip(rng.permutation(len(groups)), groups, strict=True):
+        names = rng.permutation(patients.loc[patients["group"] == group, "subject"].to_numpy(str))
+        keyed += [((place + 0.5) / len(names), rank, str(name)) for place, name in enumerate(names)]
+    return [name for _, _, name in sorted(keyed)]

@@ -2,41 +2,28 @@
 
 import contextlib
 import hashlib
-import math
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-import cv2
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.progress import track
 
-from data.cache import cache_folder
-from data.errors import UserError
-from data.volume import PLANAR_SUFFIXES, read_volume
+from core.cache import cache_folder
+from core.errors import UserError, first_and_count
+from core.locks import Locked, file_lock
+from core.progress import progress
+from data.preprocessing import mean_and_std, narrow
+from data.readers.images import read_labels, read_volume
 
-FORMAT = 1  # part of every key: raise it when the layout of the packed file or of its table changes
+FORMAT = 2  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
-EXACT = 2.0**49  # below this a double a few units off still rounds to the true integer
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
 PACKED = {
-    "rows": int,
-    "columns": int,
-    "row_mm": float,
-    "column_mm": float,
-    "slice_mm": float,
-    "dtype": str,
-    "offset": int,
-    "label_offset": int,
-    "mean": float,
-    "std": float,
-    "label_values": str,
+    **{"rows": int, "columns": int, "row_mm": float, "column_mm": float, "slice_mm": float, "dtype": str},
+    **{"offset": int, "label_offset": int, "mean": float, "std": float, "label_values": str},
 }
 
 
@@ -45,7 +32,7 @@ class SliceStore:
 
     ``table`` is the index plus: rows, columns; row_mm, column_mm, slice_mm; dtype (uint8, int16, uint16 or
     float32); offset, label_offset (bytes, -1 without label); mean, std of the slice in file units (std is 0
-    for a constant slice: whoever divides must guard); label_values (those present, "0 1 3", or "").
+    for a constant slice); label_values (those present, "0 1 3", or "").
     """
 
     def __init__(self, table: pd.DataFrame, file: Path):
@@ -91,11 +78,10 @@ class SliceStore:
 def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
     """Open the packed slices of an index table, packing them first where the cache has none.
 
-    The store lies in ``cache_folder()/slices`` under a key made of the format, the files' names below
-    ``root``, sizes and contents, and the slices listed: splits, groups and the place of ``root`` may change
-    and it still serves. Packing keeps one volume in memory at a time. Processes that start together wait for
-    the one that packs; where the file system has no locks each packs its own and the first to finish wins. A
-    half-written store is never read.
+    The store lies in ``cache_folder()/slices`` under a key made of the format, the files' names below ``root``, sizes
+    and contents, and the slices listed: splits, groups and the place of ``root`` may change and it still serves.
+    Packing keeps one volume in memory at a time. Processes that start together wait for the one that packs; where the
+    file system has no locks each packs its own and the first to finish wins. A half-written store is never read.
 
     Args:
         table: as ``index_acdc`` or ``index_folder`` return it.
@@ -103,8 +89,8 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
 
     Raises:
         UserError: if files cannot be used: unreadable, NaN or infinite values, one value everywhere, a label map
-            of another shape than its image, label values that are no integers in 0..255. It names the first and
-            counts the others.
+            of another shape than its image, label values other than integers in 0..255. The message names the first
+            and counts the others.
         OSError: naming the cache folder, if it cannot be written.
     """
     folder = cache_folder() / "slices"
@@ -113,37 +99,17 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
     if packed is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _only_one(place) as alone:
+            with file_lock(place.with_suffix(".lock"), wait=True) as alone:
                 packed = _read(place)
                 if packed is None:
                     if alone:
-                        _sweep(folder, place.name)
+                        _remove_leftovers(folder, place.name)
                     packed = _pack(table, root, place)
         except OSError as error:
             message = f"{error.strerror or error}; the slice cache {folder} must be writable and have room"
             raise OSError(error.errno, f"{message}: set FEWSLICE_CACHE to a folder on another disk") from error
     columns = {name: packed[name].to_numpy() for name in PACKED}
     return SliceStore(table.reset_index(drop=True).assign(**columns), place / "slices.bin")
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Read a label map as (frames, slices, rows, columns) uint8.
-
-    A PNG or TIFF mask of 0 and 255 only is read as 0 and 1.
-
-    Raises:
-        UserError: if it cannot be read or holds anything but integers in 0..255 (the values are named).
-    """
-    volume = read_volume(path)
-    stack = volume.stack
-    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
-        labels = stack.astype(np.uint8, copy=False)
-    if labels is not stack and not np.array_equal(labels, stack):
-        strange = np.unique(stack[labels != stack])[:5].tolist()
-        raise UserError(f"{path} holds label values {strange}: class indices 0..255 are needed")
-    if path.name.lower().endswith(PLANAR_SUFFIXES) and set(np.unique(labels)) in ({0, 255}, {255}):
-        labels = labels // 255
-    return labels
 
 
 def files_digest(table: pd.DataFrame, root: Path) -> str:
@@ -170,7 +136,7 @@ def files_digest(table: pd.DataFrame, root: Path) -> str:
 
 
 def _read(place: Path) -> pd.DataFrame | None:
-    """The table of a finished store, None where there is none or its data was cut short since."""
+    """The table of a finished store, None if there is none or its data are incomplete."""
     try:
         packed = pd.read_csv(place / "table.csv", dtype=PACKED, keep_default_na=False, float_precision="round_trip")
         whole = (place / "slices.bin").stat().st_size == int((place / "size").read_text())
@@ -179,28 +145,11 @@ def _read(place: Path) -> pd.DataFrame | None:
     return packed if whole else None
 
 
-@contextlib.contextmanager
-def _only_one(place: Path) -> Iterator[bool]:
-    """Hold the lock of this key. The kernel frees it when its holder dies. False where there are no locks."""
-    with open(place.with_suffix(".lock"), "w") as file:
-        yield _lock(file, wait=True)
-
-
-def _lock(file: Any, wait: bool) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (ImportError, OSError):  # Windows; network file systems mounted without locks
-        return False
-    return True
-
-
-def _sweep(folder: Path, mine: str) -> None:
-    """Remove the temporary folders whose builders are dead, that is, whose lock is free or mine."""
+def _remove_leftovers(folder: Path, key: str) -> None:
+    """Remove the temporary folders whose builders are dead, that is, whose lock is free or ours (that of `key`)."""
     for temporary in folder.glob("*.tmp-*"):
-        with open(temporary.with_suffix(".lock"), "a") as file:
-            if temporary.stem == mine or _lock(file, wait=False):
+        with contextlib.suppress(Locked), contextlib.ExitStack() as held:
+            if temporary.stem == key or held.enter_context(file_lock(temporary.with_suffix(".lock"), wait=False)):
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -211,15 +160,7 @@ def _pack(table: pd.DataFrame, root: Path, place: Path) -> pd.DataFrame:
     try:
         with open(temporary / "slices.bin", "wb") as out:
             grouped = table.reset_index(drop=True).groupby(["file", "label_file"], sort=False)
-            progress = track(
-                grouped,
-                total=grouped.ngroups,
-                description="packing slices",
-                console=Console(stderr=True),
-                disable=not sys.stderr.isatty(),
-                transient=True,
-            )
-            for _, slices in progress:
+            for _, slices in progress(grouped, "packing slices", grouped.ngroups):
                 try:
                     for position, row in zip(slices.index, _pack_file(out, root, slices), strict=True):
                         rows[position] = row
@@ -227,8 +168,7 @@ def _pack(table: pd.DataFrame, root: Path, place: Path) -> pd.DataFrame:
                     problems.append(error)  # go on, so that one message counts them all
             size = out.tell()
         if problems:
-            more = "" if len(problems) == 1 else f" ({len(problems) - 1} more files have problems)"
-            raise UserError(f"{problems[0]}{more}; `python -m data.inspect` lists every problem")
+            raise UserError(f"{first_and_count(problems)}; `python -m data.inspect` lists every problem")
         result = pd.DataFrame(rows, columns=list(PACKED)).astype(PACKED)
         result.to_csv(temporary / "table.csv", index=False)
         (temporary / "size").write_text(str(size))
@@ -255,11 +195,11 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
     if labels is not None and labels.shape != stack.shape:
         shapes = f"{labels.shape} for an image of {stack.shape} (frames, slices, rows, columns)"
         raise UserError(f"{root / label_file} has the shape {shapes} in {file}: the two must agree")
-    dtype = _stored_dtype(stack)
+    narrowed = narrow(stack)
     rows = []
     for frame, z in zip(table["frame"].tolist(), table["slice"].tolist(), strict=True):
         t = frame - 1 if len(stack) > 1 else 0  # ACDC's single-frame files keep their number in the cine
-        image = np.ascontiguousarray(stack[t, z], dtype)
+        image = np.ascontiguousarray(narrowed[t, z])
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise UserError(f"{file} holds NaN or infinite values (slice {z}): repair or remove it")
         offset = _append(out, image)
@@ -267,21 +207,8 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
         if labels is not None:
             label_offset = _append(out, labels[t, z])
             values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel()))))
-        rows.append((*image.shape, *mm, dtype.name, offset, label_offset, *mean_and_std(image), values))
+        rows.append((*image.shape, *mm, image.dtype.name, offset, label_offset, *mean_and_std(image), values))
     return rows
-
-
-def mean_and_std(image: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation over the pixels of (rows, columns), in file units and double precision.
-
-    Of integers by exact sums, for which OpenCV needs a tenth of the time of its own `meanStdDev`.
-    """
-    squares = cv2.norm(image, cv2.NORM_L2SQR)  # to a few units in the last place
-    if image.dtype.kind == "f" or squares > EXACT:
-        mean, std = cv2.meanStdDev(image)
-        return float(mean[0, 0]), float(std[0, 0])
-    n, total = image.size, int(cv2.sumElems(image)[0])
-    return total / n, math.sqrt(n * round(squares) - total**2) / n
 
 
 def _append(out: BinaryIO, values: np.ndarray) -> int:
@@ -289,15 +216,3 @@ def _append(out: BinaryIO, values: np.ndarray) -> int:
     offset = out.tell()
     out.write(np.ascontiguousarray(values).data)
     return offset
-
-
-def _stored_dtype(values: np.ndarray) -> np.dtype:
-    """The file's own dtype if it is one of four; wider integers become 16-bit if they fit, else float32."""
-    if values.dtype.name in ("uint8", "int16", "uint16", "float32"):
-        return values.dtype
-    if values.dtype.kind in "iu":
-        low, high = values.min(), values.max()
-        for name in ("int16", "uint16"):
-            if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
-                return np.dtype(name)
-    return np.dtype(np.float32)

@@ -1,1 +1,1 @@
-"""What travels: building encoders, adapting channels, weights in and out."""
+"""Encoders: building them, adapting their input channels, loading and saving their weights."""

@@ -1,16 +1,21 @@
-"""2D convolutional encoders by their timm name."""
+"""Encoders by their name: 2D networks of timm, the same over the frames of a clip, and video networks."""
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
 import timm
 import torch
-from torch import nn
+import torchvision
+from torch import Tensor, is_grad_enabled, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
 
-from data.errors import UserError
+from core.errors import UserError
+from encoders.names import is_video
 from encoders.norm import Norm, replace_norm
-from encoders.video import VIDEO_ENCODERS
 
 
 def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.Module:
@@ -23,8 +28,7 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.M
         norm: see ``replace_norm``.
 
     Raises:
-        UserError: if timm does not know the name, or the network has no pyramid of feature maps, or takes
-            images of one size only.
+        UserError: see ``require_encoder``.
     """
     require_encoder(name)
     encoder = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0)
@@ -32,9 +36,9 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.M
 
 
 def require_encoder(name: str) -> None:
-    """Raise UserError, with the nearest names, unless a U-Net can be built on this timm model."""
-    if name in VIDEO_ENCODERS:
-        raise UserError(f"encoder {name!r} takes clips of exams, not single images; take resnet18 or resnet50.")
+    """Raise UserError unless this is a timm model with a pyramid of feature maps, for images of any size."""
+    if is_video(name):
+        raise UserError(f"encoder {name!r} takes clips of exams, not single images; choose resnet18 or resnet50.")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         choices = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"
@@ -43,10 +47,136 @@ def require_encoder(name: str) -> None:
         raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
 
 
+def build_clip_encoder(
+    name: str, norm: Norm = "batch", checkpoint_activations: bool = False, in_channels: int = 1
+) -> "MaxPoolFrames | VideoEncoder":
+    """Build a randomly initialised encoder of clips: (N, in_channels, T, H, W) -> (N, feature_width).
+
+    Args:
+        name: a video network of ``VIDEO_ENCODERS``, or any network of ``build_encoder``, applied to each frame.
+        norm: see ``replace_norm``.
+        checkpoint_activations: see ``recompute_activations``.
+        in_channels: channels of the frames.
+    """
+    encoder: MaxPoolFrames | VideoEncoder
+    if is_video(name):
+        encoder = replace_norm(VideoEncoder(name, in_channels), norm)
+    else:
+        encoder = MaxPoolFrames(build_encoder(name, in_channels, norm))
+    if checkpoint_activations:
+        recompute_activations(encoder)
+    return encoder
+
+
 def feature_width(encoder: nn.Module) -> int:
-    """Return the width of the vector per image (in MobileNetV3 more than the last feature map has)."""
+    """Width of the feature vector of an image (in MobileNetV3 more than the last feature map has)."""
     width: Any = getattr(encoder, "head_hidden_size", None) or encoder.num_features
     return int(width)
+
+
+class MaxPoolFrames(nn.Module):
+    """A 2D encoder over all frames, the maximum of their feature maps, and the 2D encoder's own pooling.
+
+    It adds no weights: its file is the 2D encoder's file. For a clip of one frame it returns what the 2D encoder
+    returns for that frame.
+
+    Source: Ray 2022, BYOLMed2D; Bien et al. 2018, MRNet.
+    """
+
+    def __init__(self, frame_encoder: nn.Module) -> None:
+        super().__init__()
+        self.frame_encoder = frame_encoder
+        self.num_features = feature_width(frame_encoder)
+
+    def feature_maps(self, clips: Tensor) -> Tensor:
+        """Clips (N, channels, T, H, W) -> (N, features, H / stride, W / stride), the maximum over frames."""
+        frames = clips.transpose(1, 2).flatten(0, 1)
+        maps: Tensor = self.frame_encoder.forward_features(frames)  # type: ignore[operator]
+        return maps.unflatten(0, (len(clips), -1)).amax(dim=1)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips (N, channels, T, H, W) -> (N, features)."""
+        # Global average pooling, with whatever layers the network puts after it.
+        return self.frame_encoder.forward_head(self.feature_maps(clips))  # type: ignore[operator]
+
+
+class VideoEncoder(nn.Module):
+    """A video ResNet of torchvision (``VIDEO_ENCODERS``) without its classifier, with torchvision's key names.
+
+    Source: Tran et al. 2018, A closer look at spatiotemporal convolutions.
+    """
+
+    def __init__(self, name: str, in_channels: int = 1) -> None:
+        super().__init__()
+        network = torchvision.models.get_model(name, weights=None)
+        self.num_features: int = network.fc.in_features
+        self.stem: nn.Sequential = network.stem
+        self.layer1, self.layer2, self.layer3, self.layer4 = (getattr(network, f"layer{k}") for k in range(1, 5))
+        old: Any = self.stem[0]
+        sizes = (old.out_channels, old.kernel_size, old.stride, old.padding)
+        self.stem[0] = nn.Conv3d(in_channels, *sizes, bias=old.bias is not None)
+        nn.init.kaiming_normal_(self.stem[0].weight, mode="fan_out", nonlinearity="relu")
+
+    def feature_maps(self, clips: Tensor) -> Tensor:
+        """Clips (N, channels, T, H, W) -> (N, features, T', H / 16, W / 16); T' is T / 8, in mc3_18 T."""
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(clips)))))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips (N, channels, T, H, W) -> (N, features), the average over time and space."""
+        return self.feature_maps(clips).mean(dim=(2, 3, 4))
+
+
+def recompute_activations(encoder: nn.Module) -> None:
+    """Let every residual block store only its input and compute the rest again in the backward pass, in place.
+
+    Gradients, running statistics and names of tensors do not change; training takes about a third more arithmetic.
+    Copies of the encoder (BYOL's target) stay independent of it.
+
+    Source: Chen et al. 2016, Training deep nets with sublinear memory cost.
+    """
+    for block in list(_blocks(encoder)):
+        block.__class__ = _recomputed_class(type(block))  # type: ignore[arg-type]
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
+    """The largest parts that are not sequences: residual blocks, or whole stages where a stage is a class."""
+    for child in network.children():
+        if isinstance(child, nn.Sequential) or hasattr(child, "forward_features"):
+            yield from _blocks(child)
+        elif len(list(child.children())) and len(list(child.parameters())):
+            yield child
+
+
+class _Recomputed(nn.Module):
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
+        if not is_grad_enabled():
+            return super().forward(*inputs, **settings)
+        return checkpoint(
+            super().forward,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), _frozen_statistics(self)),
+            **settings,
+        )
+
+
+@contextmanager
+def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+    """Normalise without updating running statistics: the first forward pass has updated them already."""
+    norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm)]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:  # torch ends the recomputation by an exception, once it has all the tensors it needs
+        for norm, (momentum, batches) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, batches
+
+
+@cache
+def _recomputed_class(block: type) -> type:
+    return type(f"Recomputed{block.__name__}", (_Recomputed, block), {})
 
 
 @cache

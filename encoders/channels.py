@@ -1,4 +1,4 @@
-"""The first convolution, from the channels it was trained on to the channels of the images at hand."""
+"""Adapt a pretrained first convolution to another number of input channels."""
 
 from timm.models import adapt_input_conv
 from torch import Tensor
@@ -14,8 +14,8 @@ def adapt_channels(weight: Tensor, in_channels: int, base_channels: int | None =
     Args:
         weight: (out, in, height, width), or (out, in, time, height, width).
         in_channels: channels of the images at hand.
-        base_channels: channels of the images it was trained on, where that is not ``in`` (the stems that
-            fold space into depth); in by default.
+        base_channels: channels of the images it was trained on, by default ``in``; fewer in stems that fold space
+            into depth.
 
     Returns:
         The weight with in_channels in place of in, the same tensor where nothing changes.

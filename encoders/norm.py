@@ -1,4 +1,4 @@
-"""Batch normalisation, and the two replacements that do not look at the batch."""
+"""Batch normalisation, and the two replacements, group norm and frozen batch norm, that do not use batch statistics."""
 
 from functools import cache
 from typing import Literal, TypeVar
@@ -17,12 +17,8 @@ def replace_norm(module: Module, norm: Norm) -> Module:
     Args:
         module: any network; a network that is itself a batch normalisation is returned replaced.
         norm: "batch" changes nothing; "group" puts GroupNorm with the same scale and shift in its place;
-            "frozen" keeps the running statistics as they are, in training too. Scale and shift stay
-            trainable and all state dict keys stay what they were. Freeze *after* loading weights or
-            before, it is the same; with random weights frozen statistics are the identity.
-
-    Returns:
-        The module.
+            "frozen" keeps the running statistics fixed, in training too; before or after loading weights makes no
+            difference. Scale and shift stay trainable and all state dict keys the same.
     """
     if norm == "batch":
         return module
@@ -35,7 +31,7 @@ def replace_norm(module: Module, norm: Norm) -> Module:
 
 def _group(batch: _BatchNorm) -> nn.GroupNorm:
     channels = batch.num_features
-    # Two channels a group at least: a group of one has a variance of zero over a vector or a 1 x 1 map.
+    # At least two channels per group: the variance of one would be zero over a vector or a 1 x 1 map.
     groups = max((g for g in range(1, min(32, channels // 2) + 1) if channels % g == 0), default=1)
     if isinstance(batch, BatchNormAct2d):
         group = GroupNormAct(channels, groups, eps=batch.eps, affine=batch.affine)

@@ -1,12 +1,12 @@
-"""Checkpoints that are whole or not there."""
+"""Atomic checkpoint files."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data.errors import UserError
+from core.errors import UserError
+from core.files import write_atomically
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -15,15 +15,14 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     Raises:
         UserError: when the disk is full or not writable; the previous checkpoint is untouched.
     """
-    partial = path.with_name(f".{path.name}.partial")
+
+    def write(file: Path) -> None:
+        with file.open("wb") as stream:
+            torch.save(state, stream)
+
     try:
-        with partial.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, write, sync=True)
     except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
-        partial.unlink(missing_ok=True)
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
         reason: BaseException | None = error
         while reason and not isinstance(reason, OSError):  # torch hides a full disk behind an error of its own

@@ -1,4 +1,4 @@
-"""Compiling the networks of a training step (`torch.compile`), where that pays."""
+"""Compile the networks of a training step with torch.compile, where that pays."""
 
 import logging
 from typing import Any, Literal
@@ -16,15 +16,15 @@ PAYS_FROM = 5000
 def compile_method(
     module: nn.Module, name: str, wanted: Literal["auto", "yes", "no"], fabric: Fabric, *, micro_batches: int
 ) -> None:
-    """Have a method of the module fused by torch.compile; it stays as it is where that fails, which one line then says.
+    """Compile a method with torch.compile; on failure log one warning and run it uncompiled.
 
     Args:
-        module: its state, and the names in it, do not change.
-        name: of a method that takes and returns tensors.
+        module: the method's owner; its state and the names in it do not change.
+        name: name of a method that takes and returns tensors.
         wanted: "auto" compiles runs of `PAYS_FROM` micro-batches or more on one CUDA device; of several, synchronised
             norms would break the network into pieces too small to gain by it.
-        fabric: where it will run.
-        micro_batches: calls of this run.
+        fabric: where the module runs.
+        micro_batches: number of calls in this run.
     """
     pays = micro_batches >= PAYS_FROM and fabric.device.type == "cuda" and fabric.world_size == 1
     if wanted == "no" or (wanted == "auto" and not pays):

@@ -1,16 +1,21 @@
-"""Where a run computes: Lightning Fabric for devices, precision and processes."""
+"""Devices, precision and processes of a run, through Lightning Fabric."""
 
 import logging
 import os
 import sys
+from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments import LightningEnvironment
+from timm.layers import convert_sync_batchnorm
+from torch import nn
 
-from data.errors import UserError
+from core.errors import UserError
 
 log = logging.getLogger("fewslice")
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1, nodes: int = 1) -> Fabric:
@@ -43,11 +48,25 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
-        # one process asks nobody about its peers, wherever Slurm is installed or has started it
+        # a single process needs no cluster: Fabric would else read Slurm's variables and wait for other processes
         plugins=[LightningEnvironment()] if devices * nodes == 1 else None,
     )
     fabric.launch()
     return fabric
+
+
+def channels_last(network: Network) -> Network:
+    """Put the weights of a 2D network into the memory format in which convolutions are fastest."""
+    if any(isinstance(module, nn.Conv3d) for module in network.modules()):
+        return network  # in three dimensions it does not pay
+    return network.to(memory_format=torch.channels_last)
+
+
+def synchronise_norms(network: Network, fabric: Fabric, norm: str) -> Network:
+    """Let batch norms of several GPUs share their statistics; on CPU processes torch cannot."""
+    if fabric.world_size > 1 and norm == "batch" and fabric.device.type == "cuda":
+        return convert_sync_batchnorm(network)  # timm's keeps the activation of its fused norms
+    return network
 
 
 def scales_gradients(fabric: Fabric) -> bool:

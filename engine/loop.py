@@ -1,4 +1,4 @@
-"""The training loop: accumulate, step, average, in that order."""
+"""The training loop: accumulate gradients over micro-batches, take an optimiser step, move the average."""
 
 import logging
 import math
@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from data.errors import UserError
+from core.errors import UserError
 from engine.checkpoint import read_checkpoint, write_checkpoint
-from engine.order import MicroBatches, Order
-from engine.run import RunFolder
+from engine.run_folder import RunFolder
+from engine.sampler import MicroBatchSampler, StepSampler
 
 log = logging.getLogger("fewslice")
 
@@ -34,39 +34,40 @@ class Interrupted(SystemExit):
 
 @dataclass(kw_only=True)
 class Training:
-    """All that an optimiser step touches, and what is done beside it."""
+    """What an optimiser step needs, and what is done beside it."""
 
     fabric: Fabric
     run: RunFolder
     model: nn.Module
-    """`model(batch)` returns the mean loss over the samples of one micro-batch; as set up by Fabric."""
+    """As set up by Fabric: `model(batch)` returns the mean loss over the samples of one micro-batch."""
     optimiser: optim.Optimizer
-    order: Order
+    sampler: StepSampler
     samples: Dataset[Any]
-    """Indexed by `engine.order.Draw`."""
+    """Indexed by `engine.sampler.Sample`."""
     data: str
-    """Digest of the samples; a run is not continued on other data."""
+    """Digest of the data; a run is not continued on other data."""
     steps: int
     learning_rate: Callable[[int], float]
     """Learning rate of optimiser step 0, 1, ..."""
-    clip: float | None = None
-    """Largest norm of the gradient."""
+    max_grad_norm: float | None = None
+    """Gradients of a larger norm are scaled down to it; None: never."""
     after_step: Callable[[int], None] = lambda step: None
-    """Called with the number of steps taken, after every real optimiser step (BYOL's average)."""
+    """Called with the number of steps taken, after each real optimiser step (to move BYOL's target)."""
     observe: Callable[[int, bool], Metrics] = lambda step, last: {}
-    """Called with the number of steps taken, to validate or to save; its metrics join `metrics.csv`."""
+    """Called after each step with the number of steps taken and whether it was the last, to validate or to save;
+    the metrics it returns go into `metrics.csv`."""
     columns: Sequence[str] = ()
     """Names of the metrics that `observe` may return."""
     workers: int = 0
     on_device: bool = False
-    """The samples are made on the device: no worker processes, nothing to pin."""
+    """The samples are made on the device: no worker processes, no pinned memory."""
     checkpoint_every: int = 100
-    """0: only when the run is asked to stop."""
+    """Optimiser steps between checkpoints; 0: only when the run is interrupted."""
     log_every: int = 10
     losses: list[Tensor] = field(default_factory=list, init=False)
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint holds. Sample order and views need no saving: they follow from the step."""
+        """The content of a checkpoint. The sampler has no state: samples and augmentation follow from the step."""
         return {
             "step": step,
             "data": self.data,
@@ -77,12 +78,12 @@ class Training:
         }
 
     def restore(self) -> int:
-        """Load the checkpoint; returns the number of optimiser steps it had taken."""
+        """Load the checkpoint and return the number of optimiser steps taken before it was saved."""
         state = read_checkpoint(self.run.checkpoint)
         if state["data"] != self.data:
             raise UserError(
                 f"{self.run.path} was trained on other data than there is now (digest {state['data']}, now "
-                f"{self.data}); give the same --data-root, or start again with --overwrite"
+                f"{self.data}); pass the same --data-root, or start again with --overwrite"
             )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -92,13 +93,13 @@ class Training:
 
 
 def train(t: Training, *, resume: bool = False) -> float:
-    """Run the optimiser steps that are left; returns training samples per second of this process's loop.
+    """Take the optimiser steps that are left and return the training samples per second.
 
-    The gradient of a step is the mean over its window of `order.batch` samples, accumulated over micro-batches;
-    then one optimiser step, then one `after_step`, then the gradients are cleared (METHODS, section 2).
+    The gradient of a step is the mean over its effective batch, accumulated over micro-batches; then come one
+    optimiser step, one `after_step` and the clearing of the gradients (docs/methods.md, gradient accumulation).
 
     Raises:
-        UserError: when the loss is not finite; the step is named and the last checkpoint stays.
+        UserError: if the loss is not finite, naming the step; the last checkpoint stays.
         Interrupted: after SIGINT or SIGTERM, once the running step is done and saved.
     """
     first = t.restore() if resume and t.run.checkpoint.exists() else 0
@@ -110,20 +111,25 @@ def train(t: Training, *, resume: bool = False) -> float:
             for group in t.optimiser.param_groups:
                 group["lr"] = t.learning_rate(step)
 
-            micro_batches = t.order.micro_batches(step)
+            # Each micro-batch loss is weighted by its share of the samples really in the batch, so that the sum of the
+            # gradients is that of the whole batch, whatever the sizes of its parts.
+            micro_batches = t.sampler.micro_batches(step)
             total = torch.zeros((), device=t.fabric.device)
-            for k, (draws, weight) in enumerate(micro_batches):
+            for k, (samples, weight) in enumerate(micro_batches):
                 batch = t.fabric.to_device(next(loader))
                 last = k == len(micro_batches) - 1
+                # Devices exchange gradients once per step, with the last micro-batch.
                 with t.fabric.no_backward_sync(t.model, enabled=not last):
                     loss = t.model(batch)
                     t.fabric.backward(loss * weight)
                 total += loss.detach() * weight
-                seen += len(draws)
+                seen += len(samples)
             t.losses.append(total)
 
-            if t.clip is not None:
-                t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.clip, error_if_nonfinite=False)
+            if t.max_grad_norm is not None:
+                t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.max_grad_norm, error_if_nonfinite=False)
+            # The average follows real optimiser steps only: it must not move after micro-batches, nor after a step
+            # that the fp16 scaler skipped.
             stepped = _optimiser_step(t)
             if stepped:
                 t.after_step(step + 1)
@@ -134,16 +140,17 @@ def train(t: Training, *, resume: bool = False) -> float:
             ending = done == t.steps or stopping
             saving = stopping or bool(t.checkpoint_every and (ending or done % t.checkpoint_every == 0))
             due = ending or saving or done % t.log_every == 0
-            loss_now = _read_losses(t, done) if due else 0.0  # a broken network is never observed nor saved
+            # Read before observing and saving, so that a network with a loss that is not finite is never kept.
+            loss_now = _read_losses(t, done) if due else 0.0
             pause = time.perf_counter()
             metrics = t.observe(done, done == t.steps)
             paused += time.perf_counter() - pause
             if due or metrics:
                 loss_now = loss_now if due else _read_losses(t, done)
-                speed = seen * t.order.devices / max(1e-9, time.perf_counter() - began - paused)
+                speed = seen * t.sampler.devices / max(1e-9, time.perf_counter() - began - paused)
                 row = {
                     "step": done,
-                    "epoch": done / t.order.steps_per_epoch,
+                    "epoch": done / t.sampler.steps_per_epoch,
                     "learning_rate": t.learning_rate(step),
                     "loss": loss_now,
                     "samples_per_second": speed,
@@ -154,30 +161,30 @@ def train(t: Training, *, resume: bool = False) -> float:
                 _save(t, done)
             if stopping and done < t.steps:
                 raise _interrupted(t, done, stop)
-    return seen * t.order.devices / max(1e-9, time.perf_counter() - began - paused)
+    return seen * t.sampler.devices / max(1e-9, time.perf_counter() - began - paused)
 
 
 def _loader(t: Training, first: int) -> DataLoader[Any]:
     workers = 0 if t.on_device else t.workers
     return DataLoader(
         t.samples,
-        batch_sampler=MicroBatches(t.order, first, t.steps),
+        batch_sampler=MicroBatchSampler(t.sampler, first, t.steps),
         num_workers=workers,
         collate_fn=collate,
-        generator=torch.Generator(),  # else it would draw from the restored one, and dropout would differ
-        worker_init_fn=_leave_interrupts_to_us,
+        generator=torch.Generator(),  # drawing from the global one would change dropout after a resume
+        worker_init_fn=_ignore_interrupts,
         pin_memory=t.fabric.device.type == "cuda" and not t.on_device,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
 
 
 def collate(samples: Any) -> Any:
-    """A batch; some data sets make it whole (`__getitems__`), without a copy."""
+    """Collate samples into a batch; data sets with `__getitems__` return the batch itself, without a copy."""
     return samples if isinstance(samples, Tensor) else default_collate(samples)
 
 
-def _leave_interrupts_to_us(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, and the running step needs them
+def _ignore_interrupts(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, but the running step still needs them
 
 
 def _optimiser_step(t: Training) -> bool:
@@ -189,7 +196,7 @@ def _optimiser_step(t: Training) -> bool:
 
 
 def _read_losses(t: Training, done: int) -> float:
-    """Mean loss since the last reading, over all devices: the only place where the loop waits for the device."""
+    """Mean loss since the last reading, over all devices. The only place where the loop waits for the device."""
     losses = t.fabric.all_reduce(torch.stack(t.losses), reduce_op="mean")
     values = losses.tolist()
     t.losses.clear()
@@ -210,8 +217,9 @@ def _save(t: Training, done: int) -> None:
 
 
 def _asked_to_stop(t: Training, done: int, stop: list[int]) -> bool:
-    """Whether a signal came; several processes agree on it at the same step, now and then to keep it cheap."""
-    if t.order.devices == 1:
+    """Whether a signal came. Several processes must agree at the same step; they do so only every `log_every` steps,
+    as it costs an exchange."""
+    if t.sampler.devices == 1:
         return bool(stop)
     if done % t.log_every:
         return False
@@ -227,7 +235,7 @@ def _interrupted(t: Training, done: int, stop: list[int]) -> Interrupted:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[list[int]]:
-    """A list that SIGINT or SIGTERM fills with its number; a second one acts as usual."""
+    """A list that receives the number of a SIGINT or SIGTERM; a second signal acts as usual."""
     received: list[int] = []
     previous: dict[int, Any] = {}
 
@@ -238,7 +246,7 @@ def _stop_on_signals() -> Iterator[list[int]]:
     try:
         for caught in (signal.SIGINT, signal.SIGTERM):
             previous[caught] = signal.signal(caught, note)
-    except ValueError:  # not the main thread: whoever started the thread handles its signals
+    except ValueError:  # not in the main thread: the program that started the thread handles signals
         previous.clear()
     try:
         yield received
@@ -258,12 +266,12 @@ def _progress(t: Training, first: int) -> Iterator[Callable[[int, float, float],
             task = bar.add_task("", total=t.steps, completed=first, loss=math.nan, speed=0.0)
             yield lambda done, loss, speed: bar.update(task, completed=done, loss=loss, speed=speed)
         return
-    said = first
+    reported = first
 
     def line(done: int, loss: float, speed: float) -> None:
-        nonlocal said
-        if done == t.steps or done - said >= t.steps / 10:
-            said = done
+        nonlocal reported
+        if done == t.steps or done - reported >= t.steps / 10:
+            reported = done
             log.info(f"step {done} of {t.steps}: loss {loss:.4f}, {speed:.1f} images/s")
 
     yield line

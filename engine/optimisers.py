@@ -7,16 +7,16 @@ from timm.optim import Lars
 from torch import nn, optim
 
 
-def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust: float = 0.02) -> optim.Optimizer:
+def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust_coefficient: float = 0.02) -> optim.Optimizer:
     """LARS with momentum 0.9; biases and norms get neither decay nor the layer-wise rate.
 
     The layer-wise rate is clipped at the plain one (`clip_lr` of solo-learn, LARC).
 
     Args:
-        modules: all that is trained.
+        modules: all modules to train.
         lr: peak learning rate, already scaled to the effective batch.
-        weight_decay: of weights with two or more dimensions.
-        trust: trust coefficient eta.
+        weight_decay: for weights with two or more dimensions.
+        trust_coefficient: trust coefficient eta.
 
     Source: You et al. 2017, Large batch training of convolutional networks.
     """
@@ -27,14 +27,14 @@ def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust: float = 0
         {"params": weights, "weight_decay": weight_decay, "always_adapt": True},
         {"params": others, "weight_decay": 0.0, "always_adapt": False},
     ]
-    return Lars(groups, lr=lr, momentum=0.9, trust_coeff=trust, trust_clip=True, foreach=True)
+    return Lars(groups, lr=lr, momentum=0.9, trust_coeff=trust_coefficient, trust_clip=True, foreach=True)
 
 
 def adamw(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, scaled: bool) -> optim.Optimizer:
     """AdamW in one pass over the parameters, on the CPU as well.
 
     Args:
-        parameters: all that is trained.
+        parameters: all parameters to train.
         lr: peak learning rate.
         weight_decay: decoupled.
         scaled: gradients are scaled (fp16), which Fabric cannot clip under a fused optimiser.

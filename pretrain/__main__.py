@@ -1,27 +1,30 @@
-"""`python -m pretrain --stage generalist|specialist|hierarchical`: an encoder from unlabelled images."""
+"""`python -m pretrain --stage generalist|specialist|hierarchical`: pretrain an encoder on unlabelled images."""
 
-import sys
+import shlex
 
-from data.errors import user_errors
+from core.errors import user_errors
 
 
 def main() -> None:
-    """Parse the command line and run the stage."""
+    """Parse the command line, run the stage and print the next command."""
     with user_errors():
-        from engine.config import parse
-        from pretrain.config import recipes_for
+        from engine.command_line import parse, with_data
+        from pretrain.config import EXAMPLES, presets_for
 
-        cfg = parse(recipes_for(sys.argv[1:]), __doc__ or "")
+        cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
         from pretrain.stages import run
 
-        result = run(cfg)
-        root = f" --data-root {cfg.data_root}" if cfg.data_root else ""
-        dataset = f" --dataset {cfg.dataset}" if cfg.dataset != "acdc" else ""
+        # a generalist stage reads no data set, so that none needs to be there
+        result = run(cfg if cfg.stage == "generalist" else with_data(cfg))
         print(f"encoder: {result['encoder']}")
-        job = "segment --labelled-fraction 0.02"
-        if cfg.of_exams:
-            job = f"classify --encoder {cfg.encoder} --plane {cfg.plane}"
-        print(f"next:    python -m {job} --init {result['encoder']}{dataset}{root}")
+        following = ["python", "-m", "segment", "--labelled-fraction", "0.02"]
+        if cfg.on_exams:
+            following = ["python", "-m", "classify", "--encoder", cfg.encoder]
+            following += ["--plane", cfg.data.plane] if cfg.data.dataset == "mrnet" else []
+        following += ["--init", result["encoder"]]
+        following += ["--dataset", cfg.data.dataset] if cfg.data.dataset not in ("acdc", "mrnet") else []
+        following += ["--data-root", str(cfg.data.data_root)] if cfg.data.data_root else []
+        print(f"next:    {shlex.join(following)}")
 
 
 if __name__ == "__main__":

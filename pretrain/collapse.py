@@ -1,16 +1,16 @@
-"""Has the representation collapsed? Two cheap figures on the projections of a batch."""
+"""Signs of a collapsed representation: two cheap metrics of the projections of a batch."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 FLOOR = 0.1
-"""Share of the spread value below which a run is said to collapse (METHODS, section 2)."""
+"""`projection_std` below which a run warns of collapse."""
 
 
 @torch.no_grad()
 def collapse_metrics(projections: Tensor) -> dict[str, float]:
-    """How spread the projections are.
+    """How spread out the projections are.
 
     Args:
         projections: (N, D), N at least 2.

@@ -1,4 +1,4 @@
-"""Is the encoder getting better? A linear probe on the labelled slices, in a second or two."""
+"""A linear probe on the labelled slices, to follow an encoder during pretraining in a second or two."""
 
 import cv2
 import numpy as np
@@ -6,18 +6,17 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import nn
 
-from data.datasets import Dataset
-from data.samples import Slices
+from data.slices import Dataset, Slices
 
 MOST_SLICES = 200
-"""Labelled slices per split that a probe looks at."""
+"""Largest number of labelled slices per split that a probe uses."""
 
 
 class Probe:
     """Linear discriminant analysis from an encoder's features of stride 8 to the classes of the labelled slices.
 
     Fitted on training slices, scored on validation slices: the foreground Jaccard index on the feature grid,
-    averaged over classes. A figure to compare epochs of one run by, no segmentation score. The encoder is frozen.
+    averaged over classes. It compares epochs of one run and is no segmentation score. The encoder is frozen.
 
     Args:
         dataset: with labelled slices in the train and val splits.

@@ -1,20 +1,20 @@
-"""`python -m segment --labelled-fraction 0.02 [--init FILE]`: a U-Net from few labels, scored on whole volumes."""
+"""`python -m segment --labelled-fraction 0.02 [--init FILE]`: train a U-Net on few labels, score whole volumes."""
 
-from data.errors import user_errors
+from core.errors import user_errors
 
 
 def main() -> None:
-    """Parse the command line, train, score and say what was found."""
+    """Parse the command line, train, score and print the scores."""
     with user_errors():
-        from engine.config import parse
-        from segment.config import RECIPES
+        from engine.command_line import parse, with_data
+        from segment.config import EXAMPLES, PRESETS
 
-        cfg = parse(RECIPES, __doc__ or "")
-        from segment.report import print_result
+        cfg = parse(lambda early: PRESETS, __doc__ or "", examples=EXAMPLES)
+        from segment.tables import print_result
         from segment.training import run
 
-        result = run(cfg)
-        if "dice" in result:
+        result = run(with_data(cfg))
+        if "dice" in result:  # only the main process scores
             print_result(result, cfg)
 
 

@@ -1,4 +1,4 @@
-"""Cardiac read-outs from label volumes: what a cardiologist would write down, and how far off it is."""
+"""Cardiac measurements from label maps (volumes, ejection fractions, mass) and their errors."""
 
 import pandas as pd
 

@@ -1,28 +1,26 @@
 """Score a folder of predicted masks against a folder of reference masks: ``python -m segment.evaluate``.
 
-Any masks do, from any program: NIfTI volumes or PNG and TIFF images, matched by name.
+The masks may come from any program: NIfTI volumes or PNG and TIFF images, matched by name.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import tyro
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
-from data.acdc import ACDC_CLASSES, read_info
-from data.errors import UserError, user_errors
-from data.volume import IMAGE_SUFFIXES, Volume, is_image, read_volume, stem
-from engine.run import write_json
+from core.command_line import parse_command
+from core.errors import UserError, user_errors
+from core.files import write_json
+from core.progress import progress
+from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
+from data.readers.images import IMAGE_SUFFIXES, is_image, label_stack, read_labels, read_volume, stem
 from segment.metrics import foreground, score_volume, summarise
 
-ACDC_NAME = re.compile(r"(patient\d+)_frame(\d+)")
+EXAMPLES = ("--prediction OUT --reference DIR", "--prediction OUT --reference DIR --classes liver tumour --partial")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,30 +30,30 @@ class Evaluate:
     prediction: Path
     """Folder of predicted masks (.nii, .nii.gz, .png, .tif), searched with its subfolders."""
     reference: Path
-    """Folder of reference masks of the same names; a trailing _gt on either side does not count."""
+    """Folder of reference masks of the same names; a trailing _gt on either side is ignored."""
     classes: tuple[str, ...] = ()
-    """Names of labels 1, 2, ... Without: RV MYO LV for ACDC names, else label_1 label_2 ..."""
+    """Names of labels 1, 2, ...; default: RV MYO LV if all files are named as in ACDC, else label_1 label_2 ..."""
     out: Path | None = None
-    """Folder for per_volume.csv and result.json. Without: scores/ in the prediction folder."""
+    """Folder for per_volume.csv and result.json; default: scores/ in the prediction folder."""
     partial: bool = False
-    """Score the masks that both folders have, and leave out the others."""
+    """Score the masks that both folders have, and ignore the others."""
 
 
 def run(cfg: Evaluate) -> dict[str, Any]:
     """Score the folders, print the table, write per_volume.csv and result.json.
 
     Returns:
-        What result.json holds: see `segment.metrics.summarise`.
+        The content of result.json: see `segment.metrics.summarise`.
 
     Raises:
         UserError: if masks are missing, differ in shape, or hold labels without a name.
     """
     pairs = match_masks(cfg.prediction, cfg.reference, cfg.partial)
-    is_acdc = all(ACDC_NAME.fullmatch(name) for name in pairs)
+    names = [parse_name(name) for name in pairs]
+    is_acdc = all(name and name.is_patient and name.frame is not None for name in names)
     classes = foreground(cfg.classes) or (foreground(ACDC_CLASSES) if is_acdc else _numbered_classes(pairs))
     rows: list[dict[str, Any]] = []
-    progress = track(pairs.items(), "scoring", transient=True, console=Console(stderr=True))
-    for name, (prediction, reference) in progress:
+    for name, (prediction, reference) in progress(pairs.items(), "scoring"):
         rows += score_files(name, prediction, reference, classes)
     per_volume = pd.DataFrame(rows)
     result = summarise(per_volume, classes)
@@ -101,7 +99,7 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
             listed = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
             raise UserError(
                 f"{folder} lacks {len(missing)} of the other folder's masks ({listed}): "
-                "add them, or give --partial to score what both have"
+                "add them, or pass --partial to score what both have"
             )
     return {str(name): (predicted[name], true[name]) for name in names}
 
@@ -109,7 +107,7 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
 def _find_masks(folder: Path) -> dict[Path, Path]:
     """{path inside the folder without suffix and ``_gt``: file}."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the folder that holds the masks")
+        raise UserError(f"{folder} is not a folder: pass the folder that holds the masks")
     files = [file for file in sorted(folder.rglob("*")) if is_image(file)]
     # ACDC keeps the images beside the masks.
     files = [file for file in files if stem(file).endswith("_gt")] or files
@@ -125,10 +123,10 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
 
 
 def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Score one pair of files; they are taken to lie on one grid, with the spacing of the reference.
+    """Score one pair of files; both are assumed to lie on the same grid, with the spacing of the reference.
 
     Args:
-        name: what names the pair; ``patientNNN_frameFF`` with an Info.cfg beside the reference is ACDC.
+        name: name of the pair; ``patientNNN_frameFF`` with an Info.cfg beside the reference is ACDC.
         prediction: label map, one frame or more.
         reference: label map of the same shape.
         classes: foreground names of labels 1, 2, ...
@@ -164,42 +162,28 @@ def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[
 
 def _identity(name: str, frame: int, reference: Path) -> dict[str, Any]:
     """Subject, group, phase and frame; of ACDC with the Info.cfg beside the reference, else just the name."""
-    acdc = ACDC_NAME.fullmatch(name)
-    if not acdc:
+    acdc = parse_name(name)
+    if not (acdc and acdc.is_patient and acdc.frame is not None):
         return {"subject": name, "group": "", "phase": "", "frame": frame}
-    info, number = read_info(reference.parent), int(acdc[2])
-    phase = next((phase for phase in ("ED", "ES") if info.get(phase, "").lstrip("0") == str(number)), "")
-    return {"subject": acdc[1], "group": info.get("Group", ""), "phase": phase, "frame": number}
-
-
-def label_stack(mask: Volume) -> np.ndarray:
-    """The labels of a mask, (frames, slices, rows, columns), uint8; 255 is 1 in a mask of 0 and 255 alone.
-
-    Raises:
-        UserError: if a value is not a whole number from 0 to 255.
-    """
-    with np.errstate(invalid="ignore"):  # NaN is caught below
-        labels = mask.stack.astype(np.uint8)
-    wrong = mask.stack[labels != mask.stack]
-    if wrong.size:
-        raise UserError(f"{mask.path} holds the value {wrong[0]}: a mask holds whole numbers from 0 to 255")
-    return labels // 255 if np.isin(labels, (0, 255)).all() else labels
+    info = read_info(reference.parent)
+    phase = phase_of(info, acdc.frame)
+    return {"subject": acdc.subject, "group": info.get("Group", ""), "phase": phase, "frame": acdc.frame}
 
 
 def _numbered_classes(pairs: dict[str, tuple[Path, Path]]) -> list[str]:
-    top = max(int(label_stack(read_volume(file)).max()) for pair in pairs.values() for file in pair)
+    top = max(int(read_labels(file).max()) for pair in pairs.values() for file in pair)
     return [f"label_{label}" for label in range(1, max(top, 1) + 1)]
 
 
 def result_tables(result: dict[str, Any]) -> Iterator[Table]:
-    """What `segment.metrics.summarise` returns, for the terminal: scores, then clinical read-outs."""
+    """The summary of `segment.metrics.summarise` as tables: scores, then clinical read-outs."""
     counts = f"{result['patients']} patients, {result['volumes']} volumes"
-    table = Table(title=f"mean over {counts}; slice-wise Jaccard {_shown(result['slice_jaccard'], 4)}")
+    table = Table(title=f"mean over {counts}; slice-wise Jaccard {_format(result['slice_jaccard'], 4)}")
     _add_columns(table, "phase", "class", "Dice", "Jaccard", "HD95 mm", "ASSD mm", "both empty", "one empty")
     for phase, scores in {"all": result, **result.get("phases", {})}.items():
         for name in scores["dice"]:
-            overlap = [_shown(scores[measure][name], 4) for measure in ("dice", "jaccard")]
-            distance = [_shown(scores[measure][name], 2) for measure in ("hd95_mm", "assd_mm")]
+            overlap = [_format(scores[measure][name], 4) for measure in ("dice", "jaccard")]
+            distance = [_format(scores[measure][name], 2) for measure in ("hd95_mm", "assd_mm")]
             empty = [str(counts.get(name, sum(counts.values()))) for counts in scores["not_counted"].values()]
             table.add_row(phase, name, *overlap, *distance, *empty)
         table.add_section()
@@ -209,7 +193,7 @@ def result_tables(result: dict[str, Any]) -> Iterator[Table]:
         _add_columns(table, "read-out", "predicted", "reference", "bias", "absolute error", "patients", "missing")
         for name, values in result["clinical"].items():
             *numbers, count, missing = values.values()
-            table.add_row(name, *(_shown(number, 1) for number in numbers), str(count), str(missing))
+            table.add_row(name, *(_format(number, 1) for number in numbers), str(count), str(missing))
         yield table
 
 
@@ -219,10 +203,10 @@ def _add_columns(table: Table, *headings: str) -> None:
         table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
 
 
-def _shown(number: float | None, digits: int) -> str:
+def _format(number: float | None, digits: int) -> str:
     return "–" if number is None else f"{number:.{digits}f}"
 
 
 if __name__ == "__main__":
     with user_errors():
-        run(tyro.cli(Evaluate, prog="python -m segment.evaluate"))
+        run(parse_command(Evaluate, "python -m segment.evaluate", EXAMPLES))

@@ -1,4 +1,4 @@
-"""Figures of a segmentation: images with their label maps, and how training went."""
+"""Pictures of a segmentation: images with their label maps."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,7 +59,7 @@ def panel_case(
 def prediction_panel(
     cases: Sequence[Mapping[str, Any]], path: Path, classes: Sequence[str] = ("RV", "MYO", "LV")
 ) -> None:
-    """Draw a row per case: image, reference, prediction, cut to what either of the two marks.
+    """Draw a row per case: image, reference, prediction, cropped to the foreground of either label map.
 
     Args:
         cases: each with ``title``, ``image`` (rows, columns), ``reference`` and ``prediction`` (label maps of
@@ -67,7 +67,7 @@ def prediction_panel(
         path: file to write; its suffix gives the format (.png, .pdf, .svg).
         classes: foreground names, for the legend.
 
-    Source: SEG figure 5.
+    Source: Kalapos and Gyires-Toth 2022, figure 5.
     """
     figure = Figure(figsize=(7.5, 0.4 + 2.75 * len(cases)), layout="constrained", facecolor="white")
     rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
@@ -113,45 +113,3 @@ def _draw_labels(axis: Axes, labels: np.ndarray, aspect: float) -> None:
             overlay = np.dstack([np.broadcast_to(to_rgb(colour), (*mask.shape, 3)), mask * 0.35])
             axis.imshow(overlay, aspect=aspect, interpolation="nearest")
             axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)
-
-
-def learning_curve(
-    metrics: pd.DataFrame,
-    path: Path,
-    *,
-    step: str = "step",
-    loss: str = "loss",
-    score: str = "validation_dice",
-    title: str = "",
-) -> None:
-    """Draw training loss and validation Dice against the optimiser step, the best one marked.
-
-    Args:
-        metrics: one row per record; NaN where a record has no such value (validation is rarer than training).
-        path: file to write; its suffix gives the format.
-        step: column of the optimiser step.
-        loss: column of the training loss.
-        score: column of the validation Dice, higher is better.
-        title: shown on top.
-    """
-    figure = Figure(figsize=(6.5, 5), layout="constrained", facecolor="white")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    losses = metrics[[step, loss]].dropna()
-    smooth = losses[loss].ewm(span=max(2, len(losses) // 50)).mean()
-    upper.plot(losses[step], losses[loss], color="#0072B2", alpha=0.3, linewidth=1)
-    upper.plot(losses[step], smooth, color="#0072B2", linewidth=1.8)
-    upper.set_ylabel("training loss")
-
-    scores = metrics[[step, score]].dropna()
-    lower.plot(scores[step], scores[score], color="#D55E00", linewidth=1.8, marker="o", markersize=3)
-    if len(scores):
-        at, best = scores.to_numpy()[scores[score].argmax()]
-        lower.plot(at, best, "o", color="#D55E00", markersize=8, markeredgecolor="black")
-        lower.set_title(f"best {best:.3f} at step {at:.0f}", loc="right", fontsize=9)
-    lower.set_ylabel("validation Dice")
-    lower.set_xlabel("optimiser step")
-    for axis in (upper, lower):
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, fontsize=11, fontweight="bold")
-    figure.savefig(path, dpi=200)

@@ -1,4 +1,4 @@
-"""From slices to label maps on their own grid: whole slices, no cropping, deterministic."""
+"""Segment whole slices, without cropping, and return label maps on the slices' own grid."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from data.samples import resample
-from data.views import z_score
+from data.preprocessing import mean_and_std, narrow, preprocess
 from segment.model import STRIDE, ModelCard
 
 
@@ -24,56 +23,53 @@ def segment_stack(
 ) -> np.ndarray:
     """Label maps of slices that share a grid.
 
-    Each slice is z-scored and resampled as in training, padded to the stride, segmented whole, cut back, and its
-    probabilities brought back to its own grid before the class is chosen.
+    Each slice is z-scored and resampled as in training, padded to the stride, segmented whole, cropped back, and its
+    probabilities are resampled to its own grid before the class is chosen.
 
     Args:
         unet: in evaluation mode.
         stack: (slices, rows, columns), file units.
         spacing: (row_mm, column_mm).
-        card: how the network wants its images.
+        card: card of the network: preprocessing, test-time augmentation and post-processing.
         batch: slices per forward.
 
     Returns:
-        (slices, rows, columns) uint8 class indices; where the card says `one_piece`, the largest connected piece of
-        foreground alone (all classes together, face neighbours).
+        (slices, rows, columns) uint8 class indices; with the card's `keep_largest_component`, only the largest
+        connected component of the foreground (all classes together, face neighbours).
     """
     device = next(unet.parameters()).device
-    images = [_prepare(image, spacing, card) for image in stack]
+    images = [_prepare(image, spacing, card) for image in narrow(stack)]
     labels = []
     for first in range(0, len(images), batch):
         x = torch.from_numpy(np.stack(images[first : first + batch])[:, None]).to(device)
         probabilities = _probabilities(unet, x)
-        if card.mirror:
+        if card.flip_tta:
             probabilities = (probabilities + _probabilities(unet, x.flip(3)).flip(3)) / 2
         if probabilities.shape[2:] != stack.shape[1:]:
             probabilities = F.interpolate(probabilities, size=stack.shape[1:], mode="bilinear", align_corners=False)
         most_probable = probabilities.max(dim=1).indices  # on a CPU a tenth of the time of argmax
         labels.append(most_probable.to(torch.uint8).cpu().numpy())
     volume = np.concatenate(labels)
-    return largest_piece(volume) if card.one_piece else volume
+    return largest_component(volume) if card.keep_largest_component else volume
 
 
-def largest_piece(labels: np.ndarray) -> np.ndarray:
-    """Label map with all foreground but its largest connected piece set to background."""
-    pieces, count = ndimage.label(labels > 0)
+def largest_component(labels: np.ndarray) -> np.ndarray:
+    """Label map with all foreground but its largest connected component set to background."""
+    components, count = ndimage.label(labels > 0)
     if count < 2:
         return labels
-    sizes = np.bincount(pieces.ravel())
-    return np.where(pieces == 1 + sizes[1:].argmax(), labels, 0).astype(labels.dtype)
+    sizes = np.bincount(components.ravel())
+    return np.where(components == 1 + sizes[1:].argmax(), labels, 0).astype(labels.dtype)
 
 
 def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -> np.ndarray:
     image = np.ascontiguousarray(image)
-    mean, std = card.statistics
-    if card.normalisation == "image":
-        mean, std = float(image.mean(dtype=np.float64)), float(image.std(dtype=np.float64))
-    image = z_score(image, mean, std)
-    return image if card.spacing_mm is None else resample(image, spacing, card.spacing_mm)
+    statistics = mean_and_std(image) if card.normalisation == "image" else card.statistics
+    return preprocess(image, statistics, spacing, card.spacing_mm)
 
 
 def _probabilities(unet: nn.Module, x: Tensor) -> Tensor:
-    """Softmax of the whole slice, (N, classes, H, W) of `x` (N, 1, H, W); padded to the stride with its edges."""
+    """(N, 1, H, W) -> softmax (N, classes, H, W); slices are padded to the stride by repeating their edges."""
     height, width = x.shape[2:]
     padding = _to_stride(width) + _to_stride(height)
     logits = unet(F.pad(x, padding, mode="replicate").contiguous(memory_format=torch.channels_last)).float()
@@ -87,7 +83,7 @@ def _to_stride(size: int) -> tuple[int, int]:
 
 
 def dice_per_class(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-    """Dice of each foreground class of one volume, without its distances; NaN where both are empty."""
+    """Dice of each foreground class of one volume, without distances; NaN where both are empty."""
     scores = {}
     for label, name in enumerate(classes[1:], start=1):
         p, r = prediction == label, reference == label

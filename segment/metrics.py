@@ -1,4 +1,4 @@
-"""How good a segmentation is: one row per 3D volume, and the summary of many rows.
+"""Scores of a segmentation: one row per 3D volume, and the summary of many rows.
 
 The rules: scores are of whole volumes, averaged per patient and then over patients. A class that is empty in
 prediction and reference alike is not counted; a class empty in one of them has Dice 0 and no distance. Every
@@ -43,7 +43,7 @@ def score_volume(
     Raises:
         ValueError: if the shapes differ or a label has no class name.
 
-    Source: SEG section 3 and its code (``inference_acdc.py``) for ``slice_jaccard``.
+    Source: Kalapos and Gyires-Toth 2022, section 3, and their code (``inference_acdc.py``) for ``slice_jaccard``.
     """
     classes = foreground(classes)
     if prediction.shape != reference.shape or reference.ndim != 3:
@@ -164,7 +164,7 @@ def _scores(rows: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    """Plain Python numbers all the way down, None for NaN."""
+    """The same with plain Python numbers at every level, None for NaN."""
     if isinstance(value, Mapping):
         return {key: _clean(item) for key, item in value.items()}
     if isinstance(value, float | np.floating):

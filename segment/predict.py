@@ -1,7 +1,6 @@
 """`python -m segment.predict --run RUN --input FILE|DIR --output DIR`: label maps on the images' own grids."""
 
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,18 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import tyro
 from rich.console import Console
 from rich.table import Table
 
-from data.acdc import read_info
-from data.errors import UserError, user_errors
-from data.volume import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
+from core.command_line import parse_command
+from core.errors import UserError, first_and_count, user_errors
+from data.readers.acdc import parse_name, phase_of, read_info
+from data.readers.images import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
 
 log = logging.getLogger("fewslice")
+
+
+EXAMPLES = ("--run RUN --input scan.nii.gz --output OUT", "--run RUN --input DIR --output OUT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +27,30 @@ class Predict:
     """Segment images with a trained U-Net."""
 
     run: Path
-    """Run directory of `python -m segment`."""
+    """Run folder of `python -m segment`."""
     input: Path
     """An image (3D or 4D NIfTI, PNG, TIFF), or a folder of images, searched with its subfolders."""
     output: Path
     """Folder for the label maps, which keep the images' names and folders, and for volumes.csv."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute."""
+    """Device to compute on; auto: a GPU if there is one."""
 
 
 def run(cfg: Predict) -> pd.DataFrame:
     """Write a label map per image and `volumes.csv`; print volumes and, where phases are known, ejection fractions.
 
-    A file that cannot be read does not stop the others; it is named at the end.
+    A file that cannot be read does not stop the others; it is reported at the end.
 
     Returns:
         One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS` (for 2D images without
         spacing, thousandths of pixels).
 
     Raises:
-        UserError: when nothing can be read, or when some files could not, after the others are done.
+        UserError: if nothing can be read, or some files could not, after the others are done.
     """
     files = list(_images(cfg.input, cfg.output))
     if not files:
-        raise UserError(f"{cfg.input} holds no image (.nii, .nii.gz, .png, .tif); give a file or a folder of them")
+        raise UserError(f"{cfg.input} holds no image (.nii, .nii.gz, .png, .tif); pass a file or a folder of them")
     from engine.devices import make_fabric  # torch is slow to import: mistakes in the paths should not wait for it
     from segment.inference import segment_stack
     from segment.model import load_unet
@@ -79,8 +81,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         table.to_csv(cfg.output / "volumes.csv", index=False, float_format="%.3f")
         _print(table, cfg.output)
     if problems:
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}; the other {len(files) - len(problems)} files are done")
+        raise UserError(f"{first_and_count(problems)}; the other {len(files) - len(problems)} files are done")
     return table
 
 
@@ -96,7 +97,7 @@ def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
     Returns:
         One row per source that has both: source (4D file or subject), ed_ml, es_ml, ejection_fraction (%).
     """
-    volume, found = f"volume_ml_{chamber}", []
+    volume, fractions = f"volume_ml_{chamber}", []
     cine = table.groupby("file")["frame"].transform("size") > 1
     source = table["subject"].where(~cine, table["file"].map(lambda file: stem(Path(file))))
     for name, rows in table.groupby(source):
@@ -109,8 +110,8 @@ def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
             continue
         if full > 0:
             fraction = 100 * (full - empty) / full
-            found.append({"source": name, "ed_ml": full, "es_ml": empty, "ejection_fraction": fraction})
-    return pd.DataFrame(found, columns=["source", "ed_ml", "es_ml", "ejection_fraction"])
+            fractions.append({"source": name, "ed_ml": full, "es_ml": empty, "ejection_fraction": fraction})
+    return pd.DataFrame(fractions, columns=["source", "ed_ml", "es_ml", "ejection_fraction"])
 
 
 def _images(path: Path, output: Path) -> Iterator[Path]:
@@ -120,20 +121,19 @@ def _images(path: Path, output: Path) -> Iterator[Path]:
     if output.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise UserError(f"--output {output} is the folder of the images, which would be overwritten; choose another")
     for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        ours = output.resolve() in file.resolve().parents
-        if file.is_file() and is_image(file) and not stem(file).endswith("_gt") and not ours:
+        is_output = output.resolve() in file.resolve().parents
+        if file.is_file() and is_image(file) and not stem(file).endswith("_gt") and not is_output:
             yield file
 
 
 def _frames(file: Path, count: int) -> list[tuple[str, str, int]]:
-    """(subject, phase, frame) of each frame in a file; ACDC names and Info.cfg tell, else the stem is the subject."""
-    named = re.fullmatch(r"(.+?)_(?:frame(\d+)|4d)", stem(file))
-    if named is None:
+    """(subject, phase, frame) of each frame in a file; from ACDC names and Info.cfg, else the stem is the subject."""
+    name = parse_name(stem(file))
+    if name is None:
         return [(stem(file), "", frame) for frame in range(1, count + 1)]
     info = read_info(file.parent)
-    phases = {info[phase]: phase for phase in ("ED", "ES") if phase in info}
-    frames = [int(named[2])] if named[2] and count == 1 else range(1, count + 1)
-    return [(named[1], phases.get(str(frame), ""), frame) for frame in frames]
+    frames = [name.frame] if name.frame is not None and count == 1 else range(1, count + 1)
+    return [(name.subject, phase_of(info, frame), frame) for frame in frames]
 
 
 def _print(table: pd.DataFrame, output: Path) -> None:
@@ -141,16 +141,16 @@ def _print(table: pd.DataFrame, output: Path) -> None:
     classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
     planar = table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all()
     if not planar:
-        shown = Table(title="volumes")
+        volumes_table = Table(title="volumes")
         for heading in ("file", "phase", "frame", *(f"{name} mL" for name in classes)):
-            shown.add_column(heading, justify="left" if heading in ("file", "phase") else "right")
+            volumes_table.add_column(heading, justify="left" if heading in ("file", "phase") else "right")
         for _, row in table[
             (table["phase"] != "") | (table.groupby("file")["frame"].transform("size") == 1)
         ].iterrows():
             volumes = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
-            shown.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *volumes)
-        if shown.row_count:
-            console.print(shown)
+            volumes_table.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *volumes)
+        if volumes_table.row_count:
+            console.print(volumes_table)
         for chamber in ("LV", "RV"):
             if chamber in classes:
                 for _, row in ejection_fractions(table, chamber).iterrows():
@@ -163,4 +163,4 @@ def _print(table: pd.DataFrame, output: Path) -> None:
 
 if __name__ == "__main__":
     with user_errors():
-        run(tyro.cli(Predict, prog="python -m segment.predict"))
+        run(parse_command(Predict, "python -m segment.predict", EXAMPLES))

@@ -1,19 +1,19 @@
-"""`python -m sweep`: what is the next label worth, and does pretraining save any? A study and its report."""
+"""`python -m sweep`: a study of scores against numbers of labels, and its report."""
 
 import signal
 import sys
 
-from data.errors import user_errors
+from core.errors import user_errors
 
 
 def main() -> None:
-    """Parse the command line, run the study and say where the report is."""
+    """Parse the command line, run the study and print where its report is."""
     with user_errors():
-        from engine.config import parse
-        from sweep.config import recipes_for
+        from engine.command_line import parse, with_data
+        from sweep.study.config import EXAMPLES, presets_for
 
-        cfg = parse(recipes_for(sys.argv[1:]), __doc__ or "")
-        from sweep.study import run
+        cfg = with_data(parse(presets_for, __doc__ or "", examples=EXAMPLES))
+        from sweep.study.run import run
 
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs are saved, as after Ctrl-C
         try:

@@ -1,5 +1,14 @@
+"""Fixtures and helpers that several test files share."""
+
+import logging
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -7,8 +16,115 @@ import pytest
 
 from benchmarks.machine import keep_bytecode
 
-os.environ["OMP_NUM_THREADS"] = "1"  # the workers of pytest-xdist are the parallelism; torch reads it when imported
+# The workers of pytest-xdist are the parallelism. Torch reads it when imported; a value set by the caller holds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 keep_bytecode()  # tests start many processes
+if TYPE_CHECKING:  # torch must not be imported before the threads are set
+    from torch import Tensor
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _test_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Packed slices of this session's tests, apart from the user's; a test may set a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One torch thread here and in the processes started here, so that their results can be compared bit for bit."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in float64, where the order of a sum changes nothing that a mistake would change.
+
+    In float32 a ReLU close to its kink, or a norm of few values, amplifies rounding from step to step.
+    """
+    import engine.devices
+
+    fabric = engine.devices.Fabric
+    monkeypatch.setattr(engine.devices, "Fabric", lambda **settings: fabric(**settings | {"precision": "64-true"}))
+
+
+@pytest.fixture
+def no_stale_handlers() -> Iterator[None]:
+    """Remove the log handlers of a command run in this process: its terminal is gone with the test."""
+    yield
+    log = logging.getLogger("fewslice")
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def real_acdc() -> Path:
+    """The training folder of the real ACDC: $FEWSLICE_ACDC or ../shared/acdc/training; the test skips without it."""
+    folder = Path(os.environ.get("FEWSLICE_ACDC", REPOSITORY.parent / "shared/acdc/training"))
+    if not folder.is_dir():
+        pytest.skip("needs the real ACDC training set: set FEWSLICE_ACDC")
+    return folder
+
+
+def assert_close(ours: "Tensor", theirs: "Tensor", tolerance: float = 1e-4, msg: str | None = None) -> None:
+    """Equal but for the rounding of another order of sums: to the tolerance times the largest magnitude.
+
+    For float32 networks whose batches, kernels or memory layouts differ; which of these a CPU has is its own affair.
+    """
+    import torch
+
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * float(theirs.detach().abs().max()), msg=msg)
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 120, failure: Callable[[], str] = str) -> None:
+    """Return as soon as the condition holds; fail with `failure()` if it does not within the given seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, failure() or f"not within {seconds} seconds"
+        time.sleep(0.02)
+
+
+def run_killed(module: str, *arguments: str | Path, at: str, when: str) -> None:
+    """Run `python -m module arguments` until it sends itself SIGKILL: no race between it and its killer.
+
+    Args:
+        at: a method as "module:Class.method"; the process dies right after a call of it
+        when: for which an expression of its arguments `args` and of `calls` (the list of all so far) is true.
+    """
+    place, _, name = at.partition(":")
+    owner, _, method = name.partition(".")
+    program = f"""
+import os, signal, sys
+from {place} import {owner} as owner
+original, calls = owner.{method}, []
+def dying(*args, **kwargs):
+    result = original(*args, **kwargs)
+    calls.append(args)
+    if {when}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+owner.{method} = dying
+from {module}.__main__ import main
+sys.argv = {[module, *map(str, arguments)]!r}
+main()
+"""
+    died = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stdout + died.stderr
+
+
+def run_killed_after_step(module: str, *arguments: str | Path, step: int) -> None:
+    """Run a training command that dies once the row of that optimiser step stands in `metrics.csv`."""
+    run_killed(module, *arguments, at="engine.run_folder:RunFolder.record", when=f"args[1]['step'] == {step}")
 
 
 def _heart(rng: np.random.Generator, radius: float, slices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,11 +159,36 @@ def tiny_acdc(tmp_path_factory) -> Path:
     return root
 
 
+def exam_frames(label: int, rng: np.random.Generator) -> np.ndarray:
+    """5 to 8 noisy frames (uint8); class 1 has a bright square in the middle ones."""
+    frames = rng.integers(0, 60, (int(rng.integers(5, 9)), 40, 36))
+    if label:
+        row, column = rng.integers(8, 20, 2)
+        frames[1:4, row : row + 12, column : column + 12] += 150
+    return frames.astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_knees(tmp_path_factory) -> Path:
+    """30 training exams (10 positive) and 12 test exams (5) in the MRNet layout, two planes."""
+    root = tmp_path_factory.mktemp("knees")
+    for half, count, positive, first in (("train", 30, 10, 0), ("valid", 12, 5, 1130)):
+        labels = {f"{first + k:04d}": int(k < positive) for k in range(count)}
+        for plane in ("sagittal", "coronal"):
+            (root / half / plane).mkdir(parents=True)
+            for case, label in labels.items():
+                rng = np.random.default_rng((int(case), len(plane)))
+                np.save(root / half / plane / f"{case}.npy", exam_frames(label, rng))
+        (root / f"{half}-acl.csv").write_text("".join(f"{case},{label}\n" for case, label in labels.items()))
+    return root
+
+
 def make_study(root: Path, out: Path, **settings):
     """A study of two pipelines, two sizes and two seeds on the tiny patients, in seconds."""
     from dataclasses import replace
 
-    from sweep.config import demo
+    from data.sources import AcdcSource
+    from sweep.study.config import demo
 
     base = demo()
     pretraining = replace(base.pretrain, encoder="resnet10t", image_size=32, steps=2, batch_size=4, log_every=1)
@@ -55,21 +196,23 @@ def make_study(root: Path, out: Path, **settings):
         base.segment, encoder="resnet10t", image_size=32, spacing_mm=3.0, steps=4, batch_size=4, evaluate_every=2
     )
     grid = {"pipelines": ("random", "specialist"), "fractions": (0.1, 0.5), "seeds": (0, 1)}
-    own = {"data_root": root, "out": out, "threads": 1, "device": "cpu"}
+    own = {"data": AcdcSource(data_root=root), "out": out, "threads": 1, "device": "cpu"}
     return replace(base, pretrain=pretraining, segment=training, **(grid | own | settings))
 
 
 def run_here(cfg) -> None:
     """Make a study in this process, without an executor: what every executor must come to."""
+    from core.files import write_json
     from engine.config import plain
-    from engine.run import write_json
-    from sweep.cell import run_job
-    from sweep.grid import plan
-    from sweep.results import collect
-    from sweep.study import count_labels
+    from sweep.study.grid import plan, unit
+    from sweep.study.jobs import run_job
+    from sweep.study.plan_file import write_plan
+    from sweep.study.results import collect
+    from sweep.study.run import count_labels
 
     jobs = plan(cfg, count_labels(cfg))
     for job in jobs:
         run_job(job, threads=1)
     collect(cfg, [job for job in jobs if job.is_cell])
     write_json(cfg.out / "study.json", plain(cfg))
+    write_plan(cfg.out, jobs, unit(cfg), cfg.task)

@@ -1,15 +1,12 @@
 import logging
-import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data.acdc import index_acdc
-from data.errors import UserError
-
-REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
+from core.errors import UserError
+from data.readers.acdc import index_acdc
 
 
 def write_patient(
@@ -97,9 +94,9 @@ def test_unreadable_files_raise_or_are_collected(tmp_path):
     assert list(problems) == [file]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real ACDC training set")
-def test_real_acdc():
-    table = index_acdc(REAL)
+@pytest.mark.slow
+def test_real_acdc(real_acdc):
+    table = index_acdc(real_acdc)
     labelled = table[table["labelled"]]
     counts = labelled["split"].value_counts()
     assert (counts["train"], counts["val"]) == (1498, 206)

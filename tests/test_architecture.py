@@ -1,6 +1,8 @@
-"""The import directions of the house: data -> encoders, engine -> pretrain -> segment, classify -> sweep."""
+"""Import directions: core -> data -> encoders, engine -> pretrain, segment, classify -> sweep."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,18 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BELOW = {
-    "data": set(),
-    "encoders": {"data"},
-    "engine": {"data"},
-    "pretrain": {"data", "encoders", "engine"},
-    "segment": {"data", "encoders", "engine"},
-    "classify": {"data", "encoders", "engine"},
-    "sweep": {"data", "encoders", "engine", "pretrain", "segment", "classify"},
+    "core": set(),
+    "data": {"core"},
+    "encoders": {"core", "data"},
+    "engine": {"core", "data", "encoders"},
+    "pretrain": {"core", "data", "encoders", "engine"},
+    "segment": {"core", "data", "encoders", "engine"},
+    "classify": {"core", "data", "encoders", "engine"},
+    "sweep": {"core", "data", "encoders", "engine", "pretrain", "segment", "classify"},
 }
 """What each room may import, besides itself. Between the stages an encoder travels as a file."""
 FILES = [file for room in BELOW for file in sorted((ROOT / room).rglob("*.py"))]
-HANDS_OVER = ("samples.py", "clips.py", "resident.py")
-"""Files of `data` that hand samples to a network."""
+HANDS_OVER = "samples"
+"""Folder of `data` that hands samples to a network."""
 SLOW = {"torch", "torchvision", "timm", "monai", "lightning_fabric", "segmentation_models_pytorch"}
 
 
@@ -46,14 +49,30 @@ def test_imports_go_one_way(file):
     assert not wrong, f"{room} must not import {', '.join(sorted(wrong))}"
 
 
+def test_a_reader_never_draws_a_phantom():
+    for file in [*(ROOT / "data/readers").glob("*.py"), ROOT / "data/slices.py", ROOT / "data/store.py"]:
+        assert "data.phantoms" not in file.read_text(), file
+
+
+def test_no_file_is_over_400_lines():
+    assert not [file for file in FILES if len(file.read_text().splitlines()) > 400]
+
+
 def test_reading_data_does_not_wait_for_torch():
     """Importing torch takes seconds; only what hands samples to a network may do so on import."""
     slow = {
         file.name
-        for file in (ROOT / "data").glob("*.py")
-        if SLOW & set(imported(ast.parse(file.read_text()).body)) and file.name not in HANDS_OVER
+        for file in (ROOT / "data").rglob("*.py")
+        if SLOW & set(imported(ast.parse(file.read_text()).body)) and file.parent.name != HANDS_OVER
     }
     assert not slow
+
+
+def test_help_does_not_wait_for_training_libraries():
+    """The configurations are imported for --help and for mistakes in flags; these take seconds to import."""
+    program = "import sys, sweep.study.config; print(*{'lightning_fabric', 'timm', 'monai'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_every_file_is_a_noun():
@@ -61,8 +80,8 @@ def test_every_file_is_a_noun():
     assert not [file for file in FILES if file.name in vague]
 
 
-def test_only_views_knows_albumentations():
+def test_only_augment_knows_albumentations():
     users = {
         file.relative_to(ROOT).as_posix() for file in FILES if "albumentations" in imported(ast.parse(file.read_text()))
     }
-    assert users == {"data/views.py"}
+    assert users == {"data/augment.py"}

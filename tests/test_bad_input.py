@@ -1,7 +1,6 @@
 """Every mistake a user can make ends in one sentence, exit code 2 and nothing lost."""
 
 import json
-import logging
 import re
 import shutil
 import sys
@@ -24,13 +23,9 @@ FEW = ["--encoder", "resnet10t", "--image-size", "32", "--batch-size", "4", "--s
 
 
 @pytest.fixture(autouse=True)
-def _apart(tmp_path, tmp_path_factory, monkeypatch):
-    """Runs go below the test's own folder; packed slices are shared; no handler outlives its terminal."""
+def _apart(tmp_path, monkeypatch, no_stale_handlers):
+    """Runs go below the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
-    for handler in (log := logging.getLogger("fewslice")).handlers[:]:
-        log.removeHandler(handler)
 
 
 @pytest.fixture
@@ -89,6 +84,7 @@ def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
 
 
 @BOTH
+@pytest.mark.slow
 def test_missing_root(refused, command, tmp_path):
     main, few = COMMANDS[command]
     said = refused(main, *few, "--data-root", tmp_path / "nowhere", "--out", "run")
@@ -132,9 +128,9 @@ def test_damaged_image(refused, command, damage, acdc):
 LABEL_DAMAGES = {
     "other shape": (lambda v: v[:-1], r"_gt\.nii\.gz has the shape .*1, 3, 56, 63.* image of .*1, 3, 56, 64"),
     "label 4": (put(4), r"_gt\.nii\.gz.* label values among \[4\]: the classes are 0\.\.3 \(background, RV"),
-    "label 300": (put(300), r"_gt\.nii\.gz holds label values \[300\.0\]: class indices"),
-    "label -1": (put(-1), r"_gt\.nii\.gz holds label values \[-1\.0\]: class indices"),
-    "label 1.5": (put(1.5), r"_gt\.nii\.gz holds label values \[1\.5\]: class indices"),
+    "label 300": (put(300), r"_gt\.nii\.gz holds label values \[300\.0\]: whole numbers"),
+    "label -1": (put(-1), r"_gt\.nii\.gz holds label values \[-1\.0\]: whole numbers"),
+    "label 1.5": (put(1.5), r"_gt\.nii\.gz holds label values \[1\.5\]: whole numbers"),
 }
 
 
@@ -153,7 +149,7 @@ def test_several_damaged_files_are_counted(refused, acdc):
         rewrite(patient(acdc, number), put(np.nan))
     main, few = COMMANDS["segment"]
     said = refused(main, *few, "--data-root", acdc, "--out", "run")
-    assert re.search(r"patient003_frame01.*\(2 more files have problems\); `python -m data\.inspect`", said)
+    assert re.search(r"patient003_frame01.*\(and 2 more\); `python -m data\.inspect`", said)
 
 
 def test_a_data_set_without_validation_is_refused_before_training(refused, acdc):
@@ -201,7 +197,7 @@ def test_a_subject_in_two_splits(refused, command, tmp_path):
         file.write_text(content)
         assert re.search(rf"splits\.json {sentence}", refused(main, *few, *options))
     assert not Path("run").exists()
-    assert "go with --dataset folder" in refused(main, *few, "--data-root", tmp_path / "set", "--splits-file", file)
+    assert "goes with --dataset folder" in refused(main, *few, "--data-root", tmp_path / "set", "--splits-file", file)
 
 
 # The choices
@@ -229,13 +225,13 @@ def test_fraction(refused, fraction, tiny_acdc):
         ("--image-size", "31", r"--image-size 31: must be (at least|a multiple of) 32"),
         ("--precision", "fp16", r"--precision fp16 needs a GPU; use fp32 or bf16"),
         ("--seed", "-1", r"--seed -1: must be 0 or more"),
-        ("--views.area", "1 0.5", r"--views\.area 1\.0 0\.5: must rise and lie in \(0, 1\]"),
-        ("--views.zoom", "0 2", r"--views\.zoom 0\.0 2\.0: must rise and be above 0"),
+        ("--augmentation.area", "1 0.5", r"--augmentation\.area 1\.0 0\.5: must rise and lie in \(0, 1\]"),
+        ("--augmentation.zoom", "0 2", r"--augmentation\.zoom 0\.0 2\.0: must rise and be above 0"),
         ("--devices", "0", r"--devices 0: must be above 0"),
         ("--workers", "-1", r"--workers -1: must be 0 or more"),
         ("--weight-decay", "-1", r"--weight-decay -1\.0: must be 0 or more"),
-        ("--views.flip", "3", r"--views\.flip 3\.0: must lie in \[0, 1\]"),
-        ("--recipe", "nonsense", r"--recipe nonsense: there is no such recipe; choose demo, default, paper"),
+        ("--augmentation.flip", "3", r"--augmentation\.flip 3\.0: must lie in \[0, 1\]"),
+        ("--recipe", "nonsense", r"--recipe nonsense: there is no such preset; choose demo, default, paper"),
         ("--norm", "layer", r"invalid choice 'layer'.*batch"),
         ("--stepz", "3", r"Unrecognized options: --stepz.*Perhaps you meant:.*--steps"),
     ],
@@ -284,7 +280,7 @@ def test_no_cuda(refused, command, tiny_acdc, monkeypatch):
 def test_config_file(refused, command, tmp_path):
     main, few = COMMANDS[command]
     said = refused(main, "--config", "nowhere.json")
-    assert re.search(r"cannot read the configuration nowhere\.json \(No such file.*\); give a run's config\.json", said)
+    assert re.search(r"cannot read the configuration nowhere\.json \(No such file.*\); pass a run's config\.json", said)
     for content, sentence in (
         ("{", r"cannot read the configuration mine.json \(line 1: expected the node content"),
         ("[1]", "cannot read the configuration .*it holds a list, not settings"),
@@ -304,7 +300,7 @@ def test_config_file(refused, command, tmp_path):
 @pytest.fixture
 def narrow(tmp_path) -> Path:
     """An encoder file of resnet10t."""
-    about = {"normalisation": {}, "spacing_mm": None, "lineage": [], "norm": "batch"}
+    about = {"normalisation": {}, "lineage": [], "norm": "batch"}
     encoder = build_encoder("resnet10t")
     save_encoder(encoder, tmp_path / "narrow", name="resnet10t", in_channels=1, network="target", **about)
     return tmp_path / "narrow/encoder.safetensors"
@@ -318,6 +314,7 @@ INITS = {
 
 
 @pytest.mark.parametrize("command", INITS)
+@pytest.mark.slow
 def test_encoder_file(refused, command, tiny_acdc, narrow, tmp_path):
     main, few, flag = INITS[command]
     options = (*few, "--data-root", tiny_acdc, "--out", "run", flag)
@@ -327,7 +324,7 @@ def test_encoder_file(refused, command, tiny_acdc, narrow, tmp_path):
     said = refused(main, *options, narrow, "--encoder", "resnet18")
     assert re.search(r"encoder\.safetensors does not hold a resnet18: .*; pass the architecture of the file", said)
     said = refused(main, *options, "missing.pth")
-    assert re.search(r"missing\.pth.*(check the path|give an encoder file)", said)
+    assert re.search(r"missing\.pth.*(check the path|pass an encoder file)", said)
     (tmp_path / "text.pth").write_text("hello")
     said = refused(main, *options, tmp_path / "text.pth")
     assert re.search(r"text\.pth is neither a safetensors file nor a torch file of tensors", said)
@@ -352,6 +349,7 @@ def test_an_output_folder_in_use(refused, command, tiny_acdc, tmp_path, monkeypa
     assert sorted(file.name for file in notes.iterdir()) == ["config.json", "thesis.txt"]
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_kept(refused, tiny_acdc, narrow, monkeypatch, capsys):
     main, few = COMMANDS["segment"]
     options = (*few, "--data-root", tiny_acdc, "--out", "run")
@@ -394,7 +392,7 @@ def test_help(command, monkeypatch, capsys):
     assert stop.value.code == 0
     said = capsys.readouterr().out
     assert f"usage: python -m {command} " in said
-    for text in ("--recipe demo|default|paper", "--config FILE", "--data-root", "--resume"):
+    for text in ("--recipe {demo,default,paper}", "--config", "--data-root", "--resume", "examples:\n  python -m"):
         assert text in said
     assert "/some/where" not in said
 

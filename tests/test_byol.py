@@ -3,11 +3,12 @@ import math
 
 import pytest
 import torch
+from conftest import assert_close
 from torch import Tensor, nn
 
 from encoders.norm import Norm, replace_norm
-from pretrain.byol import Byol, mlp, regression_loss
 from pretrain.collapse import collapse_metrics
+from pretrain.methods.byol import Byol, mlp, regression_loss
 
 
 def encoder(norm: Norm = "group") -> nn.Module:
@@ -36,7 +37,10 @@ def test_the_target_starts_as_a_copy_without_shared_storage():
 
 @pytest.mark.parametrize("norm", ["batch", "group", "frozen"])
 def test_three_steps_against_a_reference(norm):
-    """Grill et al. 2020, eqs. 1 and 2, with SGD; written anew, one view at a time. In float64: no ReLU flips."""
+    """Grill et al. 2020, eqs. 1 and 2, with SGD; written anew, one view at a time.
+
+    In float64 no ReLU flips; the loss alone is computed in float32, so it is exact to some 1e-7 of at most 8.
+    """
     byol = build(norm).double()
     f, g, q = (copy.deepcopy(m) for m in (byol.encoder, byol.projector, byol.predictor))
     ft, gt = copy.deepcopy(f), copy.deepcopy(g)
@@ -66,11 +70,11 @@ def test_three_steps_against_a_reference(norm):
                 for p, xi in zip(online.parameters(), target.parameters(), strict=True):
                     xi.copy_(tau * xi + (1 - tau) * p)
 
-        assert loss.item() == pytest.approx(expected.item(), abs=1e-6)
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
         pairs = ((byol.encoder, f), (byol.projector, g), (byol.predictor, q))
         for ours, theirs in (*pairs, (byol.target_encoder, ft), (byol.target_projector, gt)):
             for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
-                torch.testing.assert_close(a.data, b.data, rtol=0, atol=1e-6)
+                torch.testing.assert_close(a.data, b.data, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("norm", "calls"), [("group", 1), ("frozen", 1), ("batch", 2)])
@@ -92,8 +96,8 @@ def test_batch_statistics_are_of_one_view_only():
     single = build("batch")
     single._predict(views[:, 0])
     single._predict(views[:, 1])
-    assert torch.equal(byol.encoder[1].running_var, single.encoder[1].running_var)
-    assert torch.equal(byol.target_encoder[1].running_var, single.encoder[1].running_var)
+    for network in (byol.encoder, byol.target_encoder):
+        assert_close(network[1].running_var, single.encoder[1].running_var)
 
 
 def test_one_sample_alone_is_trained_on_under_batch_norm():
@@ -113,7 +117,7 @@ def test_the_target_gets_no_gradient():
 
 def test_the_loss_by_hand():
     one = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
-    assert regression_loss(one, one * 7).item() == pytest.approx(0)
+    assert regression_loss(one, one * 7).item() == pytest.approx(0, abs=1e-6)
     assert regression_loss(one, -one).item() == pytest.approx(4)
     assert regression_loss(one, one.flip(1)).item() == pytest.approx(2)
     halfway = torch.tensor([[1.0, 1.0], [0.0, 5.0]])
@@ -126,7 +130,7 @@ def test_the_symmetric_loss_lies_between_0_and_8_and_ignores_the_order_of_views(
     views = draw(16)
     loss = byol(views).item()
     assert 0 < loss < 8
-    assert byol(views.flip(1)).item() == pytest.approx(loss, abs=1e-6)
+    assert byol(views.flip(1)).item() == pytest.approx(loss, rel=1e-4)
 
 
 def test_heads_have_the_widths_asked_for():
@@ -142,7 +146,7 @@ def test_the_last_projections_are_the_target_networks():
     views = draw(4)
     byol(views)
     expected = torch.cat([byol._target(views[:, 0]), byol._target(views[:, 1])])
-    torch.testing.assert_close(byol.last_projections, expected)
+    assert_close(byol.last_projections, expected)
     assert not byol.last_projections.requires_grad
 
 

@@ -5,7 +5,7 @@ import resource
 import pytest
 import torch
 
-from data.errors import UserError
+from core.errors import UserError
 from engine.checkpoint import read_checkpoint, write_checkpoint
 
 

@@ -1,8 +1,5 @@
 import json
 import math
-import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,66 +8,41 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import exam_frames, run_killed_after_step
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 import classify.compare
 import classify.predict
 import classify.training
+from classify import planes
 from classify.__main__ import main
 from classify.compare import Compare
-from classify.config import RECIPES, ClassifyConfig, recipes_for
-from classify.evaluation import probabilities, validate
+from classify.config import PRESETS, ClassifyConfig, presets_for
 from classify.explain import _attribution, heat_maps
 from classify.model import Classifier, Combination, build_classifier, load_classifier, log_odds
 from classify.predict import Predict
+from classify.scoring import probabilities, validate
 from classify.statistics import summarise, youden_threshold
 from classify.training import decay, oversampled, run
-from data.clips import draw_frames, whole_clips
-from data.errors import UserError
-from data.exams import load_exams
-from data.views import ViewRecipe
-from encoders.clip import build_clip_encoder
+from core.errors import UserError
+from data.augment import Augmentation
+from data.readers.exams import load_mrnet
+from data.samples.clips import draw_frames, whole_clips
+from data.sources import ExamsSource, MrnetSource
+from encoders.build import build_clip_encoder
 from encoders.weights import save_encoder
-from engine.config import parse, plain, read_config
+from engine.command_line import parse
+from engine.config import plain, read_config
 
 FIGURES = ("auc", "accuracy", "sensitivity", "specificity")
 PLANES = ("sagittal", "coronal")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quiet(tmp_path_factory):
-    """A cache of this file's own, and one thread, as the killed process has."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-    torch.set_num_threads(threads)
-
-
-def stack(label: int, rng: np.random.Generator) -> np.ndarray:
-    """5 to 8 noisy frames (uint8); class 1 has a bright square in the middle ones."""
-    frames = rng.integers(0, 60, (int(rng.integers(5, 9)), 40, 36))
-    if label:
-        row, column = rng.integers(8, 20, 2)
-        frames[1:4, row : row + 12, column : column + 12] += 150
-    return frames.astype(np.uint8)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def knees(tmp_path_factory) -> Path:
-    """30 training exams (10 positive) and 12 test exams (5) in the MRNet layout, two planes."""
-    root = tmp_path_factory.mktemp("knees")
-    for half, count, positive, first in (("train", 30, 10, 0), ("valid", 12, 5, 1130)):
-        labels = {f"{first + k:04d}": int(k < positive) for k in range(count)}
-        for plane in PLANES:
-            (root / half / plane).mkdir(parents=True)
-            for case, label in labels.items():
-                rng = np.random.default_rng((int(case), len(plane)))
-                np.save(root / half / plane / f"{case}.npy", stack(label, rng))
-        (root / f"{half}-acl.csv").write_text("".join(f"{case},{label}\n" for case, label in labels.items()))
-    return root
+def knees(tiny_knees) -> Path:
+    return tiny_knees
 
 
 def tiny(root: Path, out: Path, **settings) -> ClassifyConfig:
@@ -78,7 +50,7 @@ def tiny(root: Path, out: Path, **settings) -> ClassifyConfig:
         "encoder": "resnet10t",
         "image_size": 32,
         "clip_frames": 4,
-        "views": ViewRecipe(area=(0.8, 1.0), jitter=0),
+        "augmentation": Augmentation(area=(0.8, 1.0), jitter=0),
         "epochs": 2,
         "batch_size": 8,
         "lr": 1e-3,
@@ -86,7 +58,7 @@ def tiny(root: Path, out: Path, **settings) -> ClassifyConfig:
         "checkpoint_every": 3,
         "log_every": 1,
     }
-    return ClassifyConfig(data_root=root, out=out, **(few | settings))
+    return ClassifyConfig(**({"data": MrnetSource(data_root=root), "out": out} | few | settings))
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +68,7 @@ def finished(knees, tmp_path_factory) -> tuple[ClassifyConfig, dict]:
     return cfg, run(cfg)
 
 
+@pytest.mark.slow
 def test_result(finished):
     cfg, result = finished
     folder = cfg.run_folder
@@ -118,6 +91,7 @@ def test_result(finished):
     assert len(list((folder / "explain").glob("valid-*.png"))) == 2
 
 
+@pytest.mark.slow
 def test_per_exam_holds_what_the_result_says(finished):
     cfg, result = finished
     table = pd.read_csv(cfg.run_folder / "per_exam.csv")
@@ -134,6 +108,7 @@ def test_per_exam_holds_what_the_result_says(finished):
     assert set(table.loc[table["split"] == "val", "subject"]) == set(splits["val"])
 
 
+@pytest.mark.slow
 def test_the_threshold_is_chosen_on_the_inner_validation(finished):
     cfg, result = finished
     rows = pd.read_csv(cfg.run_folder / "per_exam.csv").query("split == 'val'")
@@ -143,6 +118,7 @@ def test_the_threshold_is_chosen_on_the_inner_validation(finished):
     assert load_classifier(cfg.run_folder)[1].threshold == result["threshold"]["value"]
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_kept(finished, knees):
     cfg, result = finished
     metrics = pd.read_csv(cfg.run_folder / "metrics.csv").dropna(subset=["validation_auc"])
@@ -150,12 +126,13 @@ def test_the_best_weights_are_kept(finished, knees):
     best = metrics.sort_values(["validation_auc", "validation_loss"], ascending=[False, True], kind="stable").iloc[0]
     assert result["kept"]["step"] == best["step"]
     assert result["kept"]["validation_auc"] == best["validation_auc"]
-    exams = load_exams("mrnet", knees)
+    exams = load_mrnet(knees)
     classifier, card = load_classifier(cfg.run_folder)
     again = validate(classifier, exams, exams.positions("val"), card)
-    assert again["validation_loss"] == pytest.approx(best["validation_loss"], rel=1e-5)
+    assert again["validation_loss"] == pytest.approx(best["validation_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_without_test_nothing_of_it_is_scored(knees, tmp_path):
     result = run(tiny(knees, tmp_path / "a", epochs=1, test=False, threshold="fixed", select="last", explain=1))
     assert "test" not in result
@@ -165,6 +142,7 @@ def test_without_test_nothing_of_it_is_scored(knees, tmp_path):
     assert len(list((tmp_path / "a/explain").glob("train-*.png"))) == 1
 
 
+@pytest.mark.slow
 def test_every_labelled_fraction_takes_the_same_steps(knees, tmp_path):
     results, labelled = [], []
     for fraction, subset_seed in ((0.2, 5), (0.6, 5), (0.2, 6)):
@@ -184,6 +162,7 @@ def test_every_labelled_fraction_takes_the_same_steps(knees, tmp_path):
     assert labelled[0] != labelled[2]
 
 
+@pytest.mark.slow
 def test_repeats_bit_for_bit_and_by_seed(knees, tmp_path):
     runs = [tiny(knees, tmp_path / name, epochs=1, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
     for cfg in runs:
@@ -196,24 +175,12 @@ def test_repeats_bit_for_bit_and_by_seed(knees, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(knees, tmp_path):
     whole, killed = (tiny(knees, tmp_path / name, epochs=3, checkpoint_every=2) for name in "ab")
     run(whole)
     (tmp_path / "config.json").write_text(json.dumps(plain(killed)))
-    code = (
-        "import os, signal, engine.loop, sys; from classify.__main__ import main; save = engine.loop._save\n"
-        "def stop(t, done):\n"
-        "    save(t, done)\n"
-        "    if done == 8: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"engine.loop._save = stop; sys.argv = ['classify', '--config', {str(tmp_path / 'config.json')!r}]; main()"
-    )
-    died = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    run_killed_after_step("classify", "--config", tmp_path / "config.json", step=9)  # the last checkpoint is of step 8
     assert not (tmp_path / "b/result.json").exists()
     result = run(tiny(knees, tmp_path / "b", epochs=3, checkpoint_every=2, resume=True))
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
@@ -250,27 +217,28 @@ def test_schedules_by_hand():
 
 @pytest.mark.parametrize("epochs", [30, 50, 100])
 def test_the_milestones_of_the_papers(epochs):
-    """18 and 24 of 30 epochs in the thesis."""
+    """18 and 24 of 30 epochs in Ray 2022."""
     factors = [decay("milestones")(epoch, epochs, 1) for epoch in range(epochs)]
     assert [factors.count(pytest.approx(0.1**k)) for k in range(3)] == [0.6 * epochs, 0.2 * epochs, 0.2 * epochs]
 
 
 def test_recipes():
-    paper = RECIPES["paper"]()
+    paper = PRESETS["paper"]()
     assert (paper.encoder, paper.clip_frames, paper.image_size, paper.lr) == ("r3d_18", 16, 224, 1e-4)
     assert (paper.schedule, paper.oversample, paper.select, paper.test_clips) == ("milestones", True, "auc", 8)
-    for recipe in RECIPES.values():
+    for recipe in PRESETS.values():
         assert recipe().test
     for arguments, encoder, size in (([], "resnet18", 64), (["--encoder", "r3d_18"], "r3d_18", 32)):
-        demo = parse(recipes_for(arguments), "", arguments)
+        demo = parse(presets_for, "", arguments)
         assert (demo.encoder, demo.image_size) == (encoder, size)
 
 
+@pytest.mark.slow
 def test_a_linear_probe_moves_the_head_alone(knees, tmp_path):
     encoder = build_clip_encoder("resnet10t")
     file = save_encoder(
         encoder, tmp_path / "encoder", name="resnet10t", in_channels=1, network="target", normalisation={},
-        spacing_mm=None, norm="batch", lineage=[{"stage": "specialist"}],
+        norm="batch", lineage=[{"stage": "specialist"}],
     )  # fmt: skip
     run(tiny(knees, tmp_path / "a", epochs=1, linear_probe=True, init=str(file)))
     classifier, card = load_classifier(tmp_path / "a")
@@ -278,14 +246,15 @@ def test_a_linear_probe_moves_the_head_alone(knees, tmp_path):
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=0)
     torch.manual_seed(0)
-    assert not torch.equal(classifier.head.weight, build_classifier("resnet10t", None, "batch").head.weight)
+    assert not torch.equal(classifier.head.weight, build_classifier("resnet10t", "batch").head.weight)
 
 
+@pytest.mark.slow
 def test_fine_tuning_starts_from_the_file(knees, tmp_path):
     encoder = build_clip_encoder("resnet10t")
     file = save_encoder(
         encoder, tmp_path / "encoder", name="resnet10t", in_channels=1, network="target", normalisation={},
-        spacing_mm=None, norm="batch", lineage=[],
+        norm="batch", lineage=[],
     )  # fmt: skip
     run(tiny(knees, tmp_path / "a", epochs=1, init=str(file.parent), lr=1e-12, norm="frozen"))
     classifier, _ = load_classifier(tmp_path / "a")
@@ -293,6 +262,7 @@ def test_fine_tuning_starts_from_the_file(knees, tmp_path):
         torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_frozen_norms_keep_their_statistics(knees, tmp_path):
     run(tiny(knees, tmp_path / "a", epochs=1, batch_size=1, norm="frozen"))
     statistics = {n: b for n, b in load_classifier(tmp_path / "a")[0].named_buffers() if n.endswith("running_var")}
@@ -300,6 +270,7 @@ def test_frozen_norms_keep_their_statistics(knees, tmp_path):
     assert all((value == 1).all() for value in statistics.values())
 
 
+@pytest.mark.slow
 def test_a_3d_encoder_runs(knees, tmp_path):
     few = {"encoder": "r3d_18", "epochs": 1, "batch_size": 24, "micro_batch_size": 12, "test_clips": 1, "explain": 1}
     result = run(tiny(knees, tmp_path / "a", **few))
@@ -307,13 +278,14 @@ def test_a_3d_encoder_runs(knees, tmp_path):
     assert result["test"]["single_draw"]["auc"] == result["test"]["auc"]
 
 
+@pytest.mark.slow
 def test_probabilities_do_not_depend_on_batching(finished, knees):
     cfg, _ = finished
-    exams = load_exams("mrnet", knees)
+    exams = load_mrnet(knees)
     classifier, card = load_classifier(cfg.run_folder)
     positions = exams.positions("test")
     three, one = (probabilities(classifier, exams, positions, card, draws) for draws in (3, 1))
-    np.testing.assert_allclose(three[:, :1], one, rtol=1e-5)
+    np.testing.assert_allclose(three[:, :1], one, rtol=1e-4)
     i = positions[4]
     clips = whole_clips(exams.frames(i), exams.statistics(i), 32, 4, 3, card.test_seed)
     with torch.no_grad():
@@ -339,7 +311,7 @@ class Brightness(nn.Module):
 @pytest.fixture
 def seeing() -> Classifier:
     """A classifier whose logit is the mean brightness, less one."""
-    from encoders.clip import MaxPoolFrames
+    from encoders.build import MaxPoolFrames
 
     classifier = Classifier(MaxPoolFrames(Brightness())).eval()
     with torch.no_grad():
@@ -351,13 +323,14 @@ def seeing() -> Classifier:
 @pytest.mark.parametrize("name", ["resnet10t", "r3d_18"])
 def test_the_attribution_sums_to_the_logit(name):
     torch.manual_seed(0)
-    classifier = build_classifier(name, None, "batch").eval()
+    classifier = build_classifier(name, "batch").eval()
     clip = torch.randn(1, 1, 8, 32, 32)
     attribution, logit = _attribution(classifier, clip)
-    assert logit == pytest.approx(classifier(clip)[0].item(), abs=1e-5)
-    assert attribution.sum().item() == pytest.approx((logit - classifier.head.bias[0]).item(), abs=1e-5)
+    assert logit == pytest.approx(classifier(clip)[0].item(), abs=1e-4)
+    assert attribution.sum().item() == pytest.approx((logit - classifier.head.bias[0]).item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_heat_lies_on_the_frame_and_place_that_matter(seeing, finished):
     _, card = load_classifier(finished[0].run_folder)
     frames = np.random.default_rng(0).integers(0, 20, (6, 32, 32)).astype(np.float32)
@@ -376,6 +349,7 @@ def test_the_heat_lies_on_the_frame_and_place_that_matter(seeing, finished):
 # Predicting
 
 
+@pytest.mark.slow
 def test_predictions_are_those_of_the_run(finished, knees, tmp_path):
     cfg, result = finished
     out = tmp_path / "deep/scores.csv"
@@ -383,15 +357,16 @@ def test_predictions_are_those_of_the_run(finished, knees, tmp_path):
     scored = pd.read_csv(cfg.run_folder / "per_exam.csv").query("split == 'test'")
     # only the run's plane
     assert table["exam"].tolist() == [f"sagittal/{exam[6:]}.npy" for exam in scored["exam"]]
-    np.testing.assert_allclose(table["probability"], scored["probability"], rtol=1e-4)
+    np.testing.assert_allclose(table["probability"], scored["probability"], rtol=1e-3)
     assert table["called"].tolist() == scored["called"].tolist()
     assert (table["threshold"] == result["threshold"]["value"]).all()
     assert pd.read_csv(out)["exam"].tolist() == table["exam"].tolist()
 
 
+@pytest.mark.slow
 def test_predicting_one_file_nifti_and_explanations(finished, tmp_path, capsys):
     cfg, _ = finished
-    frames = stack(1, np.random.default_rng(5))
+    frames = exam_frames(1, np.random.default_rng(5))
     np.save(tmp_path / "one.npy", frames)
     volume = nib.Nifti1Image(frames.transpose(2, 1, 0), np.diag([1, 1, 4, 1.0]))
     volume.to_filename(tmp_path / "one.nii.gz")
@@ -403,9 +378,10 @@ def test_predicting_one_file_nifti_and_explanations(finished, tmp_path, capsys):
     assert "written:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_bad_file_does_not_stop_the_others(finished, tmp_path):
     cfg, _ = finished
-    good, folder = stack(0, np.random.default_rng(1)), tmp_path / "in"
+    good, folder = exam_frames(0, np.random.default_rng(1)), tmp_path / "in"
     folder.mkdir()
     np.save(folder / "a.npy", good)
     np.save(folder / "b.npy", np.array([{}], dtype=object), allow_pickle=True)
@@ -415,13 +391,14 @@ def test_one_bad_file_does_not_stop_the_others(finished, tmp_path):
     assert pd.read_csv(tmp_path / "p.csv")["exam"].tolist() == ["a.npy"]
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_paths(finished, tmp_path):
     cfg, _ = finished
 
     def predict(run_folder: Path, source: Path, output: Path = tmp_path / "p.csv") -> None:
         classify.predict.run(Predict(run=run_folder, input=source, output=output, device="cpu"))
 
-    np.save(tmp_path / "one.npy", stack(1, np.random.default_rng(5)))
+    np.save(tmp_path / "one.npy", exam_frames(1, np.random.default_rng(5)))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"nowhere does not exist; --input takes an exam or a folder"):
         predict(cfg.run_folder, tmp_path / "nowhere")
@@ -440,9 +417,10 @@ def test_mistakes_in_the_paths(finished, tmp_path):
 @pytest.fixture(scope="module")
 def both(knees, tmp_path_factory) -> tuple[ClassifyConfig, dict]:
     cfg = tiny(knees, tmp_path_factory.mktemp("planes") / "a", planes=PLANES, epochs=3)
-    return cfg, run(cfg)
+    return cfg, planes.run(cfg)
 
 
+@pytest.mark.slow
 def test_planes_are_combined_by_logistic_regression(both):
     cfg, result = both
     tables = [pd.read_csv(cfg.run_folder / plane / "per_exam.csv") for plane in PLANES]
@@ -460,6 +438,7 @@ def test_planes_are_combined_by_logistic_regression(both):
     assert (cfg.run_folder / "roc.png").exists()
 
 
+@pytest.mark.slow
 def test_predicting_from_several_planes(both, knees, tmp_path):
     cfg, _ = both
     table = classify.predict.run(
@@ -471,7 +450,7 @@ def test_predicting_from_several_planes(both, knees, tmp_path):
     for plane in PLANES:
         assert f"probability_{plane}" in table
     (tmp_path / "half/sagittal").mkdir(parents=True)
-    np.save(tmp_path / "half/sagittal/1130.npy", stack(0, np.random.default_rng(0)))
+    np.save(tmp_path / "half/sagittal/1130.npy", exam_frames(0, np.random.default_rng(0)))
     half = Predict(run=cfg.run_folder, input=tmp_path / "half", output=tmp_path / "q.csv", device="cpu")
     with pytest.raises(UserError, match=r"exam 1130\.npy has no file of the plane coronal; a run of several planes"):
         classify.predict.run(half)
@@ -518,11 +497,11 @@ def test_other_exams_are_not_compared(tmp_path):
     with pytest.raises(UserError, match=r"were not scored on the same exams: d and 5 more .* same data and split seed"):
         classify.compare.run(Compare(runs=(first, renamed)))
     relabelled = scores(tmp_path / "relabelled", values, label=[1, 1, 0, 0, 0, 0])
-    with pytest.raises(UserError, match=r"give exam c different labels; compare runs of one task"):
+    with pytest.raises(UserError, match=r"label exam c differently; compare runs of one task"):
         classify.compare.run(Compare(runs=(first, relabelled)))
     with pytest.raises(UserError, match=r"has no val exams of both classes; choose the other --split"):
         classify.compare.run(Compare(runs=(first, first), split="val"))
-    with pytest.raises(UserError, match=r"holds no per_exam\.csv; give a finished run"):
+    with pytest.raises(UserError, match=r"holds no per_exam\.csv; pass a finished run"):
         classify.compare.run(Compare(runs=(first, tmp_path)))
     (tmp_path / "per_exam.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match=r"per_exam\.csv is not the table of a classifier run"):
@@ -563,11 +542,11 @@ def refused(monkeypatch, capsys, tmp_path):
         ("--clip-frames 1", "--clip-frames 1: must be at least 2"),
         ("--labels a.csv", "--labels a.csv goes with --dataset exams, not with mrnet"),
         ("--dataset exams", "--dataset exams needs --labels FILE.csv with the columns path,label"),
-        ("--planes sagittal", "give two or more different planes, or one with --plane"),
-        ("--planes axial axial", "give two or more different planes"),
+        ("--planes sagittal", "pass two or more different planes, or one with --plane"),
+        ("--planes axial axial", "pass two or more different planes"),
         ("--dataset exams --labels a.csv --planes axial coronal", "--planes axial coronal goes with --dataset mrnet"),
-        ("--views.flip 2", "--views.flip 2.0: must lie in [0, 1]"),
-        ("--recipe nonsense", "there is no such recipe; choose demo, default, paper"),
+        ("--augmentation.flip 2", "--augmentation.flip 2.0: must lie in [0, 1]"),
+        ("--recipe nonsense", "there is no such preset; choose demo, default, paper"),
     ],
 )
 def test_setting(refused, flags, sentence, knees):
@@ -581,7 +560,6 @@ def test_setting(refused, flags, sentence, knees):
         ("--plane axial", "choose coronal, sagittal"),
         ("--planes sagittal axial", "choose coronal, sagittal"),
         ("--encoder resnet81", "encoder 'resnet81' is not a model of timm"),
-        ("--encoder r3d_18 --clip maxpool2d", "drop --clip maxpool2d"),
         ("--init missing.pth", "missing.pth"),
         ("--encoder resnet10t --init kinetics", "resnet10t has no Kinetics-400 weights"),
         ("--init imagenet", "r3d_18 has no ImageNet weights"),
@@ -627,6 +605,7 @@ def test_damage(refused, damage, knees, tmp_path):
     assert sentence in refused("--data-root", root, "--encoder", "resnet10t", "--image-size", 32)
 
 
+@pytest.mark.slow
 def test_an_earlier_run_is_kept(finished, capsys):
     cfg, _ = finished
     before = (cfg.run_folder / "result.json").read_bytes()
@@ -635,6 +614,7 @@ def test_an_earlier_run_is_kept(finished, capsys):
     assert (cfg.run_folder / "result.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_the_figures(knees, tmp_path, monkeypatch, capsys):
     cfg = tiny(knees, tmp_path / "a", epochs=1)
     (tmp_path / "config.json").write_text(json.dumps(plain(cfg)))
@@ -643,19 +623,19 @@ def test_the_command_line_prints_the_figures(knees, tmp_path, monkeypatch, capsy
     said = capsys.readouterr().out
     for text in ("AUC", "sensitivity", "Brier score", "Youden's index", "python -m classify.predict --run"):
         assert text in said
-    assert "synthetic phantom" not in said
+    assert "synthetic data" not in said
 
 
 def test_exams_of_nifti_files(tmp_path):
     rows = ["path,label,split"]
     for k in range(16):
         label, split = k % 2, ("train", "train", "val", "test")[k // 4]
-        frames = stack(label, np.random.default_rng(k))
+        frames = exam_frames(label, np.random.default_rng(k))
         nib.Nifti1Image(frames.transpose(2, 1, 0), np.diag([1, 1, 4, 1.0])).to_filename(tmp_path / f"{k}.nii.gz")
         rows.append(f"{k}.nii.gz,{label},{split}")
     (tmp_path / "hearts.csv").write_text("\n".join(rows) + "\n")
-    result = run(tiny(tmp_path, tmp_path / "a", dataset="exams", labels=tmp_path / "hearts.csv", epochs=1))
+    result = run(tiny(tmp_path, tmp_path / "a", data=ExamsSource(labels=tmp_path / "hearts.csv"), epochs=1))
     assert (result["task"], result["plane"], result["train"]["exams"]) == ("hearts", "", 8)
-    assert ClassifyConfig(dataset="exams", labels=Path("x/hearts.csv")).run_folder == Path(
+    assert ClassifyConfig(data=ExamsSource(labels=Path("x/hearts.csv"))).run_folder == Path(
         "runs/classify-hearts-r3d_18-random-seed0"
     )

@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,12 +7,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.clips import FIRST_VIEW, SECOND_VIEW, LabelledClips, TwoClips, WholeClips, draw_frames, whole_clips
-from data.exams import load_exams
-from data.views import ViewRecipe, Views, z_score
-from engine.order import Draw, MicroBatches, Order
+from data.augment import Augmentation, Augmenter
+from data.preprocessing import z_score
+from data.readers.exams import load_mrnet
+from data.samples.clips import LabelledClips, TwoClips, WholeClips, draw_frames, whole_clips
+from engine.sampler import MicroBatchSampler, Sample, StepSampler
 
 SIZE = 24
+FIRST = Augmentation(bicubic=True, brightness=0.4, contrast=0.4, blur=1.0)  # Ray 2022, table 5.1, in one channel
+SECOND = replace(FIRST, blur=0.1, solarise=0.2)  # T'
 
 
 @pytest.fixture
@@ -24,7 +28,7 @@ def exams(tmp_path, monkeypatch):
         noise = np.random.default_rng(case).normal(0, 3, (20 if case < 12 else 5, 30, 32))
         np.save(folder / f"{case:04d}.npy", (noise + 40 + 10 * np.arange(len(noise))[:, None, None]).astype(np.uint8))
     (tmp_path / "knees/train-acl.csv").write_text("".join(f"{case:04d},{case % 3 == 0:d}\n" for case in range(13)))
-    return load_exams("mrnet", tmp_path / "knees")
+    return load_mrnet(tmp_path / "knees")
 
 
 def test_draw_frames():
@@ -50,15 +54,15 @@ def test_too_few_frames_repeat_evenly():
 @pytest.mark.parametrize(
     "recipe",
     [
-        FIRST_VIEW,
-        SECOND_VIEW,
-        ViewRecipe(jitter=1, blur=0.5, solarise=0.5, affine=0.5),
-        ViewRecipe(crop="fixed", affine=0.75, jitter=0.5),
+        FIRST,
+        SECOND,
+        Augmentation(jitter=1, blur=0.5, solarise=0.5, affine=0.5),
+        Augmentation(crop="fixed", affine=0.75, jitter=0.5),
     ],
 )
 def test_all_frames_of_a_clip_share_one_draw(recipe):
     frames = np.random.default_rng(0).normal(size=(5, 40, 36)).astype(np.float32)
-    views = Views(recipe, SIZE)
+    views = Augmenter(recipe, SIZE)
     different = set()
     for seed in range(12):
         clip = views.clip(frames, seed)
@@ -70,17 +74,13 @@ def test_all_frames_of_a_clip_share_one_draw(recipe):
     assert (still == still[:1]).all()
 
 
-def test_the_views_of_the_thesis():
-    assert (FIRST_VIEW.area, FIRST_VIEW.bicubic, FIRST_VIEW.flip) == ((0.08, 1.0), True, 0.5)
-    assert (FIRST_VIEW.jitter, FIRST_VIEW.brightness, FIRST_VIEW.contrast) == (0.8, 0.4, 0.4)
-    assert (FIRST_VIEW.blur, SECOND_VIEW.blur) == (1.0, 0.1)
-    assert (FIRST_VIEW.solarise, SECOND_VIEW.solarise) == (0.0, 0.2)
+def test_bicubic_overshoots():
     frames = np.random.default_rng(0).normal(size=(1, 20, 20)).astype(np.float32)
-    plain = ViewRecipe(flip=0, jitter=0)
+    plain = Augmentation(flip=0, jitter=0)
     linear, cubic = (
-        Views(recipe, 40).clip(frames, 0) for recipe in (plain, ViewRecipe(flip=0, jitter=0, bicubic=True))
+        Augmenter(recipe, 40).clip(frames, 0) for recipe in (plain, Augmentation(flip=0, jitter=0, bicubic=True))
     )
-    assert np.ptp(cubic) > np.ptp(linear)  # bicubic overshoots
+    assert np.ptp(cubic) > np.ptp(linear)
 
 
 def which_frames(clip: np.ndarray, mean: float, std: float) -> list[int]:
@@ -88,42 +88,44 @@ def which_frames(clip: np.ndarray, mean: float, std: float) -> list[int]:
     return np.rint((clip.mean(axis=(1, 2)) * std + mean - 39.5) / 10).astype(int).tolist()
 
 
-STILL = ViewRecipe(flip=0, jitter=0)
+STILL = Augmentation(flip=0, jitter=0)
 
 
 def test_two_clips_show_the_same_frames(exams):
-    clips = TwoClips(exams, exams.positions("train"), (Views(STILL, SIZE), Views(STILL, SIZE)))
-    pair = clips[Draw(2, 11)]
+    clips = TwoClips(exams, exams.positions("train"), (Augmenter(STILL, SIZE), Augmenter(STILL, SIZE)), 16)
+    pair = clips[Sample(2, 11)]
     assert (pair.shape, pair.dtype) == ((2, 1, 16, SIZE, SIZE), torch.float32)
     statistics = exams.statistics(exams.positions("train")[2])
     first, second = (which_frames(view[0].numpy(), *statistics) for view in pair)
     assert first == second == draw_frames(20, 16, np.random.default_rng(11)).tolist()
     assert not torch.equal(pair[0], pair[1])  # but different crops of them
-    assert torch.equal(clips[Draw(2, 11)], pair)
-    assert not torch.equal(clips[Draw(2, 12)], pair)
+    assert torch.equal(clips[Sample(2, 11)], pair)
+    assert not torch.equal(clips[Sample(2, 12)], pair)
 
 
 def test_each_view_has_its_own_recipe(exams):
-    inverted = ViewRecipe(flip=0, jitter=0, solarise=1.0)
-    pair = TwoClips(exams, exams.positions("train"), (Views(STILL, SIZE), Views(inverted, SIZE)))[Draw(0, 0)]
+    inverted = Augmentation(flip=0, jitter=0, solarise=1.0)
+    pair = TwoClips(exams, exams.positions("train"), (Augmenter(STILL, SIZE), Augmenter(inverted, SIZE)), 16)[
+        Sample(0, 0)
+    ]
     assert pair[0].max() > 0
     assert pair[1].max() <= 0
 
 
 def test_labelled_clips(exams):
     positions = exams.positions("train")
-    clips = LabelledClips(exams, positions, Views(STILL, SIZE), clip_frames=8)
+    clips = LabelledClips(exams, positions, Augmenter(STILL, SIZE), clip_frames=8)
     for k, position in enumerate(positions):
-        clip, label = clips[Draw(k, 5)]
+        clip, label = clips[Sample(k, 5)]
         assert (clip.shape, label.dtype) == ((1, 8, SIZE, SIZE), torch.float32)
         assert label.item() == exams.labels[position] == (int(exams.table["exam"].iloc[position][-4:]) % 3 == 0)
-    unlabelled = load_exams("mrnet", exams.root, task=None)
+    unlabelled = load_mrnet(exams.root, task=None)
     with pytest.raises(ValueError, match="have no labels: load them with a task"):
-        LabelledClips(unlabelled, unlabelled.positions("train"), Views(STILL, SIZE))
+        LabelledClips(unlabelled, unlabelled.positions("train"), Augmenter(STILL, SIZE), 16)
 
 
 def test_clips_are_z_scored_by_exam(exams):
-    whole = WholeClips(exams, np.arange(12), SIZE, clip_frames=20)
+    whole = WholeClips(exams, np.arange(12), SIZE, 20, draws=1, seed=0)
     for k in range(12):
         frames = exams.frames(k)
         # 20 of 20 frames: the level of the clip is the exam's, 0, and the spread of its frames' levels too.
@@ -133,26 +135,26 @@ def test_clips_are_z_scored_by_exam(exams):
 
 
 def test_whole_clips_are_whole_and_deterministic(exams):
-    clips = WholeClips(exams, exams.positions("val"), SIZE, draws=4, seed=7)
+    clips = WholeClips(exams, exams.positions("val"), SIZE, 16, draws=4, seed=7)
     first = clips[0]
     assert (first.shape, first.dtype) == ((4, 1, 16, SIZE, SIZE), torch.float32)
     assert torch.equal(first, clips[0])
     assert len({draw.numpy().tobytes() for draw in first}) == 4
     i = exams.positions("val")[0]
-    fewer = whole_clips(exams.frames(i), exams.statistics(i), SIZE, draws=1, seed=7)
+    fewer = whole_clips(exams.frames(i), exams.statistics(i), SIZE, 16, draws=1, seed=7)
     assert torch.equal(fewer[0], first[0])
-    assert not torch.equal(whole_clips(exams.frames(i), exams.statistics(i), SIZE, draws=1, seed=8)[0], first[0])
+    assert not torch.equal(whole_clips(exams.frames(i), exams.statistics(i), SIZE, 16, draws=1, seed=8)[0], first[0])
     # At the frames' own size nothing is resampled.
     square = exams.frames(i)[:, :30, :30]
-    own = whole_clips(square, (40.0, 2.0), 30, clip_frames=20)
+    own = whole_clips(square, (40.0, 2.0), 30, 20, draws=1, seed=0)
     np.testing.assert_array_equal(own[0, 0].numpy(), (square.astype(np.float32) - 40) / 2)
 
 
 def test_short_exams_are_said_once(exams, caplog):
     with caplog.at_level(logging.INFO, "fewslice"):
         for _ in range(3):
-            TwoClips(exams, exams.positions("train"), (Views(STILL, SIZE), Views(STILL, SIZE)), clip_frames=18)
-        LabelledClips(exams, exams.positions("train"), Views(STILL, SIZE), clip_frames=18)
+            TwoClips(exams, exams.positions("train"), (Augmenter(STILL, SIZE), Augmenter(STILL, SIZE)), clip_frames=18)
+        LabelledClips(exams, exams.positions("train"), Augmenter(STILL, SIZE), clip_frames=18)
     assert [record.message for record in caplog.records] == [
         "1 of 13 exams have fewer than 18 frames (the shortest 5): their clips repeat frames"
     ]
@@ -160,9 +162,9 @@ def test_short_exams_are_said_once(exams, caplog):
 
 def test_the_loop_reads_clips_in_worker_processes(exams):
     positions = exams.positions("train")
-    clips = LabelledClips(exams, positions, Views(SECOND_VIEW, SIZE))
-    order = Order(count=len(clips), batch=4, micro=2, seed=0)
-    batches = [list(DataLoader(clips, batch_sampler=MicroBatches(order, 0, 2), num_workers=n)) for n in (0, 1)]
+    clips = LabelledClips(exams, positions, Augmenter(SECOND, SIZE), 16)
+    sampler = StepSampler(count=len(clips), batch_size=4, micro_batch_size=2, seed=0)
+    batches = [list(DataLoader(clips, batch_sampler=MicroBatchSampler(sampler, 0, 2), num_workers=n)) for n in (0, 1)]
     assert batches[0][0][0].shape == (2, 1, 16, SIZE, SIZE)
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one[0], other[0])

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from scipy.stats import CensoredData, ecdf
 
-from sweep.convergence import (
+from sweep.analysis.convergence import (
     Runs,
     cell_areas,
     curve_areas,

@@ -4,10 +4,11 @@ import pytest
 import segmentation_models_pytorch as smp
 import timm
 import torch
+from conftest import assert_close
 from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import nn
 
-from data.errors import UserError
+from core.errors import UserError
 from encoders.build import build_encoder, feature_width
 from encoders.channels import adapt_channels
 from encoders.norm import replace_norm
@@ -78,7 +79,7 @@ def test_grey_equals_replicated_grey_after_adapting(name):
     grey.load_state_dict(state | {first: adapt_channels(state[first], 1)})  # and nothing else
     image = torch.randn(2, 1, 64, 64)
     with torch.no_grad():
-        torch.testing.assert_close(grey(image), colour(image.repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-5)
+        assert_close(grey(image), colour(image.repeat(1, 3, 1, 1)))
 
 
 def test_adapted_channels_by_hand():
@@ -102,8 +103,8 @@ def test_frozen_norm_ignores_the_batch_and_keeps_the_weights():
     assert frozen.state_dict().keys() == plain.state_dict().keys()
     images = torch.randn(3, 1, 64, 64)
     # In training mode too: what evaluation of the plain network gives, image by image, statistics unmoved.
-    torch.testing.assert_close(frozen(images), plain(images))
-    torch.testing.assert_close(frozen(images)[:1], frozen(images[:1]), rtol=1e-4, atol=1e-5)
+    assert_close(frozen(images), plain(images))
+    assert_close(frozen(images)[:1], frozen(images[:1]))
     assert frozen.bn1.weight.requires_grad
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(frozen.state_dict()[key], value)
@@ -120,7 +121,7 @@ def test_group_norm_keeps_scale_and_shift():
     torch.testing.assert_close(group.bn1.weight, plain.bn1.weight)
     assert not [m for m in group.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     images = torch.randn(3, 1, 64, 64)
-    torch.testing.assert_close(group.train()(images)[:1], group(images[:1]), rtol=1e-4, atol=1e-5)
+    assert_close(group.train()(images)[:1], group(images[:1]))
 
 
 def test_norm_of_heads_and_of_fused_activations():
@@ -128,16 +129,16 @@ def test_norm_of_heads_and_of_fused_activations():
     vector = torch.randn(5, 4)
     group = replace_norm(copy.deepcopy(head), "group")
     assert group[1].num_groups == 12  # the largest divisor of 24 that leaves two channels a group
-    torch.testing.assert_close(group(vector)[:1], group(vector[:1]))
+    assert_close(group(vector)[:1], group(vector[:1]))
     frozen = replace_norm(copy.deepcopy(head), "frozen").train()
-    torch.testing.assert_close(frozen(vector), head.eval()(vector))
+    assert_close(frozen(vector), head.eval()(vector))
 
     fused = nn.Sequential(BatchNormAct2d(8, act_layer=nn.SiLU))
     swapped = replace_norm(fused, "group")[0]
     assert isinstance(swapped, GroupNormAct)
     x = torch.randn(2, 8, 4, 4)
     expected = nn.functional.silu(nn.functional.group_norm(x, 4, swapped.weight, swapped.bias))
-    torch.testing.assert_close(swapped(x), expected)
+    assert_close(swapped(x), expected)
     assert replace_norm(nn.BatchNorm2d(1), "group").num_groups == 1
 
 

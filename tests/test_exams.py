@@ -7,11 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import data.exams
-from data.errors import UserError
-from data.exams import ExamSet, load_exams, read_exam, require_both_classes
-from data.mrnet import index_mrnet, read_labels_csv, stratified_draw
-from data.splits import load_splits, save_splits
+import data.readers.exams
+from core.errors import UserError
+from data.readers.exams import ExamSet, load_exams, load_mrnet, read_exam, require_both_classes
+from data.readers.mrnet import index_mrnet, read_labels_csv, stratified_draw
+from data.sources import ExamsSource, MrnetSource, open_exams, with_demo_data
+from data.synthetic import mark_synthetic
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +51,7 @@ def splits_of(exams: ExamSet) -> dict[str, str]:
 
 
 def test_mrnet(mrnet):
-    exams = load_exams("mrnet", mrnet)
+    exams = load_mrnet(mrnet)
     assert (exams.name, exams.task, exams.plane, exams.synthetic) == ("mrnet", "acl", "sagittal", False)
     # A tenth of 8 torn and of 32 whole exams, halves up, at least one: 1 + 3.
     assert counts(exams) == {"train": (36, 7), "val": (4, 1), "test": (10, 4)}
@@ -68,28 +69,18 @@ def test_mrnet(mrnet):
 
 
 def test_planes_share_a_split_that_depends_on_the_seed(mrnet):
-    one = load_exams("mrnet", mrnet)
-    assert splits_of(load_exams("mrnet", mrnet, plane="coronal")) == splits_of(one)
-    assert splits_of(load_exams("mrnet", mrnet, split_seed=1)) != splits_of(one)
+    one = load_mrnet(mrnet)
+    assert splits_of(load_mrnet(mrnet, plane="coronal")) == splits_of(one)
+    assert splits_of(load_mrnet(mrnet, split_seed=1)) != splits_of(one)
     (mrnet / "train/sagittal/0009.npy").unlink()
     (mrnet / "train-acl.csv").write_text((mrnet / "train-acl.csv").read_text().replace("0009,0\n", ""))
-    assert "train/0009" not in splits_of(load_exams("mrnet", mrnet))
-
-
-def test_a_saved_split_is_used_again(mrnet, tmp_path):
-    drawn = load_exams("mrnet", mrnet, split_seed=3)
-    save_splits(tmp_path / "run/splits.json", drawn.splits)
-    again = load_exams("mrnet", mrnet, splits=load_splits(tmp_path / "run/splits.json"))
-    assert again.splits == drawn.splits
-    less = {subject: split for subject, split in drawn.splits.items() if subject != "train/0004"}
-    with pytest.raises(UserError, match="miss 1 subjects, the first train/0004"):
-        load_exams("mrnet", mrnet, splits=less)
+    assert "train/0009" not in splits_of(load_mrnet(mrnet))
 
 
 def test_without_a_task_nothing_is_labelled_or_held_out(mrnet):
     for file in mrnet.glob("*.csv"):
         file.unlink()
-    exams = load_exams("mrnet", mrnet, task=None)
+    exams = load_mrnet(mrnet, task=None)
     assert set(exams.labels) == {-1}
     assert [len(exams.positions(split)) for split in ("train", "val", "test")] == [40, 0, 10]
     with pytest.raises(UserError, match="40 exams, all without label"):
@@ -100,7 +91,7 @@ def test_the_same_number_in_both_halves(mrnet):
     np.save(mrnet / "valid/sagittal/0000.npy", knee(60))
     with open(mrnet / "valid-acl.csv", "a") as stream:
         stream.write("0000,1\n")
-    exams = load_exams("mrnet", mrnet)
+    exams = load_mrnet(mrnet)
     splits = splits_of(exams)
     assert splits["valid/0000"] == "test"
     assert splits["train/0000"] != "test"
@@ -108,14 +99,14 @@ def test_the_same_number_in_both_halves(mrnet):
 
 
 def test_partial_copies(mrnet, caplog):
-    whole = splits_of(load_exams("mrnet", mrnet))
+    whole = splits_of(load_mrnet(mrnet))
     for file in (mrnet / "valid/sagittal").iterdir():
         file.unlink()
     for case in range(15, 40):
         (mrnet / f"train/sagittal/{case:04d}.npy").unlink()
     np.save(mrnet / "train/sagittal/0077.npy", knee(77))
     with caplog.at_level(logging.INFO, "fewslice"):
-        exams = load_exams("mrnet", mrnet)
+        exams = load_mrnet(mrnet)
     said = " | ".join(record.getMessage() for record in caplog.records)
     assert "a partial copy, 16 of the 40 exams in train-acl.csv" in said
     assert "files without a row in train-acl.csv are left out: 1" in said
@@ -128,29 +119,32 @@ def test_partial_copies(mrnet, caplog):
 
 
 def test_statistics_come_from_the_cache(mrnet, monkeypatch):
-    first = load_exams("mrnet", mrnet)
-    monkeypatch.setattr(data.exams, "exam_statistics", lambda *_: pytest.fail("read again"))
-    again = load_exams("mrnet", mrnet, split_seed=5)
+    first = load_mrnet(mrnet)
+    monkeypatch.setattr(data.readers.exams, "exam_statistics", lambda *_: pytest.fail("read again"))
+    again = load_mrnet(mrnet, split_seed=5)
     assert again.key == first.key
     assert again.table["std"].tolist() == first.table["std"].tolist()
 
 
 def test_a_changed_file_is_checked_again(mrnet):
-    first = load_exams("mrnet", mrnet)
+    first = load_mrnet(mrnet)
     np.save(mrnet / "train/sagittal/0003.npy", knee(99))
     os.utime(mrnet / "train/sagittal/0003.npy", ns=(1, 1))
-    again = load_exams("mrnet", mrnet)
+    again = load_mrnet(mrnet)
     assert again.key != first.key
     assert again.statistics(3) == pytest.approx((knee(99).mean(), knee(99).std()))
 
 
 def test_the_demonstration(mrnet, monkeypatch):
-    monkeypatch.setattr(data.exams, "_demo_root", lambda: mrnet)
-    assert load_exams().synthetic
+    monkeypatch.setattr("data.phantoms.knee.demo_knee_root", lambda: mrnet)
+    mark_synthetic(mrnet)
+    exams = open_exams(with_demo_data(MrnetSource()), labelled=True)
+    assert (exams.root, exams.task, exams.synthetic) == (mrnet, "acl", True)
+    assert open_exams(MrnetSource(data_root=mrnet, plane="coronal"), labelled=False).task == ""
 
 
 def test_a_copy_for_a_worker_process(mrnet):
-    exams = load_exams("mrnet", mrnet)
+    exams = load_mrnet(mrnet)
     copy = pickle.loads(pickle.dumps(exams))
     np.testing.assert_array_equal(copy.frames(4), knee(4))
 
@@ -185,7 +179,7 @@ def test_bad_csv(mrnet, line, message):
     with open(mrnet / "train-acl.csv", "a") as stream:
         stream.write(line + "\n")
     with pytest.raises(UserError, match=message):
-        load_exams("mrnet", mrnet)
+        load_mrnet(mrnet)
 
 
 class Trap:
@@ -225,7 +219,7 @@ def test_bad_array(mrnet, content, message):
     else:
         np.save(file, content)
     with pytest.raises(UserError, match=message):
-        load_exams("mrnet", mrnet)
+        load_mrnet(mrnet)
     with pytest.raises(UserError, match=message):
         read_exam(file)
 
@@ -234,32 +228,28 @@ def test_a_file_cut_short(mrnet):
     file = mrnet / "train/sagittal/0003.npy"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(UserError, match=r"0003.npy cannot be read \(mmap length .*copy it again"):
-        load_exams("mrnet", mrnet)
+        load_mrnet(mrnet)
 
 
 def test_several_bad_arrays_are_counted(mrnet):
     for case in (3, 5):
         np.save(mrnet / f"train/sagittal/{case:04d}.npy", np.full((4, 6, 5), np.nan))
-    with pytest.raises(UserError, match=r"0003.npy.*\(1 more files have problems\)"):
-        load_exams("mrnet", mrnet)
+    with pytest.raises(UserError, match=r"0003.npy.*\(and 1 more\)"):
+        load_mrnet(mrnet)
 
 
 def test_wrong_choices(mrnet, tmp_path):
-    with pytest.raises(UserError, match=r"the plane 'axial' is not in .*: choose coronal, sagittal"):
-        load_exams("mrnet", mrnet, plane="axial")
-    with pytest.raises(UserError, match=r"the task 'cartilage' is not in .*: choose acl, meniscus"):
-        load_exams("mrnet", mrnet, task="cartilage")
+    with pytest.raises(UserError, match=r"the plane 'axial' does not exist in .*: choose coronal, sagittal"):
+        load_mrnet(mrnet, plane="axial")
+    with pytest.raises(UserError, match=r"the task 'cartilage' does not exist in .*: choose acl, meniscus"):
+        load_mrnet(mrnet, task="cartilage")
     with pytest.raises(UserError, match="is not a folder"):
-        load_exams("mrnet", tmp_path / "nowhere")
+        load_mrnet(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds no train/PLANE/NNNN.npy"):
-        load_exams("mrnet", tmp_path / "empty")
-    with pytest.raises(UserError, match="--labels and --subject-pattern go with --dataset exams"):
-        load_exams("mrnet", mrnet, subject_pattern="x")
-    with pytest.raises(UserError, match="'dicom' is unknown: choose mrnet or exams"):
-        load_exams("dicom", mrnet)
+        load_mrnet(tmp_path / "empty")
     with pytest.raises(UserError, match="--split-seed -1"):
-        load_exams("mrnet", mrnet, split_seed=-1)
+        open_exams(MrnetSource(data_root=mrnet, split_seed=-1), labelled=True)
     for file in mrnet.glob("*.csv"):
         file.unlink()
     with pytest.raises(UserError, match=r"holds no train-TASK.csv"):
@@ -268,7 +258,7 @@ def test_wrong_choices(mrnet, tmp_path):
 
 def test_one_class_in_a_split(mrnet):
     (mrnet / "valid-acl.csv").write_text("".join(f"{case:04d},0\n" for case in range(40, 50)))
-    exams = load_exams("mrnet", mrnet)
+    exams = load_mrnet(mrnet)
     require_both_classes(exams, "train")
     with pytest.raises(UserError, match=r"the test split of mrnet acl sagittal in .* has 10 exams, all labelled 0"):
         require_both_classes(exams, "test")
@@ -304,7 +294,7 @@ def cines(tmp_path) -> Path:
 
 
 def test_volumes_and_cines(cines):
-    exams = load_exams("exams", cines, labels=cines / "dilated.csv", subject_pattern=r"p\d+")
+    exams = load_exams(cines, labels=cines / "dilated.csv", subject_pattern=r"p\d+")
     assert (exams.task, exams.plane, len(exams)) == ("dilated", "", 40)
     # Subjects: 20 % of 8 and 12 test (2 + 2), then 12.5 % of 6 and 10 validate (1 + 1); two exams each.
     assert counts(exams) == {"train": (28, 10), "val": (4, 2), "test": (8, 4)}
@@ -323,47 +313,49 @@ def test_volumes_and_cines(cines):
 
 
 def test_every_file_is_decoded_once(cines, monkeypatch):
-    load_exams("exams", cines, labels=cines / "dilated.csv")
+    load_exams(cines, labels=cines / "dilated.csv")
     monkeypatch.setattr("data.store.read_volume", lambda _: pytest.fail("decoded again"))
-    load_exams("exams", cines, labels=cines / "dilated.csv", split_seed=4)
+    load_exams(cines, labels=cines / "dilated.csv", split_seed=4)
 
 
 def test_the_split_and_subject_columns(cines, tmp_path):
     table = tmp_path / "mine.csv"
     rows = [f"p{k:02d}/scan.nii.gz,{k % 2},{'test' if k >= 14 else 'train'},s{k // 2}" for k in range(20)]
     table.write_text("path, label, split, subject\n" + "\n".join(rows))
-    exams = load_exams("exams", cines, labels=table)  # the paths are below --data-root, the csv is elsewhere
+    exams = load_exams(cines, labels=table)  # the paths are below --data-root, the csv is elsewhere
     splits = exams.table["split"].tolist()
     assert splits[14:] == ["test"] * 6
     assert splits[:14].count("val") == 2  # one subject (two exams) of the seven, none named val
     assert exams.table["subject"].tolist() == [f"s{k // 2}" for k in range(20)]
     table.write_text("path,label,split,subject\np00/scan.nii.gz,0,train,a\np01/scan.nii.gz,1,test,a\n")
     with pytest.raises(UserError, match=r"subject a is in two splits, train \(p00.*and test \(p01"):
-        load_exams("exams", cines, labels=table)
+        load_exams(cines, labels=table)
 
 
 def test_paths_beside_the_csv(cines):
-    alone = load_exams("exams", labels=cines / "dilated.csv")
+    alone = open_exams(ExamsSource(labels=cines / "dilated.csv"), labelled=True)
     assert alone.root == cines
     assert alone.table["file"].iloc[0] == "p00/scan.nii.gz"
-    elsewhere = load_exams("exams", cines / "p00", labels=cines / "dilated.csv")
+    elsewhere = load_exams(cines / "p00", labels=cines / "dilated.csv")
     np.testing.assert_array_equal(elsewhere.frames(4), alone.frames(4))
 
 
 def test_unlabelled_exams(cines):
     nifti(cines / "p00/scan_gt.nii.gz", volume(1, 4))
-    exams = load_exams("exams", cines)
+    exams = load_exams(cines)
     assert len(exams) == 40
     assert (set(exams.labels), set(exams.table["split"])) == ({-1}, {"train"})
     with pytest.raises(UserError, match="--dataset exams needs --labels"):
-        load_exams("exams")
+        with_demo_data(ExamsSource())
+    with pytest.raises(UserError, match="columns path,label"):
+        open_exams(ExamsSource(data_root=cines), labelled=True)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,label\np99/scan.nii.gz,1\n", r"line 2: the exam 'p99/scan.nii.gz' is not there"),
-        ("path,label\n,1\n", r"line 2: the exam '' is not there"),
+        ("path,label\np99/scan.nii.gz,1\n", r"line 2: the exam 'p99/scan.nii.gz' is neither below"),
+        ("path,label\n,1\n", r"line 2: the exam '' is neither below"),
         ("path,label\np00/scan.nii.gz,yes\n", r"line 2: the label 'yes' of exam p00/scan.nii.gz is not 0 or 1"),
         ("path,label\np00/scan.nii.gz\n", r"the label ''"),
         ("path,label,split\np00/scan.nii.gz,1,dev\n", r"the split 'dev' of exam .*: choose train, val, test"),
@@ -379,21 +371,21 @@ def test_bad_exam_csv(cines, content, message):
     file = cines / "dilated.csv"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
-        load_exams("exams", cines, labels=file)
+        load_exams(cines, labels=file)
 
 
 def test_bad_exam_files(cines):
     with pytest.raises(UserError, match=r"nowhere.csv cannot be opened \(No such file"):
-        load_exams("exams", cines, labels=cines / "nowhere.csv")
+        load_exams(cines, labels=cines / "nowhere.csv")
     nifti(cines / "p00/scan.nii.gz", volume(1, 1))
     with pytest.raises(UserError, match=r"scan.nii.gz has 1 frame of shape \(7, 6, 1\): an exam needs at least 2"):
-        load_exams("exams", cines, labels=cines / "dilated.csv")
+        load_exams(cines, labels=cines / "dilated.csv")
     nifti(cines / "p00/scan.nii.gz", np.full((7, 6, 4), np.nan, np.float32))
     with pytest.raises(UserError, match=r"p00/scan.nii.gz holds NaN or infinite values"):
-        load_exams("exams", cines, labels=cines / "dilated.csv")
+        load_exams(cines, labels=cines / "dilated.csv")
     (cines / "p00/scan.nii.gz").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"p00/scan.nii.gz cannot be read"):
-        load_exams("exams", cines, labels=cines / "dilated.csv")
+        load_exams(cines, labels=cines / "dilated.csv")
     (cines / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"notes.txt is no exam: give .npy"):
+    with pytest.raises(UserError, match=r"notes.txt is no exam: expected .npy"):
         read_exam(cines / "notes.txt")

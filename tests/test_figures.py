@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from segment.figures import learning_curve, panel_case, prediction_panel, worst_median_best
+from engine.learning_curve import draw_learning_curve
+from segment.figures import panel_case, prediction_panel, worst_median_best
 
 
 def dice_table(*values):
@@ -51,6 +52,6 @@ def test_learning_curve_with_rare_or_no_validation(tmp_path):
     metrics = pd.DataFrame(
         {"step": [1, 2, 3, 4], "loss": [1.0, 0.8, 0.7, 0.6], "validation_dice": [np.nan, 0.3, np.nan, 0.5]}
     )
-    learning_curve(metrics, tmp_path / "curve.png")
-    learning_curve(metrics.assign(validation_dice=np.nan), tmp_path / "none.png")
+    draw_learning_curve(metrics, tmp_path / "curve.png", score="validation_dice")
+    draw_learning_curve(metrics.assign(validation_dice=np.nan), tmp_path / "none.png", score="validation_dice")
     assert (tmp_path / "curve.png").read_bytes() != (tmp_path / "none.png").read_bytes()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.datasets import load_dataset
-from data.errors import UserError
-from data.folder import index_folder, read_classes, unpaired_labels
+from core.errors import UserError
+from data.readers.folder import index_folder, read_classes, unpaired_labels
+from data.slices import load_dataset
 
 
 @pytest.fixture(autouse=True)
@@ -103,23 +103,24 @@ def test_unlabelled_folder_of_any_depth(tmp_path):
     assert len(dataset.positions("train", labelled=True)) == 0
 
 
-def test_splits_by_seed_and_file(tmp_path, caplog):
+def test_splits_drawn_and_from_a_file(tmp_path, caplog):
     nnunet(tmp_path / "set")
-    table, _ = index_folder(tmp_path / "set", split_seed=1)
-    assert of(table, "split") == of(index_folder(tmp_path / "set", split_seed=1)[0], "split")
-    assert of(table, "split") != of(index_folder(tmp_path / "set", split_seed=2)[0], "split")
+    table, _ = index_folder(tmp_path / "set")
+    assert of(table, "split") == of(index_folder(tmp_path / "set")[0], "split")
     assert not (tmp_path / "set/splits.json").exists()
 
     chosen = tmp_path / "mine.json"
-    saved, _ = index_folder(tmp_path / "set", split_seed=1, splits_file=chosen)
+    saved, _ = index_folder(tmp_path / "set", splits_file=chosen)
     assert of(saved, "split") == of(table, "split")
-    again, _ = index_folder(tmp_path / "set", split_seed=2, splits_file=chosen)
-    assert of(again, "split") == of(table, "split")
+    splits = json.loads(chosen.read_text())
+    chosen.write_text(json.dumps(splits | {"train": splits["test"], "test": splits["train"]}))
+    again, _ = index_folder(tmp_path / "set", splits_file=chosen)
+    assert of(again, "split") != of(table, "split")
 
     chosen.rename(tmp_path / "set/splits.json")
     with caplog.at_level(logging.INFO, "fewslice"):
-        found, _ = index_folder(tmp_path / "set", split_seed=2)
-    assert of(found, "split") == of(table, "split")
+        found, _ = index_folder(tmp_path / "set")
+    assert of(found, "split") == of(again, "split")
     assert "split by subject read from" in caplog.text
     (tmp_path / "set/splits.json").write_text(json.dumps({"train": ["case00"]}))
     with pytest.raises(UserError, match="misses 9 labelled subjects, the first case01"):
@@ -190,5 +191,5 @@ def test_wrong_dataset_json(tmp_path):
         read_classes(path)
     for text in ("{", "[]", '{"labels": {"background": "none"}}'):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"dataset\.json is not understood"):
+        with pytest.raises(UserError, match=r"dataset\.json cannot be parsed"):
             read_classes(path)

@@ -6,13 +6,14 @@ import pandas as pd
 import pytest
 
 from classify.config import demo as demo_classifier
-from data.errors import UserError
-from data.subsets import labelled_exams
+from core.errors import UserError
+from data.sources import MrnetSource
+from data.splits import labelled_exams
 from engine.config import plain, read_config
 from segment.config import demo as demo_unet
-from sweep.cell import failure
-from sweep.config import EXAM_RECIPES, FRACTIONS, RECIPES, SEEDS, SweepConfig, recipes_for
-from sweep.grid import plan
+from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
+from sweep.study.grid import plan
+from sweep.study.jobs import failure
 
 FOUR = ("random", "generalist", "specialist", "hierarchical")
 
@@ -21,8 +22,9 @@ def jobs_of(**settings):
     return plan(SweepConfig(**settings), 1498)
 
 
+@pytest.mark.slow
 def test_the_papers_grid():
-    jobs = plan(RECIPES["paper"](), 1498)
+    jobs = plan(PRESETS["paper"](), 1498)
     cells = [job for job in jobs if job.is_cell]
     assert len(cells) == 4 * 10 * 10
     assert sorted({job.key["labels"] for job in cells}) == [1, 3, 7, 15, 30, 75, 150, 300, 749, 1498]
@@ -101,11 +103,14 @@ def test_sizes_count_labels():
         ({"fractions": (0.5, 1.5)}, r"--fractions 1\.5: must lie in \(0, 1\]"),
         ({"fractions": (0.0,)}, r"--fractions 0\.0"),
         ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (3, 3)}, "--seeds 3 3: one of them is given twice"),
-        ({"dataset": "mrnet"}, "--dataset mrnet does not go with --task segment"),
-        ({"task": "classify", "label_unit": "patient"}, "--label-unit patient goes with --task segment"),
+        ({"seeds": (3, 3)}, "--seeds 3 3: one of them is there twice"),
+        ({"data": MrnetSource()}, "--dataset mrnet does not go with --task segment"),
+        (
+            {"task": "classify", "data": MrnetSource(), "label_unit": "patient"},
+            "--label-unit patient goes with --task segment",
+        ),
         ({"segment": replace(demo_unet(), seed=7)}, r"--segment\.seed 7 belongs to single runs: the sweep sets it"),
-        ({"segment": replace(demo_unet(), test=True)}, r"--segment\.test True belongs to single runs: give --test"),
+        ({"segment": replace(demo_unet(), test=True)}, r"--segment\.test True belongs to single runs: pass --test"),
         ({"classify": replace(demo_classifier(), init="x")}, r"--classify\.init x belongs to single runs"),
     ],
 )
@@ -115,30 +120,30 @@ def test_refused(settings, message):
 
 
 def test_recipes():
-    assert RECIPES["paper"]().fractions == FRACTIONS
-    for task, recipes in (("segment", RECIPES), ("classify", EXAM_RECIPES)):
-        assert recipes_for(["--task", task, "--recipe", "demo"]) is recipes
+    assert PRESETS["paper"]().fractions == FRACTIONS
+    for task, recipes in (("segment", PRESETS), ("classify", EXAM_PRESETS)):
+        assert presets_for({"task": task}) is recipes
         for make in recipes.values():
             cfg = make()
             assert cfg.task == task
             assert cfg.run_config.steps  # the same at every size
             assert plan(cfg, 1000)
-    demo = RECIPES["demo"]()
+    demo = PRESETS["demo"]()
     assert (len(demo.pipelines), len(demo.fractions), len(demo.seeds)) == (4, 4, 2)
 
 
 def test_a_study_written_by_hand(tmp_path):
     file = tmp_path / "study.yaml"
     file.write_text("seeds: [4, 5]\nsegment: {steps: 7, views: {flip: 0.25}}\n")
-    cfg = read_config(SweepConfig, file, RECIPES["demo"]())
+    cfg = read_config(SweepConfig, file, PRESETS["demo"]())
     assert cfg.seeds == (4, 5)
-    assert (cfg.segment.steps, cfg.segment.views.flip, cfg.segment.encoder) == (7, 0.25, "resnet18")
+    assert (cfg.segment.steps, cfg.segment.augmentation.flip, cfg.segment.encoder) == (7, 0.25, "resnet18")
     file.write_text("segment: {stepz: 7}\n")
     with pytest.raises(UserError, match=r"study.yaml is not a SweepConfig: it has no setting segment\. stepz"):
-        read_config(SweepConfig, file, RECIPES["demo"]())
+        read_config(SweepConfig, file, PRESETS["demo"]())
     file.write_text("seeds: [4\n")
     with pytest.raises(UserError, match=r"cannot read the configuration .*study.yaml"):
-        read_config(SweepConfig, file, RECIPES["demo"]())
+        read_config(SweepConfig, file, PRESETS["demo"]())
 
 
 def test_labelled_exams():

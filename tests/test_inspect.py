@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,6 @@ import numpy as np
 import pytest
 
 from data.inspect import Inspect, inspect_dataset, run
-
-REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
 
 
 def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> None:
@@ -79,7 +76,7 @@ def test_every_bad_file_is_listed(tmp_path):
     assert "cannot be read" in problems["patient003_4d.nii.gz"]
     assert "cannot be read" in problems["patient004_frame01_gt.nii.gz"]
     assert "is constant" in problems["patient004_4d.nii.gz"]
-    assert "gives ES as frame 3" in problems["Info.cfg"]
+    assert "names frame 3 as ES" in problems["Info.cfg"]
     assert problems["patient005_frame01.nii.gz"] == "has no label map"
     assert "cannot be read" in problems["patient005_4d.nii.gz"]
     assert report["subjects"] == 3
@@ -113,6 +110,7 @@ def test_folder_errors(tmp_path):
     assert "values [0, 2], which leave a gap" in problems[tmp_path.name]
 
 
+@pytest.mark.slow
 def test_command_line_exit_codes(tmp_path):
     folder = patient(tmp_path, 3)
     (folder / "patient003_4d.nii.gz").write_bytes(b"damaged")
@@ -126,9 +124,9 @@ def test_command_line_exit_codes(tmp_path):
     assert "is not a folder" in done.stderr
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real ACDC training set")
-def test_real_acdc():
-    report = inspect_dataset("acdc", REAL)
+@pytest.mark.slow
+def test_real_acdc(real_acdc):
+    report = inspect_dataset("acdc", real_acdc)
     assert report["problems"] == []
-    assert report["subjects"] == 90
-    assert report["labelled_slices"] == {"train": 1498, "val": 206, "test": 0}
+    assert report["subjects"] == 100
+    assert report["labelled_slices"] == {"train": 1498, "val": 206, "test": 198}

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from data import phantom_knee
-from data.errors import UserError
+from core.errors import UserError
 from data.phantom import PhantomConfig, run
-from data.phantom_joint import LEVELS, MUSCLES, draw_knee
-from data.phantom_knee import (
+from data.phantoms import knee as phantom_knee
+from data.phantoms.knee import (
     FIRST_VALID,
     PLANES,
     TASKS,
@@ -16,6 +15,8 @@ from data.phantom_knee import (
     write_knee_sheet,
     write_mrnet,
 )
+from data.phantoms.knee_anatomy import MUSCLES, draw_knee
+from data.phantoms.painting import LEVELS
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def notch(exam, plane="sagittal"):
 
 def test_layout_is_mrnets(root):
     tables = [f"{split}-{task}.csv" for split in ("train", "valid") for task in TASKS]
-    assert sorted(entry.name for entry in root.iterdir()) == sorted(["train", "valid", *tables])
+    assert sorted(entry.name for entry in root.iterdir()) == sorted(["SYNTHETIC.txt", "train", "valid", *tables])
     for split, cases in (("train", ["0000", "0001", "0002"]), ("valid", [f"{FIRST_VALID}"])):
         assert {entry.name for entry in (root / split).iterdir()} == set(PLANES)
         for plane in PLANES:
@@ -177,7 +178,7 @@ def test_mistakes_are_named(root, tmp_path):
         write_mrnet(tmp_path, 2, seed=0)
     with pytest.raises(UserError, match="--seed -1 is negative"):
         write_mrnet(tmp_path, 3, seed=-1)
-    with pytest.raises(UserError, match="--frames 9 belongs to acdc"):
+    with pytest.raises(UserError, match="--frames 9 applies to --dataset acdc"):
         run(PhantomConfig(out=tmp_path, dataset="mrnet", frames=9))
 
 

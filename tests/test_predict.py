@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import nibabel as nib
@@ -8,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data.errors import UserError
-from segment.model import ModelCard, build_unet, save_unet
+from core.errors import UserError
+from engine.model_file import save_model
+from segment.model import ModelCard, build_unet
 from segment.predict import Predict, ejection_fractions, run
 
-REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
 CLASSES = ["background", "RV", "MYO", "LV"]
 
 
@@ -28,11 +27,11 @@ def trained(tmp_path_factory) -> Path:
         normalisation="image",
         statistics=(0, 1),
         spacing_mm=1.5,
-        mirror=True,
+        flip_tta=True,
         dataset="acdc",
         init="random",
     )
-    save_unet(build_unet("resnet10t", 4), folder, card)
+    save_model(build_unet("resnet10t", 4), folder, card)
     return folder
 
 
@@ -121,6 +120,7 @@ def test_png(trained, tmp_path, capsys):
     assert "mL" not in capsys.readouterr().out  # pixels have no volume
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_acdc_layout(trained, tiny_acdc, tmp_path, capsys):
     table = predict(trained, tiny_acdc, tmp_path / "out")
     images = [file for file in sorted(tiny_acdc.rglob("*.nii.gz")) if "_gt" not in file.name]
@@ -180,7 +180,7 @@ def test_mistakes_in_the_paths(trained, tmp_path):
     with pytest.raises(UserError, match="empty holds no image"):
         predict(trained, tmp_path / "empty", tmp_path / "out")
     scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(tmp_path / "a.nii.gz")
-    with pytest.raises(UserError, match=r"no trained model \(model.safetensors is missing\); give a finished --run"):
+    with pytest.raises(UserError, match=r"no trained model \(model.safetensors is missing\); pass a finished --run"):
         predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "out")
     (tmp_path / "model.safetensors").write_bytes((trained / "model.safetensors").read_bytes()[:-100])
     (tmp_path / "model.json").write_bytes((trained / "model.json").read_bytes())
@@ -220,11 +220,11 @@ def test_no_ejection_fraction_of_two_unnamed_images():
     assert ejection_fractions(table, "LV").empty
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the ACDC data set")
-def test_genuine_headers(trained, tmp_path):
+@pytest.mark.slow
+def test_genuine_headers(trained, real_acdc, tmp_path):
     """One genuine 3D and one 4D file, cut to two slices under their own headers."""
-    frame = min(REAL.glob("patient*/*_frame*[0-9].nii.gz"))
-    for file in (frame, min(REAL.glob("patient*/*_4d.nii.gz"), default=frame)):
+    frame = min(real_acdc.glob("patient*/*_frame*[0-9].nii.gz"))
+    for file in (frame, min(real_acdc.glob("patient*/*_4d.nii.gz"), default=frame)):
         image = nib.load(file)
         values = np.asarray(image.dataobj)[:, :, :2, ...]
         values = values[..., :2] if values.ndim == 4 else values

@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
 
+from data.sources import AcdcSource
 from pretrain.config import PretrainConfig
 from pretrain.stages import run
 
 
 def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     return PretrainConfig(
-        data_root=root,
+        data=AcdcSource(data_root=root),
         out=out,
         stage="hierarchical",
         encoder="resnet10t",
@@ -45,23 +46,21 @@ def _process(rank: int, cfg: PretrainConfig, port: int) -> None:
 
 
 @pytest.mark.parametrize("micro", [None, 4])
-def test_two_processes_equal_one(tiny_acdc, tmp_path, monkeypatch, micro):
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
+def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, micro):
     """30 slices in windows of 29 and 1: shares of 15 and 14, and in the last window one process has nothing."""
-    monkeypatch.setenv("FEWSLICE_CACHE", str(tmp_path / "cache"))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     both, one = tiny(tiny_acdc, tmp_path / "both", micro_batch_size=micro), tiny(tiny_acdc, tmp_path / "one")
     start_processes(_process, (both, port), nprocs=2, start_method="fork")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     run(one)
-    torch.set_num_threads(threads)
     for stage in ("generalist", "."):
         ours, alone = (load_file(cfg.run_folder / stage / "encoder.safetensors") for cfg in (both, one))
         assert ours.keys() == alone.keys()
         for key, value in ours.items():
-            torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-5, msg=key)
+            torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-8, msg=key)
     losses = [
         [line.split(",")[3] for line in (cfg.run_folder / "metrics.csv").read_text().splitlines()[1:]]
         for cfg in (both, one)

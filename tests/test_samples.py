@@ -1,21 +1,18 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-from data.datasets import Dataset, load_dataset
-from data.samples import LabelledViews, Slices, Standardised, TwoViews, pooled_statistics, resample
-from data.views import ViewRecipe, Views, z_score
+from data.augment import Augmentation, Augmenter
+from data.preprocessing import resample, z_score
+from data.samples.slices import AugmentedSlices, Standardised, TwoViews
+from data.slices import Dataset, Slices, load_dataset, pooled_statistics
 from engine.loop import collate
-from engine.order import Draw
+from engine.sampler import Sample
 
 
 @pytest.fixture(scope="module")
-def dataset(tiny_acdc, tmp_path_factory) -> Dataset:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load_dataset("acdc", Path(tiny_acdc))
+def dataset(tiny_acdc) -> Dataset:
+    return load_dataset("acdc", tiny_acdc)
 
 
 def test_z_score_by_hand():
@@ -124,31 +121,31 @@ def test_dataset_statistics_and_spacing(dataset):
 
 
 def test_two_views_are_two_and_follow_from_the_draw(dataset):
-    pairs = TwoViews(Slices(store=dataset.store, positions=dataset.positions("train")), Views(ViewRecipe(), 32))
-    one = pairs[Draw(3, 2**32 - 1)]
+    pairs = TwoViews(Slices(store=dataset.store, positions=dataset.positions("train")), Augmenter(Augmentation(), 32))
+    one = pairs[Sample(3, 2**32 - 1)]
     assert one.shape == (2, 1, 32, 32)
     assert one.dtype == torch.float32
     assert not torch.equal(one[0], one[1])
-    assert torch.equal(one, pairs[Draw(3, 2**32 - 1)])
-    assert not torch.equal(one, pairs[Draw(3, 7)])
-    assert not torch.equal(one, pairs[Draw(4, 2**32 - 1)])
+    assert torch.equal(one, pairs[Sample(3, 2**32 - 1)])
+    assert not torch.equal(one, pairs[Sample(3, 7)])
+    assert not torch.equal(one, pairs[Sample(4, 2**32 - 1)])
 
 
 def test_a_batch_made_whole_is_its_samples(dataset):
     slices = Slices(store=dataset.store, positions=dataset.positions("train"))
-    draws = [Draw(3, 2**32 - 1), Draw(0, 5), Draw(3, 6)]
-    for recipe in (ViewRecipe(), ViewRecipe(affine=1)):
-        pairs = TwoViews(slices, Views(recipe, 32), Views(ViewRecipe(solarise=1), 32))
+    draws = [Sample(3, 2**32 - 1), Sample(0, 5), Sample(3, 6)]
+    for recipe in (Augmentation(), Augmentation(affine=1)):
+        pairs = TwoViews(slices, Augmenter(recipe, 32), Augmenter(Augmentation(solarise=1), 32))
         batch = collate(pairs.__getitems__(draws))
         assert torch.equal(batch, torch.stack([pairs[draw] for draw in draws]))
         for k, (item, seed) in enumerate(draws):  # and what the views give one by one
-            expected = pairs.views[0](slices.image(item), seed)[0]
+            expected = pairs.augmenters[0](slices.image(item), seed)[0]
             np.testing.assert_allclose(batch[k, 0, 0], expected, atol=1e-4)
 
 
 def test_labelled_views_move_image_and_label_together(dataset):
     slices = Slices(store=dataset.store, positions=dataset.positions("train", labelled=True))
-    image, label = LabelledViews(slices, Views(ViewRecipe(crop="fixed", jitter=0), 32))[Draw(0, 5)]
+    image, label = AugmentedSlices(slices, Augmenter(Augmentation(crop="fixed", jitter=0), 32))[Sample(0, 5)]
     assert (image.shape, label.shape) == ((1, 32, 32), (32, 32))
     assert (image.dtype, label.dtype) == (torch.float32, torch.int64)
     bright, dark = image[0][label == 3], image[0][label == 2]  # as the fixture draws them

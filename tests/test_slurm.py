@@ -3,21 +3,40 @@
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import make_study, run_here
+from conftest import make_study, run_here, wait_until
 
-from data.errors import UserError
-from sweep.cell import is_done
-from sweep.grid import plan
-from sweep.slurm import Task, _executor, run_on_slurm
-from sweep.study import count_labels, run
+from core.errors import UserError
+from sweep.study.grid import plan
+from sweep.study.jobs import is_done
+from sweep.study.run import count_labels, run
+from sweep.study.slurm import Task, _executor, run_on_slurm
 
 SLURM = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
+
+pytestmark = pytest.mark.slow
+
+
+def _munge_answers() -> bool:
+    return subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0
+
+
+def _start_munged() -> subprocess.Popen:
+    """A munged in the foreground, as its user, which it insists on: a child of this process, ended as such."""
+    Path("/run/munge").mkdir(exist_ok=True)
+    shutil.chown("/run/munge", "munge", "munge")
+    identity = {"user": "munge", "group": "munge", "extra_groups": []}
+    daemon = subprocess.Popen(["munged", "--foreground"], stderr=subprocess.DEVNULL, **identity)
+    wait_until(_munge_answers, seconds=30)
+    return daemon
+
+
+def _node_is_idle() -> bool:
+    return b"idle" in subprocess.run(["sinfo", "-h"], capture_output=True, check=False).stdout
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +77,7 @@ NodeName={node} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
     )
-    started_munge = False
-    if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode:
-        Path("/run/munge").mkdir(exist_ok=True)
-        shutil.chown("/run/munge", "munge", "munge")
-        subprocess.run(["su", "-s", "/bin/sh", "munge", "-c", "munged"], check=True)
-        started_munge = True
+    munged = None if _munge_answers() else _start_munged()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(conf))
         daemons = [
@@ -71,28 +85,24 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
             for name in ("slurmctld", "slurmd")
         ]
         try:
-            until = time.monotonic() + 60
-            while b"idle" not in subprocess.run(["sinfo", "-h"], capture_output=True, check=False).stdout:
-                assert time.monotonic() < until, (folder / "slurmctld.log").read_text()
-                time.sleep(0.1)
+            wait_until(_node_is_idle, failure=(folder / "slurmctld.log").read_text)
             yield
         finally:
             subprocess.run(["scancel", "--me"], check=False)
             for daemon in reversed(daemons):
                 daemon.terminate()
                 daemon.wait()
-            if started_munge:
-                subprocess.run(["pkill", "munged"], check=False)
+            if munged:
+                munged.terminate()
+                munged.wait()
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory, tiny_acdc, slurm):
     """A study of four cells and their encoder, made without an executor."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out", seeds=(0,), executor="slurm")
-        run_here(cfg)
-        yield cfg
+    cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out", seeds=(0,), executor="slurm")
+    run_here(cfg)
+    return cfg
 
 
 def test_slurm_gives_the_local_results(local, tmp_path):
@@ -108,14 +118,9 @@ def test_a_job_that_is_stopped_is_queued_again_and_ends(local, tmp_path):
     cfg = replace(local, out=tmp_path / "out", pipelines=("random",), fractions=(0.5,), segment=steps)
     (job,) = plan(cfg, count_labels(cfg))
     submitted = _executor(cfg).submit(Task(job, threads=1, keep_model=False))
-    until = time.monotonic() + 120
-    while not (job.folder / "checkpoint.pt").exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until((job.folder / "checkpoint.pt").exists)
     subprocess.run(["scancel", "--signal=USR2", submitted.job_id], check=True)
-    while not is_done(job):
-        assert time.monotonic() < until + 120
-        time.sleep(0.1)
+    wait_until(lambda: is_done(job), seconds=240)
     assert (job.folder / "train.log").read_text().count("100 optimiser steps of 4") == 2  # begun twice
     assert "this job is preempted" in submitted.paths.stderr.read_text()
 

@@ -1,10 +1,11 @@
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from data.errors import UserError
-from data.splits import acdc_split, load_splits, refuse_overlap, save_splits, split_subjects
+from core.errors import UserError
+from data.splits import acdc_split, labelled_subset, load_splits, refuse_overlap, save_splits, split_subjects
 
 
 def test_acdc_split_is_the_papers():
@@ -52,3 +53,83 @@ def test_subject_in_two_splits_is_refused():
     with pytest.raises(UserError, match=r"subject a is in two splits, train \(1\) and test \(3\)"):
         refuse_overlap(table)
     refuse_overlap(table.iloc[:2])
+
+
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)
+
+
+def make_table(slices: int = 1498, patients: int = 80) -> pd.DataFrame:
+    """Training slices dealt to patients of five groups, with unlabelled and validation rows among them."""
+    subject = np.arange(slices) % patients
+    table = pd.DataFrame(
+        {
+            "subject": [f"patient{n:03d}" for n in subject],
+            "group": [f"G{n % 5}" for n in subject],
+            "frame": 1,
+            "slice": np.arange(slices) // patients,
+            "file": [f"{n}.nii" for n in subject],
+            "labelled": True,
+            "split": "train",
+        }
+    )
+    others = table.iloc[:50].assign(labelled=False), table.iloc[:50].assign(split="val", subject="other")
+    return pd.concat([table, *others], ignore_index=True).sample(frac=1, random_state=0).reset_index(drop=True)
+
+
+def keys(table: pd.DataFrame, positions: np.ndarray) -> set:
+    return set(table.iloc[positions][["subject", "frame", "slice"]].itertuples(index=False, name=None))
+
+
+def test_counts_are_the_papers():
+    table = make_table()
+    counts = [len(labelled_subset(table, fraction)) for fraction in FRACTIONS]
+    assert counts == [1, 3, 7, 15, 30, 75, 150, 300, 749, 1498]
+
+
+@pytest.mark.parametrize("unit", ["slice", "patient"])
+def test_subsets_are_nested_labelled_and_for_training(unit):
+    table = make_table()
+    before: set[int] = set()
+    for fraction in FRACTIONS:
+        positions = labelled_subset(table, fraction, unit, seed=13)
+        assert before <= set(positions.tolist())
+        before = set(positions.tolist())
+        rows = table.iloc[positions]
+        assert rows["labelled"].all()
+        assert (rows["split"] == "train").all()
+        assert (np.diff(positions) > 0).all()
+    assert len(before) == 1498
+
+
+@pytest.mark.parametrize("unit", ["slice", "patient"])
+def test_only_the_seed_matters(unit):
+    table = make_table()
+    shuffled = table.sample(frac=1, random_state=5)
+    chosen = keys(table, labelled_subset(table, 0.1, unit, seed=7))
+    assert chosen == keys(shuffled, labelled_subset(shuffled, 0.1, unit, seed=7))
+    assert chosen != keys(table, labelled_subset(table, 0.1, unit, seed=8))
+
+
+def test_patients_come_whole_and_balanced_over_groups():
+    table = make_table()
+    for patients in range(1, 81):
+        rows = table.iloc[labelled_subset(table, patients / 80, "patient", seed=1)]
+        names = set(rows["subject"])
+        assert len(names) == patients
+        whole = table["subject"].isin(names) & table["labelled"] & (table["split"] == "train")
+        assert len(rows) == whole.sum()
+        per_group = rows.drop_duplicates("subject")["group"].value_counts().reindex([f"G{n}" for n in range(5)])
+        assert per_group.fillna(0).max() - per_group.fillna(0).min() <= 1
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.5, float("nan"), float("inf")])
+def test_impossible_fractions_are_refused(fraction):
+    with pytest.raises(UserError, match=r"labelled fraction .* is outside \(0, 1\]"):
+        labelled_subset(make_table(), fraction)
+
+
+def test_unknown_unit_and_nothing_labelled_are_refused():
+    with pytest.raises(UserError, match="choose slice or patient"):
+        labelled_subset(make_table(), 0.5, "volume")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no training slice has labels"):
+        labelled_subset(make_table().assign(labelled=False), 0.5)

@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -8,13 +9,16 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 import data.store
-from data.datasets import check_labels, load_dataset
-from data.errors import UserError
-from data.store import SliceStore, mean_and_std, open_store, read_labels
+from core.errors import UserError
+from data.preprocessing import mean_and_std
+from data.readers.images import read_labels
+from data.slices import check_labels, load_dataset
+from data.sources import FolderSource, with_demo_data
+from data.store import SliceStore, open_store
 
-REAL = Path(os.environ.get("FEWSLICE_ACDC", Path(__file__).parents[2] / "shared/acdc/training"))
 DTYPES = ("uint8", "int16", "uint16", "float32")
 
 
@@ -133,7 +137,7 @@ def test_processes_may_pack_at_once(tmp_path, cache):
 
 
 def test_without_locks_the_first_wins(tmp_path, monkeypatch):
-    monkeypatch.setattr(data.store, "_lock", lambda file, wait: False)
+    monkeypatch.setattr(data.store, "file_lock", lambda path, wait: contextlib.nullcontext(False))
     table = make(tmp_path / "root")
     pack = data.store._pack
 
@@ -155,7 +159,7 @@ def test_bad_files_are_named_and_counted(tmp_path, cache):
     with pytest.raises(UserError, match=r"float32\.nii\.gz holds NaN or infinite.*data\.inspect"):
         open_store(table, tmp_path / "root")
     save(tmp_path / "root/int16_gt.nii.gz", np.zeros((6, 4, 2), np.uint8))
-    with pytest.raises(UserError, match=r"\(1 more files have problems\).*data\.inspect"):
+    with pytest.raises(UserError, match=r"\(and 1 more\).*data\.inspect"):
         open_store(table, tmp_path / "root")
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
@@ -175,6 +179,19 @@ def test_label_shape_and_values(tmp_path):
     assert check_labels(store.table, ("background", "RV", "MYO", "LV")) == ("background", "RV", "MYO", "LV")
     with pytest.raises(UserError, match=r"holds label values among \[3\]: the classes are 0\.\.2"):
         check_labels(store.table, ("background", "a", "b"))
+
+
+@pytest.mark.parametrize("name", ["mask.nii.gz", "mask.png"])
+def test_masks_of_0_and_255_are_classes_0_and_1(tmp_path, name):
+    """In every format; a map with other values keeps them."""
+    for values, expected in (([0, 255], [0, 1]), ([0, 255, 2], [0, 2, 255]), ([0, 1], [0, 1]), ([0], [0])):
+        mask = np.zeros((6, 4), np.uint8)
+        mask[: len(values), 0] = values
+        if name.endswith("png"):
+            Image.fromarray(mask).save(tmp_path / name)
+        else:
+            save(tmp_path / name, mask[..., None])
+        assert np.unique(read_labels(tmp_path / name)).tolist() == expected
 
 
 def test_classes_are_numbered_as_found():
@@ -218,23 +235,23 @@ def test_full_disk_names_the_cache_and_leaves_nothing(tmp_path, cache, monkeypat
 
 def test_load_dataset_refuses_what_it_cannot_do(tmp_path):
     with pytest.raises(UserError, match="needs --data-root"):
-        load_dataset("folder")
+        with_demo_data(FolderSource())
     with pytest.raises(UserError, match="choose acdc or folder"):
         load_dataset("mrnet", tmp_path)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--subject-pattern"):
         load_dataset("acdc", tmp_path, subject_pattern="a")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the real ACDC training set")
-def test_real_acdc():
-    dataset = load_dataset("acdc", REAL)
+@pytest.mark.slow
+def test_real_acdc(real_acdc):
+    dataset = load_dataset("acdc", real_acdc)
     assert not dataset.synthetic
     assert len(dataset.positions("train", labelled=True)) == 1498
     assert len(dataset.positions("val", labelled=True)) == 206
-    assert len(dataset.splits) == 90
+    assert len(dataset.splits) == 100
     i = int(dataset.positions("val", labelled=True)[3])
     row = dataset.table.iloc[i]
-    image = nib.load(REAL / row["file"])
+    image = nib.load(real_acdc / row["file"])
     np.testing.assert_array_equal(dataset.store.image(i), np.asarray(image.dataobj)[:, :, row["slice"]].T)
     np.testing.assert_allclose((row["column_mm"], row["row_mm"], row["slice_mm"]), image.header.get_zooms())
     assert dataset.table["mean"].max() > 255 or dataset.table["dtype"].isin(["int16", "float32"]).all()

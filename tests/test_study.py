@@ -2,34 +2,27 @@
 
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import make_study, run_here
+from conftest import REPOSITORY, make_study, run_here, run_killed
 
 import sweep.__main__
-from data.errors import UserError
+from core.errors import UserError
+from core.files import write_json
 from engine.config import plain
-from engine.run import write_json
-from sweep.config import SweepConfig
-from sweep.grid import plan
-from sweep.local import name_of_gpu
-from sweep.study import count_labels, run
+from sweep.study.config import SweepConfig
+from sweep.study.grid import plan
+from sweep.study.local import name_of_gpu
+from sweep.study.run import count_labels, run
 
 TABLES = ("results.csv", "per_volume.csv")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        yield
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -66,26 +59,22 @@ def test_networks_are_not_kept(finished):
     assert list(finished.out.glob("cells/*/predictions.png"))
 
 
-def command(cfg: SweepConfig) -> list[str]:
-    """The command line that makes this study."""
+def config_file(cfg: SweepConfig) -> Path:
     file = cfg.out.with_suffix(".json")
     write_json(file, plain(cfg))
-    return [sys.executable, "-m", "sweep", "--config", str(file)]
+    return file
 
 
 def test_killed_and_continued(finished, tmp_path):
     """SIGKILL in the middle, then the same command: the same bytes as a run without a break."""
     cfg = replace(finished, out=tmp_path / "out", processes=1)
-    started = subprocess.Popen(command(cfg), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    cells = cfg.out / "cells"
-    until = time.monotonic() + 120
-    while len(list(cells.glob("*/result.json"))) < 2 and started.poll() is None and time.monotonic() < until:
-        time.sleep(0.02)
-    started.send_signal(signal.SIGKILL)
-    started.wait()
-    done = len(list(cells.glob("*/result.json")))
-    assert 2 <= done < 8
-    continued = subprocess.run(command(cfg), capture_output=True, text=True, check=False)
+    options = ["--config", config_file(cfg)]
+    # the encoder and two cells; the pool has begun another
+    finishing = "[state for _, _, state in calls].count('done') == 3"
+    run_killed("sweep", *options, at="sweep.study.progress:Board.note", when=finishing)
+    assert len(list(cfg.out.glob("cells/*/result.json"))) < 8
+    command = [sys.executable, "-m", "sweep", *options]
+    continued = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert continued.returncode == 0, continued.stderr
     assert "of them finished before" in continued.stdout
     assert "report:" in continued.stdout
@@ -111,7 +100,7 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "failed cells/specialist-n2-seed0: cannot read the checkpoint" in said
     assert re.search(r"failed encoders/generalist-given-\w+: .*given.pth holds Python objects", said)
-    assert said.count("what it needs has failed") == 1
+    assert said.count("a job it depends on failed") == 1
     results = pd.read_csv(cfg.out / "results.csv")
     assert results["cell"].tolist() == ["random-n2-seed0"]
     assert (
@@ -124,7 +113,7 @@ def test_another_study_is_refused(finished):
         run(replace(finished, segment=replace(finished.segment, steps=8)))
     with pytest.raises(UserError, match=r"seeds was \[0, 1\] and is now \[0, 1, 2\]\); add to it with --extend"):
         run(replace(finished, seeds=(0, 1, 2)))
-    with pytest.raises(UserError, match="counts its labels the other way"):
+    with pytest.raises(UserError, match="was defined with --fractions; --extend cannot switch it to --sizes"):
         run(replace(finished, sizes=(2, 4), extend=True))
 
 

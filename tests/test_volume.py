@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.errors import UserError
-from data.volume import read_shape, read_volume, stem, write_label_map
+from core.errors import UserError
+from data.readers.images import read_shape, read_volume, stem, write_label_map
 
 RNG = np.random.default_rng(0)
 
@@ -72,7 +72,7 @@ def test_slices_run_across_the_coarsest_axis(tmp_path, zooms, axis, rows_columns
     values = RNG.integers(0, 99, (5, 4, 3)).astype(np.int16)
     path = save(tmp_path / "scan.nii.gz", values, zooms)
     volume = read_volume(path)
-    assert volume.slice_axis == read_shape(path).slice_axis == axis
+    assert volume.shape.slice_axis == read_shape(path).slice_axis == axis
     assert volume.stack.shape == (1, values.shape[axis], *rows_columns)
     np.testing.assert_array_equal(volume.stack[0, 1], np.take(values, 1, axis).T)
 

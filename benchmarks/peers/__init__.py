@@ -1,1 +1,1 @@
-"""What others do, as their documentation or `docs/SPEED.md` describes it; none of it is their code."""
+"""Other libraries' methods, used or re-created from their documentation; none of their code is copied."""

@@ -1,12 +1,12 @@
-"""How peers make two views of a slice or of a clip.
+"""Two views of a slice or of a clip, made by other libraries.
 
 All make the same views as far as they can: a crop of 8-100 % of the area resized to a square, a left-right flip with
-probability 0.5, brightness and contrast within 20 % with probability 0.8, normalisation. What acts on colour alone is
-off, and so are blur and solarisation. Where a peer leaves a choice, the faster one is taken: its slices lie in RAM,
-decoded and converted, before the clock starts.
+probability 0.5, brightness and contrast within 20 % with probability 0.8, normalisation. Changes of colour, blur and
+solarisation are off. Where a library leaves a choice, the faster one is taken: slices are decoded and converted in RAM
+before the clock starts. In every function `size` is the side of a view in pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,12 +27,12 @@ AREA, FLIP, JITTER, AMOUNT = (0.08, 1.0), 0.5, 0.8, 0.2
 
 @dataclass(frozen=True)
 class TwoOf(Dataset[Any]):
-    """Two calls of a transform on each item; indexed by `engine.order.Draw` like `data.samples.TwoViews`."""
+    """Two calls of a transform on each item; indexed by `engine.sampler.Sample` like `data.samples.slices.TwoViews`."""
 
     item: Callable[[int], Any]
     transform: Callable[[Any], Any]
     reseed: Callable[[int], object] | None = None
-    """Makes the next view a function of its seed; without it draws go on from the last, and the seed is not used."""
+    """Sets the random seed of the next view; None: seeds are ignored."""
 
     def __getitem__(self, draw: tuple[int, int]) -> list[Any]:
         """Both views, each as the transform returns it."""
@@ -48,10 +48,10 @@ class TwoOf(Dataset[Any]):
 
 
 def reference(cache: list[np.ndarray], size: int) -> TwoOf:
-    """The reference loader: uint8 that wraps around, PIL, solo-learn's BYOL pipeline with ACDC's settings.
+    """The loader of Kalapos and Gyires-Toth 2022: uint8 with wrap-around, PIL, solo-learn's BYOL augmentation.
 
-    Source: `docs/PEERS.md` section 4; solo-learn's documentation of its augmentation yaml (bicubic crop, jitter,
-    grey, blur and solarisation of probability 0, flip, ToTensor, Normalize). Mean and deviation are its own.
+    Source: their code, and solo-learn's documentation of its augmentation yaml (bicubic crop, jitter; grey, blur and
+    solarisation of probability 0; flip, ToTensor, Normalize). Mean and standard deviation are those of their code.
     """
     steps = [
         T.RandomResizedCrop(size, scale=AREA, interpolation=T.InterpolationMode.BICUBIC),
@@ -60,49 +60,31 @@ def reference(cache: list[np.ndarray], size: int) -> TwoOf:
         T.ToTensor(),
         T.Normalize([67.27], [84.66]),
     ]
-    return TwoOf(WrappedPictures(cache), T.Compose(steps))
+    return TwoOf(partial(_picture, cache), T.Compose(steps))
 
 
 def lightly(pixels: np.ndarray, size: int) -> TwoOf:
-    """lightly's BYOLTransform on 8-bit grey PIL images, colour, blur and solarisation switched off by its arguments.
+    """lightly's BYOLTransform on 8-bit grey PIL images, without colour changes, blur and solarisation.
 
-    Source: docs.lightly.ai, lightly.transforms.byol_transform.
-
-    Args:
-        pixels: (slices, rows, columns) uint8.
-        size: side of a view, pixels.
+    `pixels` is (slices, rows, columns) uint8. Source: docs.lightly.ai, lightly.transforms.byol_transform.
     """
     from lightly.transforms.byol_transform import BYOLTransform, BYOLView1Transform, BYOLView2Transform
 
     settings: dict[str, Any] = {
-        "input_size": size,
-        "cj_prob": JITTER,
-        "cj_bright": AMOUNT,
-        "cj_contrast": AMOUNT,
-        "cj_sat": 0.0,
-        "cj_hue": 0.0,
-        "min_scale": AREA[0],
-        "random_gray_scale": 0.0,
-        "gaussian_blur": 0.0,
-        "solarization_prob": 0.0,
-        "hf_prob": FLIP,
-        "normalize": {"mean": [0.5], "std": [0.25]},
-    }
+        "input_size": size, "min_scale": AREA[0], "hf_prob": FLIP, "normalize": {"mean": [0.5], "std": [0.25]},
+        "cj_prob": JITTER, "cj_bright": AMOUNT, "cj_contrast": AMOUNT, "cj_sat": 0.0, "cj_hue": 0.0,
+        "random_gray_scale": 0.0, "gaussian_blur": 0.0, "solarization_prob": 0.0,
+    }  # fmt: skip
     both = BYOLTransform(BYOLView1Transform(**settings), BYOLView2Transform(**settings))
-    return Whole(Pictures(pixels), both)
+    return Whole(partial(_picture, pixels), both)
 
 
 def monai(images: np.ndarray, size: int) -> TwoOf:
-    """MONAI's closest chain, without metadata: it has no crop of random area and aspect, so sides are drawn apart.
+    """The closest MONAI pipeline, without metadata: crops have independent random sides, not random area and aspect.
 
-    CacheDataset's terms: what is not random (channel first, z-score) is done. Crops are smaller than the others'
-    (41 % of the area on average instead of 54 %).
-
-    Source: monai.readthedocs.io, transforms.
-
-    Args:
-        images: (slices, rows, columns) float32, z-scored.
-        size: side of a view, pixels.
+    As with CacheDataset, deterministic steps (channel first, z-score) are done beforehand: `images` is z-scored
+    (slices, rows, columns) float32. Crops are smaller than those of the others (41 % of the area on average instead of
+    54 %). Source: monai.readthedocs.io, transforms.
     """
     from monai.data import set_track_meta
     from monai.transforms import Compose, RandFlip, RandScaleIntensity, RandShiftIntensity, RandSpatialCrop, Resize
@@ -120,14 +102,14 @@ def monai(images: np.ndarray, size: int) -> TwoOf:
 
 
 class Jitter(A.ImageOnlyTransform):
-    """Gain and offset without albumentations' clip to [0, 1], which would cut a z-scored image."""
+    """Random gain and offset without albumentations' clipping to [0, 1], which is wrong for z-scored images."""
 
     def get_params(self) -> dict[str, Any]:
-        """Both are drawn per view."""
+        """Draw gain and offset of one view."""
         return {name: self.py_random.uniform(-AMOUNT, AMOUNT) for name in ("gain", "offset")}
 
     def apply(self, img: np.ndarray, gain: float, offset: float, **_: Any) -> np.ndarray:
-        """Of a slice or of a frame."""
+        """Apply them to a slice or a frame."""
         return img * np.float32(1 + gain) + np.float32(offset)
 
 
@@ -141,35 +123,22 @@ def _through(compose: A.Compose, image: np.ndarray) -> Tensor:
 
 
 def albumentations(stored: list[np.ndarray], size: int, *, seeded: bool) -> TwoOf:
-    """albumentations 2.0.8 on float32, z-scored once per slice, with a jitter of our own in place of theirs.
+    """albumentations 2.0.8 on float32, z-scored once per slice, with the jitter above.
 
-    Seeded it is how this product made views before, and its equal in what it promises: the same seed, the same view.
-    Unseeded it is the least that albumentations can be asked for.
-
-    Source: albumentations.ai, RandomResizedCrop, Compose.set_random_seed.
-
-    Args:
-        stored: (rows, columns) each, int16.
-        size: side of a view, pixels.
-        seeded: set the seed of every view.
+    Each of `stored` is (rows, columns) int16. Seeded, the same seed gives the same view, as in fewslice; unseeded is
+    albumentations at its fastest. Source: albumentations.ai, RandomResizedCrop, Compose.set_random_seed.
     """
     compose = _albumentations(size, [Jitter(p=JITTER)])
     scores = [(slice_.mean(), 1 / slice_.std()) for slice_ in stored]
-
-    def z_scored(i: int) -> np.ndarray:
-        return _z_score(stored[i], *scores[i])
-
-    return TwoOf(z_scored, partial(_through, compose), compose.set_random_seed if seeded else None)
+    reseed = compose.set_random_seed if seeded else None
+    return TwoOf(lambda i: _z_score(stored[i], *scores[i]), partial(_through, compose), reseed)
 
 
 def albumentations_stock(images: np.ndarray, size: int) -> TwoOf:
-    """albumentations 2.0.8 with its own jitter and normalisation, on float32 in [0, 1] as these require; unseeded.
+    """albumentations 2.0.8 with its built-in jitter and normalisation, unseeded.
 
-    Source: albumentations.ai, RandomBrightnessContrast and Normalize.
-
-    Args:
-        images: (slices, rows, columns) float32 in [0, 1].
-        size: side of a view, pixels.
+    `images` is (slices, rows, columns) float32 in [0, 1], as they require. Source: albumentations.ai,
+    RandomBrightnessContrast and Normalize.
     """
     theirs = [
         A.RandomBrightnessContrast(AMOUNT, AMOUNT, p=JITTER),
@@ -179,11 +148,9 @@ def albumentations_stock(images: np.ndarray, size: int) -> TwoOf:
 
 
 def torchvision(images: np.ndarray, size: int) -> TwoOf:
-    """torchvision.transforms.v2 slice by slice on float tensors in [0, 1], as its documentation advises.
+    """torchvision.transforms.v2 slice by slice on float tensors, as its documentation advises.
 
-    Args:
-        images: (slices, rows, columns) float32 in [0, 1].
-        size: side of a view, pixels.
+    `images` is (slices, rows, columns) float32 in [0, 1].
     """
     steps = [
         v2.RandomResizedCrop(size, scale=AREA, antialias=True),
@@ -198,12 +165,9 @@ def torchvision(images: np.ndarray, size: int) -> TwoOf:
 
 
 def albumentations_clip(clip: Callable[[int], np.ndarray], statistics: tuple[float, float], size: int) -> TwoOf:
-    """albumentations' `images=`: parameters drawn once, then applied frame by frame.
+    """albumentations' `images=`: random parameters drawn once and applied frame by frame.
 
-    Args:
-        clip: exam -> (frames, rows, columns) int16.
-        statistics: mean and standard deviation.
-        size: side of a view, pixels.
+    `clip` maps an exam to (frames, rows, columns) int16; `statistics` are its mean and standard deviation.
     """
     compose = _albumentations(size, [Jitter(p=JITTER)])
     mean, std = statistics
@@ -215,13 +179,10 @@ def albumentations_clip(clip: Callable[[int], np.ndarray], statistics: tuple[flo
 
 
 def pil_clip(clip: Callable[[int], np.ndarray], size: int) -> TwoOf:
-    """What lightly and solo-learn do to an image, frame by frame with one draw, by torchvision's functions.
+    """The augmentation of lightly and solo-learn, applied with torchvision frame by frame with the same parameters.
 
-    Neither knows clips. Source: torchvision's documentation of RandomResizedCrop.get_params and functional.
-
-    Args:
-        clip: exam -> (frames, rows, columns) uint8.
-        size: side of a view, pixels.
+    `clip` maps an exam to (frames, rows, columns) uint8. Neither library supports clips. Source: torchvision's
+    documentation of RandomResizedCrop.get_params and functional.
     """
 
     def view(frames: list[Image.Image]) -> Tensor:
@@ -244,34 +205,16 @@ def pil_clip(clip: Callable[[int], np.ndarray], size: int) -> TwoOf:
 
 
 class Whole(TwoOf):
-    """A transform that makes both views itself."""
+    """A transform that returns both views."""
 
-    def __getitem__(self, draw: tuple[int, int]) -> list[Any]:
+    def __getitem__(self, draw: tuple[int, int]) -> Any:
         """Both views."""
-        views: list[Any] = self.transform(self.item(draw[0]))
-        return views
+        return self.transform(self.item(draw[0]))
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """Item -> 8-bit grey PIL image of (slices, rows, columns) uint8."""
-
-    pixels: np.ndarray
-
-    def __call__(self, i: int) -> Image.Image:
-        """Image i."""
-        return Image.fromarray(self.pixels[i])
-
-
-@dataclass(frozen=True)
-class WrappedPictures:
-    """Item -> PIL image of a cached uint16 slice, modulo 256 as the reference casts."""
-
-    cache: list[np.ndarray]
-
-    def __call__(self, i: int) -> Image.Image:
-        """Image i."""
-        return Image.fromarray(self.cache[i].astype(np.uint8))
+def _picture(slices: Sequence[np.ndarray] | np.ndarray, i: int) -> Image.Image:
+    """8-bit grey PIL image; uint16 is taken modulo 256 as in the code of Kalapos and Gyires-Toth 2022."""
+    return Image.fromarray(slices[i].astype(np.uint8, copy=False))
 
 
 def _z_score(pixels: np.ndarray, mean: float, gain: float) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""BYOL and U-Net training steps of peers, re-created from their documentation around one and the same network.
+"""BYOL and U-Net training steps of other libraries, re-created from their documentation around the same network.
 
-Each function takes an encoder, (N, 1, ...) -> (N, features), and returns a step: two views in, one optimiser step
-and one movement of the target network done. Online classifiers, trainers and loggers are left out: they would only
-slow the peers down.
+Each function takes an encoder, (N, 1, ...) -> (N, features), and returns a step: it takes two views, makes one
+optimiser step and updates the target network. Online classifiers, trainers and loggers are left out, as they would only
+slow the libraries down.
 """
 
 import copy
@@ -33,9 +33,10 @@ class Heads:
 def solo_learn(encoder: nn.Module, features: int, heads: Heads) -> Step:
     """solo-learn's BYOL: view by view through both networks, LARS weight by weight, the average tensor by tensor.
 
-    Source: its documentation (method BYOL, LARS with clip_lr, MomentumUpdater) and shared/docs/SPEED.md.
+    Source: its documentation (method BYOL, LARS with clip_lr, MomentumUpdater) .
     """
-    online, predictor = _online(encoder, features, heads), _mlp(heads.outputs, heads.predictor, heads.outputs)
+    online = nn.Sequential(encoder, _mlp(features, heads.projector, heads.outputs))
+    predictor = _mlp(heads.outputs, heads.predictor, heads.outputs)
     target = copy.deepcopy(online).requires_grad_(False)
     optimiser = LoopLars([*online.parameters(), *predictor.parameters()])
 
@@ -73,13 +74,11 @@ def lightly(encoder: nn.Module, features: int, heads: Heads) -> Step:
     optimiser = LARS(groups, lr=LR, momentum=0.9, weight_decay=WEIGHT_DECAY, trust_coefficient=TRUST)
     criterion = NegativeCosineSimilarity()
 
-    def predict(view: Tensor) -> Tensor:
-        prediction: Tensor = predictor(projector(encoder(view).flatten(start_dim=1)))
-        return prediction
+    def predict(view: Tensor) -> Any:
+        return predictor(projector(encoder(view).flatten(start_dim=1)))
 
-    def project(view: Tensor) -> Tensor:
-        projection: Tensor = target_projector(target_encoder(view).flatten(start_dim=1))
-        return projection.detach()
+    def project(view: Tensor) -> Any:
+        return target_projector(target_encoder(view).flatten(start_dim=1)).detach()
 
     def step(first: Tensor, second: Tensor) -> None:
         update_momentum(encoder, target_encoder, m=TAU)
@@ -103,17 +102,11 @@ def byol_pytorch(encoder: nn.Module, features: int, heads: Heads) -> Step:
     """
     import byol_pytorch as peer
 
-    learner = peer.BYOL(
-        encoder,
-        image_size=64,  # of its mock images alone
-        hidden_layer=-1,
-        projection_size=heads.outputs,
-        projection_hidden_size=heads.projector,
-        augment_fn=_first_channel,
-        augment_fn2=_second_channel,
-        moving_average_decay=TAU,
+    learner = peer.BYOL(  # image_size is only that of its mock images
+        encoder, image_size=64, hidden_layer=-1, projection_size=heads.outputs, projection_hidden_size=heads.projector,
+        augment_fn=lambda images: images[:, :1], augment_fn2=lambda images: images[:, 1:2], moving_average_decay=TAU,
         use_simplicial_embeddings=False,
-    )
+    )  # fmt: skip
     learner.online_predictor = _mlp(heads.outputs, heads.predictor, heads.outputs)  # its own has the projector's width
     optimiser = LoopLars([p for p in learner.parameters() if p.requires_grad])
 
@@ -127,11 +120,7 @@ def byol_pytorch(encoder: nn.Module, features: int, heads: Heads) -> Step:
     return step
 
 
-PEERS: dict[str, Callable[[nn.Module, int, Heads], Step]] = {
-    "lightly": lightly,
-    "solo-learn loop": solo_learn,
-    "byol-pytorch": byol_pytorch,
-}
+PEERS = {"lightly": lightly, "solo-learn loop": solo_learn, "byol-pytorch": byol_pytorch}
 
 
 def smp_loop(encoder: str, classes: int) -> Step:
@@ -195,21 +184,9 @@ class LoopLars(optim.Optimizer):
                 p.add_(state["momentum"], alpha=-group["lr"])
 
 
-def _online(encoder: nn.Module, features: int, heads: Heads) -> nn.Sequential:
-    return nn.Sequential(encoder, _mlp(features, heads.projector, heads.outputs))
-
-
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 def _cosine_loss(prediction: Tensor, projection: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(prediction, projection.detach(), dim=-1).mean()
-
-
-def _first_channel(images: Tensor) -> Tensor:
-    return images[:, :1]
-
-
-def _second_channel(images: Tensor) -> Tensor:
-    return images[:, 1:2]

@@ -1,4 +1,4 @@
-"""How peers read a folder of cines. No torch here: memory is measured in fresh processes, which import this."""
+"""Other ways of reading a folder of cines; without torch, as memory is measured in fresh processes that import this."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ import numpy as np
 
 
 def reference_cache(root: Path) -> list[np.ndarray]:
-    """Every slice of every cine, as the reference code keeps them (SSL-MedSeg, `docs/SPEED.md` section 1).
+    """All slices of all cines, cached as in the code of Kalapos and Gyires-Toth 2022 (SSL-MedSeg).
 
-    The whole volume as float64, cast to uint16, reshaped in C order: slice k of the result steps over all others.
+    Each volume is read as float64, cast to uint16 and reshaped in C order, so that the pixels of a slice are far apart.
 
     Returns:
-        (rows, columns) uint16 each, strided views.
+        Arrays (rows, columns) uint16, not contiguous.
     """
     slices: list[np.ndarray] = []
     for file in sorted(root.rglob("*_4d.nii.gz")):
@@ -23,5 +23,5 @@ def reference_cache(root: Path) -> list[np.ndarray]:
 
 
 def nibabel_cache(root: Path) -> list[np.ndarray]:
-    """Every cine as nibabel's tutorial reads it: float64 (X, Y, Z, T), all kept."""
+    """All cines read as in nibabel's tutorial: arrays (X, Y, Z, T) float64."""
     return [nib.load(file).get_fdata() for file in sorted(root.rglob("*_4d.nii.gz"))]

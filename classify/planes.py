@@ -1,0 +1,105 @@
+"""Several planes of MRNet: a classifier for each, combined by logistic regression.
+
+Source: Bien et al. 2018, MRNet, who combine three planes in this way.
+"""
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from lightning_fabric import Fabric
+from sklearn.linear_model import LogisticRegression
+
+from classify.config import ClassifyConfig
+from classify.model import Combination, log_odds
+from classify.scoring import write_scores
+from classify.training import choose_threshold, prepare, run_plane
+from core.errors import UserError
+from core.files import write_json
+from data.sources import MrnetSource
+from engine.devices import make_fabric, show_messages
+from engine.run_folder import RunFolder
+
+log = logging.getLogger("fewslice")
+
+
+def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
+    """Train a classifier per plane, then fit logistic regression on the log-odds of their probabilities.
+
+    Each plane has a run folder of its name in the folder of the combination.
+
+    Returns:
+        The content of `result.json` of the combination.
+
+    Raises:
+        UserError: as `classify.training.run`, or if too few exams have every plane.
+    """
+    fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
+    show_messages(fabric.global_rank == 0)
+    for plane in cfg.planes:  # mistakes are found before the first plane is trained
+        prepare(_of_plane(cfg, plane))
+    with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run:
+        fabric.barrier()
+        began = time.perf_counter()
+        results = {}
+        for plane in cfg.planes:
+            log.info(f"plane {plane}")
+            plane_config = replace(_of_plane(cfg, plane), out=run.path / plane, overwrite=False)
+            results[plane] = run_plane(plane_config, fabric, *prepare(plane_config))
+        first = results[cfg.planes[0]]
+        result = {key: first[key] for key in ("task", "encoder", "init", "linear_probe", "epochs", "seed", "synthetic")}
+        result |= {"planes": list(cfg.planes), "train": first["train"]}
+        if run.main:
+            result |= _combine(cfg, run.path)
+            result["by_plane"] = {
+                plane: {split: scores[split] for split in ("val", "test") if split in scores}
+                for plane, scores in results.items()
+            }
+        result |= {"seconds": time.perf_counter() - began}
+        run.write_result(result)
+    fabric.barrier()
+    return result
+
+
+def _of_plane(cfg: ClassifyConfig, plane: str) -> ClassifyConfig:
+    assert isinstance(cfg.data, MrnetSource)
+    return replace(cfg, data=replace(cfg.data, plane=plane), planes=())
+
+
+def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:
+    """Fit on the inner validation, score all exams that every plane has, write `model.json` and the scores."""
+    tables = [pd.read_csv(folder / plane / "per_exam.csv", dtype={"exam": str, "subject": str}) for plane in cfg.planes]
+    common = set.intersection(*(set(table["exam"]) for table in tables))
+    if missing := len({exam for table in tables for exam in table["exam"]} - common):
+        log.info(f"{missing} exams lack a plane and are left out of the combination")
+    tables = [table[table["exam"].isin(common)].sort_values("exam", ignore_index=True) for table in tables]
+    table = tables[0][["exam", "subject", "split", "label"]]
+    validation = (table["split"] == "val").to_numpy()
+    if table.loc[validation, "label"].nunique() < 2:
+        raise UserError("the exams of the inner validation that have every plane are not of both classes; drop a plane")
+
+    def features(column: str) -> np.ndarray:
+        return np.stack([plane[column].map(log_odds) for plane in tables], axis=1)
+
+    labels = table["label"].to_numpy()
+    regression = LogisticRegression().fit(features("probability")[validation], labels[validation])
+    columns = ("probability", "single_draw")
+    table = table.assign(**{column: regression.predict_proba(features(column))[:, 1] for column in columns})
+    threshold = choose_threshold(cfg, table[validation])
+    combination = Combination(
+        planes=list(cfg.planes),
+        weights=regression.coef_[0].tolist(),
+        intercept=float(regression.intercept_[0]),
+        threshold=threshold["value"],
+    )
+    write_json(folder / "model.json", combination.model_dump())
+    return {
+        "threshold": threshold,
+        "test_clips": cfg.test_clips,
+        "weights": dict(zip(combination.planes, combination.weights, strict=True)),
+        **write_scores(table, combination.threshold, folder),
+    }

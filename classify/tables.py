@@ -1,0 +1,41 @@
+"""Print the scores of a finished classifier run."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from classify.config import ClassifyConfig
+
+
+def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
+    """Print the scores of each split and the commands that come next."""
+    console = Console()
+    splits = [split for split in ("val", "test") if split in result]
+    table = Table(
+        title=f"{result['task']}, threshold {result['threshold']['value']:.3f}: {result['threshold']['source']}"
+    )
+    table.add_column("")
+    for split in splits:
+        table.add_column({"val": "inner validation", "test": "test"}[split], justify="right")
+    for name in ("auc", "accuracy", "sensitivity", "specificity"):
+        cells = [interval_text(result[split][name]) for split in splits]
+        table.add_row({"auc": "AUC"}.get(name, name), *cells)
+    table.add_row("AUC of a single clip", *(f"{result[split]['single_draw']['auc']['value']:.3f}" for split in splits))
+    table.add_row("Brier score", *(f"{result[split]['brier']:.3f}" for split in splits))
+    table.add_row("calibration error", *(f"{result[split]['calibration_error']:.3f}" for split in splits))
+    table.add_row("exams (positive)", *(f"{result[split]['exams']} ({result[split]['positive']})" for split in splits))
+    console.print(table)
+    if result["synthetic"]:
+        console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
+    folder = cfg.run_folder
+    console.print(f"result:  {folder}: result.json, per_exam.csv, roc.png, calibration.png", soft_wrap=True)
+    console.print(
+        f"next:    python -m classify.predict --run {folder} --input {cfg.data.data_root or 'DIR'}", soft_wrap=True
+    )
+    console.print(f"         python -m classify.compare {folder} OTHER_RUN", soft_wrap=True)
+
+
+def interval_text(score: dict[str, float]) -> str:
+    """A value and its 95 % interval."""
+    return f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})"

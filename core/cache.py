@@ -1,0 +1,41 @@
+"""The cache folder: decoded data, and anything else that can be made again, kept between runs."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """``$FEWSLICE_CACHE``, else ``$XDG_CACHE_HOME/fewslice``, else ``~/.cache/fewslice``; it need not exist."""
+    if chosen := os.environ.get("FEWSLICE_CACHE"):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "fewslice"
+
+
+def made_once(name: str, message: str, make: Callable[[Path], object]) -> Path:
+    """Make a folder in ``cache_folder()`` on first use, and return its path.
+
+    Safe if two processes start at once: each fills a temporary folder, the first to finish moves it into place, and
+    the other removes its copy.
+
+    Args:
+        name: name of the folder.
+        message: printed on standard error before it is made; {folder} in it stands for the path.
+        make: writes the folder's content to the path it receives.
+    """
+    folder = cache_folder() / name
+    if folder.is_dir():
+        return folder
+    print(message.format(folder=folder), file=sys.stderr, flush=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
+        make(Path(temporary) / name)
+        try:
+            os.rename(Path(temporary) / name, folder)
+        except OSError:  # a folder that is not empty is never replaced: another process was first
+            if not folder.is_dir():
+                raise
+    return folder

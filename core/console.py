@@ -1,0 +1,40 @@
+"""The `fewslice` command: `fewslice segment ...` is `python -m segment ...`, from any folder."""
+
+import difflib
+import runpy
+import sys
+
+COMMANDS = {
+    "pretrain": "pretrain an encoder on unlabelled images",
+    "segment": "train a U-Net on few labels and score whole volumes",
+    "segment.predict": "write label maps of images with a trained U-Net",
+    "segment.evaluate": "score a folder of masks against a folder of reference masks",
+    "classify": "train a classifier of exams and score it with intervals",
+    "classify.predict": "write probabilities of exams with a trained classifier",
+    "classify.compare": "compare two classifiers on the same exams",
+    "sweep": "run a study of scores against numbers of labels",
+    "sweep.report": "rebuild the report of a study",
+    "sweep.forecast": "labels needed for a target score, and the worth of the next ones",
+    "data.inspect": "check every file of a data set and describe it",
+    "data.phantom": "write a synthetic data set",
+}
+
+
+def main() -> None:
+    """Run the module that the first argument names, with the rest of the command line."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("usage: fewslice COMMAND [OPTIONS]\n\ncommands (--help after a command lists its options):")
+        print("\n".join(f"  {command:<18}{what}" for command, what in COMMANDS.items()))
+    elif name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"
+        print(f"error: fewslice has no command {name!r}; {hint}", file=sys.stderr)
+        raise SystemExit(2)
+    else:
+        sys.argv = [f"fewslice {name}", *sys.argv[2:]]
+        runpy.run_module(name, run_name="__main__", alter_sys=False)
+
+
+if __name__ == "__main__":
+    main()

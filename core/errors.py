@@ -1,0 +1,31 @@
+"""Mistakes that a user can fix, and how a command line ends on one."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+
+class UserError(ValueError):
+    """A mistake in a setting or file of the user. Its one sentence says what, which value or file, and what to do."""
+
+
+def first_and_count(problems: Sequence[object]) -> str:
+    """The first of several problems, and how many more there are: "a.nii cannot be read (and 2 more)"."""
+    return f"{problems[0]} (and {len(problems) - 1} more)" if len(problems) > 1 else str(problems[0])
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """End the process with exit code 2 and one sentence on a `UserError`.
+
+    Wraps the body of every ``__main__``. ``FEWSLICE_TRACEBACK=1`` shows the traceback as well.
+    Anything but ``UserError`` and ``OSError`` is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except (UserError, OSError) as error:
+        if os.environ.get("FEWSLICE_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

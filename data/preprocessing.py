@@ -1,0 +1,71 @@
+"""From pixels in the file's units to what a network sees: z-scored float32 on square pixels.
+
+Training and inference share these functions. Label maps are resampled on the same grid.
+"""
+
+import math
+
+import cv2
+import numpy as np
+
+EXACT = 2.0**49
+"""Below this a double that is a few units in the last place off still rounds to the true integer."""
+
+
+def preprocess(
+    image: np.ndarray, statistics: tuple[float, float], spacing: tuple[float, float], spacing_mm: float | None
+) -> np.ndarray:
+    """z-score a slice (rows, columns) with `statistics`, its mean and standard deviation, and `resample` it.
+
+    Returns:
+        (rows, columns) float32; with `spacing_mm` None on the slice's own pixels.
+    """
+    image = z_score(image, *statistics)
+    return image if spacing_mm is None else resample(image, spacing, spacing_mm)
+
+
+def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
+    """Float32 with mean 0 and standard deviation 1; a constant image becomes 0 everywhere."""
+    scale = 1 / std if std > 0 else 0.0
+    return (image.astype(np.float32) - np.float32(mean)) * np.float32(scale)
+
+
+def resample(image: np.ndarray, spacing: tuple[float, float], to_mm: float, *, label: bool = False) -> np.ndarray:
+    """An image on a grid of square pixels.
+
+    Args:
+        image: (rows, columns).
+        spacing: (row_mm, column_mm) of the image.
+        to_mm: side of the new pixels.
+        label: take the nearest class index instead of interpolating.
+    """
+    rows, columns = (max(1, round(n * mm / to_mm)) for n, mm in zip(image.shape, spacing, strict=True))
+    shrinks = rows * columns < image.size
+    # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
+    how = cv2.INTER_NEAREST_EXACT if label else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image, (columns, rows), interpolation=how)
+
+
+def mean_and_std(image: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation over the pixels of (rows, columns), in file units and double precision.
+
+    Integers are summed exactly, for which OpenCV needs a tenth of the time of `cv2.meanStdDev`.
+    """
+    squares = cv2.norm(image, cv2.NORM_L2SQR)  # to a few units in the last place
+    if image.dtype.kind == "f" or squares > EXACT:
+        mean, std = cv2.meanStdDev(image)
+        return float(mean[0, 0]), float(std[0, 0])
+    n, total = image.size, int(cv2.sumElems(image)[0])
+    return total / n, math.sqrt(n * round(squares) - total**2) / n
+
+
+def narrow(values: np.ndarray) -> np.ndarray:
+    """The values as uint8, int16, uint16 or float32: their own type, 16 bits if wider integers fit, else float32."""
+    if values.dtype.name in ("uint8", "int16", "uint16", "float32"):
+        return values
+    if values.dtype.kind in "iu":
+        low, high = values.min(), values.max()
+        for name in ("int16", "uint16"):
+            if np.iinfo(name).min <= low and high <= np.iinfo(name).max:
+                return values.astype(name)
+    return values.astype(np.float32)

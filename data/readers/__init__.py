@@ -1,0 +1,1 @@
+"""Readers: data sets and image files on disk, as tables of slices or exams."""

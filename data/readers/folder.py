@@ -1,0 +1,162 @@
+"""Any folder of images, as a table of slices. The first layout that fits is used:
+
+* nnU-Net: ``imagesTr/case_0000.nii.gz`` and ``labelsTr/case.nii.gz``, optionally ``imagesTs/``, ``labelsTs/``,
+  ``dataset.json``. Of several channels ``_0000`` is used. ``imagesTs`` are test subjects, labelled or not.
+* pairs: ``images/`` and ``labels/`` with the same names below them up to the suffix, in 2D or 3D.
+* otherwise every image found at any depth, without labels: enough for pretraining.
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from core.errors import UserError
+from data.readers.images import SLICE_COLUMNS, Problems, is_image, shape_or_problem, stem
+from data.splits import load_splits, save_splits, split_subjects
+
+log = logging.getLogger("fewslice")
+
+
+def index_folder(
+    root: Path, subject_pattern: str | None = None, splits_file: Path | None = None, problems: Problems = None
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """List every slice of a folder of images, reading headers only.
+
+    Subjects with labels are split at random, or as ``splits_file`` or ``splits.json`` in the root says; a
+    ``splits_file`` that does not exist yet is written, and nothing else is. Subjects without labels, and in no such
+    file, train: images without labels serve pretraining only. ``subject_pattern`` is searched in an image's path below
+    its images folder, without suffix and channel; its first group, or the whole match, is the subject.
+
+    Returns:
+        The table, with the columns of ``data.readers.acdc.index_acdc`` (group and phase empty), and the classes of
+        ``dataset.json``, () without one.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the images")
+    images = find_images(root)
+    if not images:
+        raise UserError(f"{root} holds no .nii, .nii.gz, .png or .tif images: check --data-root")
+    subjects = [subject_of(name, file, subject_pattern) for name, file, _, _ in images]
+    labelled = {subject for subject, (_, _, label, _) in zip(subjects, images, strict=True) if label}
+    tests = {subject for subject, (_, _, _, test) in zip(subjects, images, strict=True) if test}
+    splits = _splits(root, labelled, bool(tests & labelled), tests, splits_file)
+    rows = []
+    for subject, (_, file, label, test) in zip(subjects, images, strict=True):
+        if (shape := shape_or_problem(file, problems)) is None:
+            continue
+        name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (file, label))
+        split = "test" if test else splits.get(subject, "train")
+        rows += [
+            (subject, "", "", frame, z, name, label_name, label is not None, split)
+            for frame in range(1, shape.frames + 1)
+            for z in range(shape.slices)
+        ]
+    if not rows:
+        raise UserError(f"{root} holds images but none of them can be read: copy them again")
+    return pd.DataFrame(rows, columns=SLICE_COLUMNS), read_classes(root / "dataset.json")
+
+
+def read_classes(path: Path) -> tuple[str, ...]:
+    """Class names of an nnU-Net ``dataset.json``: version 1 ``{"0": "background"}`` or 2 ``{"background": 0}``.
+
+    Returns:
+        Names, background first; () if there is no file, it has no "labels", or they are regions of several values.
+
+    Raises:
+        UserError: if it is not JSON or its values are not 0, 1, 2, ... without gaps.
+    """
+    if not path.is_file():
+        return ()
+    try:
+        labels = json.loads(path.read_text()).get("labels", {})
+        if any(isinstance(value, list) for value in labels.values()):
+            return ()
+        if all(str(key).isdigit() for key in labels):
+            names = {int(key): str(name) for key, name in labels.items()}
+        else:
+            names = {int(value): str(name) for name, value in labels.items()}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f'{path} cannot be parsed ({error}): "labels" must be like {{"background": 0}}') from None
+    if sorted(names) != list(range(len(labels))):
+        raise UserError(f"{path} names the label values {sorted(names)}: they must be 0, 1, 2, ... without gaps")
+    return tuple(names[value] for value in sorted(names))
+
+
+def label_files(root: Path) -> dict[str, Path]:
+    """Every label map of the two labelled layouts, by folder and name without suffix ("labelsTr/case")."""
+    folders = [root / "labelsTr", root / "labelsTs"] if (root / "imagesTr").is_dir() else [root / "labels"]
+    return {f"{folder.name}/{name}": file for folder in folders for name, file in _named(folder)}
+
+
+def unpaired_labels(root: Path) -> list[Path]:
+    """Label maps whose image is missing."""
+    used = {label for _, _, label, _ in find_images(root)}
+    return [file for file in label_files(root).values() if file not in used]
+
+
+def find_images(root: Path) -> list[tuple[str, Path, Path | None, bool]]:
+    """(name, image, label map, whether it is a test image), ordered by path."""
+    labels = label_files(root)
+    if (root / "imagesTr").is_dir():
+        # The Decathlon has these folders without channel numbers: a label map has the full name of its image.
+        channels = not any(f"labelsTr/{name}" in labels for name, _ in _named(root / "imagesTr"))
+        found = []
+        for folder in ("imagesTr", "imagesTs"):
+            for name, file in _first_channel(_named(root / folder), folder) if channels else _named(root / folder):
+                label = labels.get(f"{folder.replace('images', 'labels')}/{name}")
+                found.append((name, file, label, folder == "imagesTs"))
+        return found
+    if (root / "images").is_dir() and (root / "labels").is_dir():
+        return [(name, file, labels.get(f"labels/{name}"), False) for name, file in _named(root / "images")]
+    return [(name, file, None, False) for name, file in _named(root)]
+
+
+def _named(folder: Path) -> list[tuple[str, Path]]:
+    """Images at any depth, each with its path below the folder up to the suffix."""
+    files = (file for file in sorted(folder.rglob("*")) if is_image(file) and file.is_file())
+    return [((file.parent.relative_to(folder) / stem(file)).as_posix(), file) for file in files]
+
+
+def _first_channel(named: list[tuple[str, Path]], folder: str) -> list[tuple[str, Path]]:
+    parts = [(re.fullmatch(r"(.+)_(\d{4})", name), name, file) for name, file in named]
+    if others := sum(found is not None and found[2] != "0000" for found, _, _ in parts):
+        log.info("%s: only the first channel (_0000) is used, %d files of other channels are not", folder, others)
+    return [(found[1] if found else name, file) for found, name, file in parts if not found or found[2] == "0000"]
+
+
+def subject_of(name: str, file: Path, pattern: str | None) -> str:
+    """The subject in a file's name, by a regular expression; without one the name.
+
+    Raises:
+        UserError: if the pattern is no regular expression, or finds nothing in the name.
+    """
+    if pattern is None:
+        return name
+    try:
+        found = re.search(pattern, name)
+    except re.error as error:
+        raise UserError(f"--subject-pattern {pattern!r} is no regular expression ({error})") from None
+    subject = (found[1] if found.re.groups else found[0]) if found else None
+    if not subject:
+        raise UserError(f"--subject-pattern {pattern!r} finds no subject in {name!r} ({file}): widen it")
+    return subject
+
+
+def _splits(
+    root: Path, labelled: set[str], has_test: bool, tests: set[str], splits_file: Path | None
+) -> dict[str, str]:
+    file = splits_file or root / "splits.json"
+    if file.is_file():
+        splits = load_splits(file)
+        if absent := sorted(labelled - tests - splits.keys()):
+            raise UserError(f"{file} misses {len(absent)} labelled subjects, the first {absent[0]}: add it to a split")
+        log.info("split by subject read from %s", file)
+        return splits
+    splits = split_subjects(labelled - tests, test=not has_test)
+    if splits_file is not None:
+        save_splits(splits_file, splits | dict.fromkeys(tests, "test"))
+        log.info("split by subject drawn at random and saved as %s", splits_file)
+    return splits

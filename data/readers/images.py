@@ -1,0 +1,277 @@
+"""Read and write image files: NIfTI volumes and 2D PNG or TIFF images, in file units."""
+
+import gzip
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import deflate
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from PIL import Image, ImageSequence
+
+from core.errors import UserError
+
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+PLANAR_SUFFIXES = (".png", ".tif", ".tiff")
+IMAGE_SUFFIXES = NIFTI_SUFFIXES + PLANAR_SUFFIXES
+
+SLICE_COLUMNS = ["subject", "group", "phase", "frame", "slice", "file", "label_file", "labelled", "split"]
+"""Columns of an index of slices, see ``data.readers.acdc.index_acdc``."""
+
+Problems = dict[Path, UserError] | None
+"""Where errors of unreadable files are collected; without it the first one is raised."""
+
+MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
+PLANAR_DTYPES = {"F": "float32", "I": "int32", "I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16"}
+
+# Everything nibabel, gzip and Pillow raise on a file that is damaged, cut short or of another kind.
+# A damaged header may ask for more memory than there is.
+UNREADABLE: Any = (
+    *(ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error),
+    *(OverflowError, MemoryError),
+)
+
+
+class VolumeShape(NamedTuple):
+    """What the header alone contains.
+
+    ``shape`` is (X, Y, Z) or (X, Y, Z, T), ``spacing`` (x_mm, y_mm, z_mm), ``dtype`` that of the stored numbers.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    dtype: np.dtype
+
+    @property
+    def slice_axis(self) -> int:
+        """The axis across the slices: the one with a spacing more than 1 % above the others, else 2."""
+        first, second = np.argsort(self.spacing)[::-1][:2]
+        clearly = self.spacing[first] > 1.01 * self.spacing[second]
+        return int(first) if clearly and self.shape[2] > 1 else 2
+
+    @property
+    def slices(self) -> int:
+        """Number of slices along ``slice_axis``."""
+        return self.shape[self.slice_axis]
+
+    @property
+    def frames(self) -> int:
+        """Number of time frames, 1 for a 3D volume."""
+        return self.shape[3] if len(self.shape) == 4 else 1
+
+    @property
+    def slice_spacing(self) -> tuple[float, float, float]:
+        """(row_mm, column_mm, slice_mm): between rows, between columns and between slices."""
+        column, row = (mm for axis, mm in enumerate(self.spacing) if axis != self.slice_axis)
+        return row, column, self.spacing[self.slice_axis]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Volume:
+    """One image file, decoded.
+
+    ``values`` is (X, Y, Z) or (X, Y, Z, T) in the file's own units, ``spacing`` (x_mm, y_mm, z_mm) from the
+    header's zooms (genuine ACDC files carry a unit affine), ``affine`` and ``header`` are kept for writing;
+    ``header`` is None for PNG and TIFF.
+    """
+
+    values: np.ndarray
+    spacing: tuple[float, float, float]
+    affine: np.ndarray
+    header: Any
+    path: Path
+
+    @property
+    def shape(self) -> VolumeShape:
+        """Shape, spacing and dtype together."""
+        return VolumeShape(self.values.shape, self.spacing, self.values.dtype)
+
+    @property
+    def stack(self) -> np.ndarray:
+        """(frames, slices, rows, columns), a view: slice z of ``data[X, Y, Z]`` is ``data[:, :, z].T``."""
+        stack = np.moveaxis(self.values, self.shape.slice_axis, 2).T
+        return stack if stack.ndim == 4 else stack[None]
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is a supported image by its name; hidden files (``._scan.nii`` of macOS) are not."""
+    return path.name.lower().endswith(IMAGE_SUFFIXES) and not path.name.startswith(".")
+
+
+def stem(path: Path) -> str:
+    """The file's name without its image suffix, ``.nii.gz`` counting as one."""
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def read_volume(path: Path) -> Volume:
+    """Read a ``.nii``, ``.nii.gz``, ``.png`` or ``.tif`` file.
+
+    Stored numbers keep their type unless the header asks for scaling, which gives float32. The checksum of a gzip
+    stream is verified; whatever stands behind the numbers is not looked at. PNG and TIFF have spacing 1 mm; the pages
+    of a TIFF are slices; colour becomes grey; a palette image gives its indices, as a label map needs.
+
+    Raises:
+        UserError: if the file is missing, cut short, or no image of these kinds.
+    """
+    path = Path(path)
+    with _naming(path):
+        if path.name.lower().endswith(PLANAR_SUFFIXES):
+            with Image.open(path) as image:
+                pages = [np.asarray(_grey(page)) for page in ImageSequence.Iterator(image)]
+            values = np.stack(pages).T
+            if values.dtype == bool:
+                values = values.astype(np.uint8)
+            return Volume(values=_native(values), spacing=(1.0, 1.0, 1.0), affine=np.eye(4), header=None, path=path)
+        nifti: Any = nib.load(path)
+        shape = _shape(nifti)
+        values = _decode(nifti, _inflate(path, nifti) if path.name.lower().endswith(".gz") else None)
+        values = values.reshape(shape.shape, order="F")
+        return Volume(values=values, spacing=shape.spacing, affine=nifti.affine, header=nifti.header, path=path)
+
+
+def read_shape(path: Path) -> VolumeShape:
+    """Read only the header: shape, spacing in mm and stored dtype.
+
+    Raises:
+        UserError: if the file is missing or no image.
+    """
+    path = Path(path)
+    with _naming(path):
+        if path.name.lower().endswith(PLANAR_SUFFIXES):
+            with Image.open(path) as image:
+                dtype = np.dtype(PLANAR_DTYPES.get(image.mode, "uint8"))
+                return VolumeShape((*image.size, getattr(image, "n_frames", 1)), (1.0, 1.0, 1.0), dtype)
+        return _shape(nib.load(path))
+
+
+def shape_or_problem(path: Path, problems: Problems) -> VolumeShape | None:
+    """Read only the header; None if that fails and the error is added to `problems`."""
+    try:
+        return read_shape(path)
+    except UserError as error:
+        if problems is None:
+            raise
+        problems[path] = error
+        return None
+
+
+def read_labels(path: Path) -> np.ndarray:
+    """Read a label map as (frames, slices, rows, columns) uint8, see `label_stack`."""
+    return label_stack(read_volume(path))
+
+
+def label_stack(mask: Volume) -> np.ndarray:
+    """The class indices of a label map; a mask of nothing but 0 and 255 becomes 0 and 1.
+
+    Returns:
+        (frames, slices, rows, columns) uint8.
+
+    Raises:
+        UserError: if it holds anything but whole numbers from 0 to 255 (the values are named).
+    """
+    stack = mask.stack
+    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
+        labels = stack.astype(np.uint8, copy=False)
+    if labels is not stack and not np.array_equal(labels, stack):
+        wrong = np.unique(stack[labels != stack])[:5].tolist()
+        raise UserError(f"{mask.path} holds label values {wrong}: whole numbers from 0 to 255 are needed")
+    return labels // 255 if labels.max() == 255 and np.isin(labels, (0, 255)).all() else labels
+
+
+def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
+    """Write labels on the grid of the image they belong to: its shape, affine and zooms, uint8, unscaled.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, or ``.png`` / ``.tif`` for a single slice. Missing folders are made.
+        stack: (frames, slices, rows, columns) class indices 0..255, as ``like.stack``.
+        like: the image.
+
+    Raises:
+        ValueError: if the shapes differ (both are named).
+    """
+    if stack.shape != like.stack.shape:
+        raise ValueError(f"label stack {stack.shape} does not fit the image stack {like.stack.shape} of {like.path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.name.lower().endswith(PLANAR_SUFFIXES):
+        if stack.shape[:2] != (1, 1):
+            raise UserError(f"{path} can hold one slice and {like.path} has more: write a .nii.gz file")
+        Image.fromarray(stack[0, 0].astype(np.uint8)).save(path)
+        return
+    values = np.moveaxis(stack.astype(np.uint8).T, 2, like.shape.slice_axis)
+    if like.header is None:
+        nib.Nifti1Image(values[..., 0], like.affine).to_filename(path)
+        return
+    header = like.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window would hide the labels
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    kind(values.reshape(header.get_data_shape(), order="F"), like.affine, header).to_filename(path)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: check the path") from None
+    except UserError:
+        raise
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}): the file is damaged, or no image; copy it again") from error
+
+
+def _shape(nifti: Any) -> VolumeShape:
+    header, dtype = nifti.header, nifti.get_data_dtype()
+    if dtype.kind not in "iuf":
+        raise ValueError(f"unsupported data type {dtype}: expected integer or floating point")
+    shape = tuple(int(size) for size in nifti.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    shape += (1,) * (3 - len(shape))
+    if len(shape) > 4 or 0 in shape:
+        raise ValueError(f"unsupported shape {shape}: expected (X, Y, Z) or (X, Y, Z, T)")
+    zooms = [float(zoom) for zoom in header.get_zooms()[:3]] + [1.0] * 3
+    factor = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
+    # A zoom of zero or NaN means that it was never filled in: 1 mm is assumed, and `python -m data.inspect` warns.
+    x, y, z = (zoom * factor if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in zooms[:3])
+    return VolumeShape(shape, (x, y, z), np.dtype(dtype.newbyteorder("=")))
+
+
+def _inflate(path: Path, nifti: Any) -> bytearray:
+    """Header and numbers of the file, their checksum verified."""
+    packed = path.read_bytes()
+    size = nifti.dataobj.offset + math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
+    with suppress(deflate.DeflateError):
+        data = deflate.gzip_decompress(packed, size)  # half the time of zlib, one member only
+        if len(data) == size:
+            return data
+    return bytearray(gzip.decompress(packed))  # several members, trailing bytes, or damage, which it reports
+
+
+def _decode(nifti: Any, data: bytearray | None) -> np.ndarray:
+    """The numbers of an image, from the inflated file where there is one."""
+    proxy = nifti.dataobj
+    if (proxy.slope, proxy.inter) != (1.0, 0.0):
+        return np.asarray(proxy if data is None else type(nifti).from_bytes(bytes(data)).dataobj, np.float32)
+    if data is None:
+        return _native(np.asanyarray(proxy.get_unscaled()))
+    flat = np.frombuffer(data, proxy.dtype, count=math.prod(proxy.shape), offset=proxy.offset)
+    return _native(flat.reshape(proxy.shape, order="F"))
+
+
+def _native(values: np.ndarray) -> np.ndarray:
+    return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def _grey(page: Image.Image) -> Image.Image:
+    return page if page.mode in ("1", "L", "P") or page.mode[0] in "IF" else page.convert("L")

@@ -1,0 +1,84 @@
+"""Slices handed to a network: two augmented views of each to pretrain, one with its label map to fine-tune."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from data.augment import Augmenter, pair_of_seeds
+from data.slices import Slices
+
+
+class Images(Protocol):
+    """Anything with numbered grey images, in any units."""
+
+    def __len__(self) -> int: ...
+    def image(self, k: int) -> np.ndarray:
+        """(rows, columns)."""
+        ...
+
+
+class RawImages(Protocol):
+    """Numbered images with the statistics that z-score them, so that only the pixels of a crop need be z-scored."""
+
+    def __len__(self) -> int: ...
+    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """Image k (rows, columns) in any units, and its mean and standard deviation."""
+        ...
+
+
+class TwoViews(TorchDataset[Tensor]):
+    """Two independently augmented views of each image, for BYOL; indexed by `engine.sampler.Sample`.
+
+    `second` makes the second view if its augmentation is another.
+    """
+
+    def __init__(self, images: RawImages, first: Augmenter, second: Augmenter | None = None) -> None:
+        self.images, self.augmenters = images, (first, second or first)
+
+    def __getitem__(self, sample: tuple[int, int]) -> Tensor:
+        """(2, 1, size, size) float32."""
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
+        """(samples, 2, 1, size, size) float32, every view made where it lies in the batch."""
+        size = self.augmenters[0].size
+        batch = np.empty((len(samples), 2, 1, size, size), np.float32)
+        for pair, (index, sample_seed) in zip(batch, samples, strict=True):
+            image, statistics = self.images.raw(index)
+            for view, augmenter, seed in zip(pair[:, 0], self.augmenters, pair_of_seeds(sample_seed), strict=True):
+                augmenter.fill(view, image, seed, statistics)
+        return torch.from_numpy(batch)
+
+
+class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):
+    """Each labelled slice augmented together with its label map; indexed by `engine.sampler.Sample`."""
+
+    def __init__(self, slices: Slices, augmenter: Augmenter) -> None:
+        self.slices, self.augmenter = slices, augmenter
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Image (1, size, size) float32 and label map (size, size) int64."""
+        index, seed = sample
+        image, label = self.augmenter(self.slices.image(index), seed, self.slices.label(index))
+        assert label is not None
+        return torch.from_numpy(np.ascontiguousarray(image)[None]), torch.from_numpy(label.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """Images in any units, each z-scored with its own statistics."""
+
+    images: Images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """Image k (rows, columns) in its own units, and its mean and standard deviation."""
+        image = self.images.image(k)
+        return image, (float(image.mean()), float(image.std()))

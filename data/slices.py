@@ -1,0 +1,173 @@
+"""Slices of a data set: indexed, split by subject, packed, and preprocessed as a network sees them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from core.errors import UserError
+from data.preprocessing import preprocess, resample
+from data.readers.acdc import ACDC_CLASSES, index_acdc
+from data.readers.folder import index_folder
+from data.readers.images import Problems
+from data.splits import refuse_overlap
+from data.store import SliceStore, open_store
+from data.synthetic import is_synthetic
+
+Normalisation = Literal["image", "dataset"]
+"""z-score a slice with its own mean and standard deviation, or with those of the training slices."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Slices, their splits and their classes.
+
+    ``classes`` are names, background first; a label map's value is a position in them. Just ("background",)
+    when nothing is labelled.
+    """
+
+    name: str
+    root: Path
+    store: SliceStore
+    classes: tuple[str, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The store's table, one row per slice."""
+        return self.store.table
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are generated: scores reached on them say nothing about patients."""
+        return is_synthetic(self.root)
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """subject -> split, for ``save_splits`` beside a run."""
+        return dict(zip(self.table["subject"], self.table["split"], strict=True))
+
+    def positions(self, split: str, labelled: bool | None = None) -> np.ndarray:
+        """Row positions of a split, ascending; ``labelled`` keeps slices with (True) or without labels."""
+        chosen = self.table["split"] == split
+        if labelled is not None:
+            chosen &= self.table["labelled"] == labelled
+        return np.flatnonzero(chosen)
+
+
+def load_dataset(
+    dataset: Literal["acdc", "folder"],
+    root: Path,
+    *,
+    subject_pattern: str | None = None,
+    splits_file: Path | None = None,
+) -> Dataset:
+    """Index a data set, check its splits and labels, and open its slice store (packed on first use).
+
+    Args:
+        dataset: "acdc", or "folder" for any other layout, see ``data.readers.folder``.
+        root: folder of the data set.
+        subject_pattern: regular expression giving the subject of a file ("folder" only).
+        splits_file: JSON of subjects per split, written if absent ("folder" only; ACDC's split is fixed).
+
+    Raises:
+        UserError: for anything wrong with the data or the choices, naming file and value.
+    """
+    root = Path(root).expanduser()
+    table, classes = index_dataset(dataset, root, subject_pattern, splits_file)
+    refuse_overlap(table)
+    store = open_store(table, root)
+    return Dataset(name=dataset, root=root, store=store, classes=check_labels(store.table, classes))
+
+
+def index_dataset(
+    dataset: str,
+    root: Path,
+    subject_pattern: str | None = None,
+    splits_file: Path | None = None,
+    problems: Problems = None,
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """Index table and classes of a data set, () if the label maps determine them; see ``load_dataset``."""
+    if dataset == "folder":
+        return index_folder(root, subject_pattern, splits_file, problems)
+    if dataset != "acdc":
+        raise UserError(f"data set {dataset!r} is unknown: choose acdc or folder")
+    if subject_pattern is not None or splits_file is not None:
+        raise UserError("--subject-pattern and --splits-file go with --dataset folder: ACDC's split is fixed")
+    return index_acdc(root, problems), ACDC_CLASSES
+
+
+def check_labels(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Check a store's label values against the classes, or without classes number them ("background", "1", ...).
+
+    Raises:
+        UserError: if a value lies outside the classes (file and values are named), or the values leave a gap.
+    """
+    maps = table.loc[table["labelled"], ["label_file", "label_values"]].drop_duplicates()
+    values = {int(value) for line in maps["label_values"].unique() for value in line.split()} | {0}
+    if not classes and values != set(range(len(values))):
+        raise UserError(
+            f"the label maps hold the values {sorted(values)}, which leave a gap: renumber them 0, 1, 2, ... "
+            'or name every class in a dataset.json, {"labels": {"background": 0, "name": 1}}'
+        )
+    if not classes:
+        return ("background", *map(str, range(1, len(values))))
+    if wrong := sorted(value for value in values if value >= len(classes)):
+        lines = maps["label_values"].str.split().map(lambda line: bool({*map(int, line)} & {*wrong}))
+        file = maps.loc[lines, "label_file"].iloc[0]
+        raise UserError(
+            f"{file} (and possibly others) holds label values among {wrong}: "
+            f"the classes are 0..{len(classes) - 1} ({', '.join(classes)})"
+        )
+    return classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """Slices of a store, preprocessed for a network; slice k is row `positions[k]` of the store's table."""
+
+    store: SliceStore
+    positions: np.ndarray
+    normalisation: Normalisation = "image"
+    statistics: tuple[float, float] = (0.0, 1.0)
+    """Mean and standard deviation of the training slices, file units; used when `normalisation` is "dataset"."""
+    spacing_mm: float | None = None
+    """Resample to square pixels of this size; None keeps the file's own pixels."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @cached_property
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = ("mean", "std", "row_mm", "column_mm")
+        return {name: self.store.table[name].to_numpy()[self.positions] for name in names}
+
+    def spacing(self, k: int) -> tuple[float, float]:
+        """(row_mm, column_mm) of slice k in its file."""
+        return float(self._columns["row_mm"][k]), float(self._columns["column_mm"][k])
+
+    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """(rows, columns) in file units, read-only, and the mean and standard deviation that z-score them."""
+        of_slice = float(self._columns["mean"][k]), float(self._columns["std"][k])
+        return self.store.image(self.positions[k]), of_slice if self.normalisation == "image" else self.statistics
+
+    def image(self, k: int) -> np.ndarray:
+        """(rows, columns) float32, z-scored and resampled."""
+        return preprocess(*self.raw(k), self.spacing(k), self.spacing_mm)
+
+    def label(self, k: int) -> np.ndarray:
+        """(rows, columns) uint8 class indices on the image's grid."""
+        label = self.store.label(self.positions[k])
+        return label if self.spacing_mm is None else resample(label, self.spacing(k), self.spacing_mm, label=True)
+
+
+def pooled_statistics(store: SliceStore, positions: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation over all pixels of some slices, file units (law of total variance)."""
+    table = store.table.iloc[positions]
+    pixels = (table["rows"] * table["columns"]).to_numpy(dtype=float)
+    means, variances = table["mean"].to_numpy(), table["std"].to_numpy() ** 2
+    mean = np.average(means, weights=pixels)
+    variance = np.average(variances + (means - mean) ** 2, weights=pixels)
+    return float(mean), float(np.sqrt(variance))

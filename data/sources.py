@@ -1,0 +1,130 @@
+"""Where data come from: one class of settings per layout, and the functions that open what they name."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from core.errors import UserError
+from core.settings import Output
+from data.readers.exams import ExamSet, load_exams, load_mrnet
+from data.slices import Dataset, load_dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcdcSource:
+    """Slices of hearts in the layout of the ACDC challenge."""
+
+    dataset: Literal["acdc"] = "acdc"
+    """Layout of the data set: that of the ACDC challenge."""
+    data_root: Output[Path | None] = None
+    """Folder that holds ACDC's training/; default: the embedded synthetic hearts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderSource:
+    """Slices of a folder of images, with or without label maps."""
+
+    dataset: Literal["folder"] = "folder"
+    """Layout of the data set: nnU-Net's, images/ and labels/, or any folder of NIfTI, PNG or TIFF files."""
+    data_root: Output[Path | None] = None
+    """Folder that holds the images."""
+    subject_pattern: str | None = None
+    """Regular expression that finds the subject in a file's path; default: each file is a subject."""
+    splits_file: Path | None = None
+    """JSON file of the subjects of each split; a random split is drawn and saved there if it does not exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MrnetSource:
+    """Exams of knees in the layout of MRNet."""
+
+    dataset: Literal["mrnet"] = "mrnet"
+    """Layout of the data set: that of MRNet."""
+    data_root: Output[Path | None] = None
+    """Folder that holds MRNet's train/ and valid/; default: the embedded synthetic knees."""
+    plane: str = "sagittal"
+    """Plane of the exams: sagittal, coronal or axial."""
+    task: str = "acl"
+    """Label to learn: acl, meniscus, abnormal or any other {train,valid}-TASK.csv."""
+    split_seed: int = 0
+    """Random seed of the inner validation split; runs to be compared need the same one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamsSource:
+    """Exams that are NIfTI volumes or cines."""
+
+    dataset: Literal["exams"] = "exams"
+    """Layout of the data set: NIfTI volumes and cines, listed in a CSV file or, for pretraining, all in a folder."""
+    data_root: Output[Path | None] = None
+    """Folder that holds the exams; default: the folder of `labels`."""
+    labels: Path | None = None
+    """CSV file of the exams with the columns path and label, optionally split and subject."""
+    split_seed: int = 0
+    """Random seed of the splits that the CSV file leaves open; runs to be compared need the same one."""
+    subject_pattern: str | None = None
+    """Regular expression that finds the subject in an exam's path; default: each file is a subject."""
+
+
+SliceSource = AcdcSource | FolderSource
+ExamSource = MrnetSource | ExamsSource
+Source = SliceSource | ExamSource
+"""Told apart by `dataset`."""
+
+S = TypeVar("S", AcdcSource, FolderSource, MrnetSource, ExamsSource)
+
+
+def with_demo_data(source: S) -> S:
+    """Fill in `data_root` where it is None, see `find_root`."""
+    return replace(source, data_root=find_root(source.dataset, source.data_root, getattr(source, "labels", None)))
+
+
+def find_root(dataset: str, data_root: Path | None, labels: Path | None = None) -> Path:
+    """The folder of a data set: `data_root`, else that of its CSV file, else a demonstration, made on first use.
+
+    Raises:
+        UserError: for a layout without a demonstration.
+    """
+    if data_root is not None or labels is not None:
+        return Path(data_root or Path(labels or "").parent).expanduser()
+    if dataset == "acdc":
+        from data.phantoms.cardiac import demo_root
+
+        return demo_root()
+    if dataset == "mrnet":
+        from data.phantoms.knee import demo_knee_root
+
+        return demo_knee_root()
+    if dataset == "exams":
+        raise UserError("--dataset exams needs --labels FILE.csv, or for pretraining --data-root with NIfTI files")
+    raise UserError(f"--dataset {dataset} needs --data-root: the folder that holds the images")
+
+
+def open_slices(source: SliceSource) -> Dataset:
+    """Index and pack the slices of a source; see `data.slices.load_dataset`."""
+    root = find_root(source.dataset, source.data_root)
+    if isinstance(source, AcdcSource):
+        return load_dataset("acdc", root)
+    return load_dataset("folder", root, subject_pattern=source.subject_pattern, splits_file=source.splits_file)
+
+
+def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
+    """Index and check the exams of a source; see `data.readers.exams`.
+
+    Args:
+        source: which exams.
+        labelled: False for pretraining: MRNet's exams without a row in a CSV file count as well.
+
+    Raises:
+        UserError: if labels are needed and the source names none.
+    """
+    if source.split_seed < 0:
+        raise UserError(f"--split-seed {source.split_seed}: must be 0 or more")
+    root = find_root(source.dataset, source.data_root, getattr(source, "labels", None))
+    if isinstance(source, MrnetSource):
+        task = source.task if labelled else None
+        return load_mrnet(root, task=task, plane=source.plane, split_seed=source.split_seed)
+    if labelled and source.labels is None:
+        raise UserError("--dataset exams needs --labels FILE.csv with the columns path,label")
+    seed, pattern = source.split_seed, source.subject_pattern
+    return load_exams(root, labels=source.labels, split_seed=seed, subject_pattern=pattern)

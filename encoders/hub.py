@@ -1,0 +1,59 @@
+"""Weights that are downloaded: timm's of natural images, torchvision's of videos.
+
+A UserError says so if there are none, or they cannot be downloaded.
+"""
+
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import huggingface_hub
+import timm
+import torch
+import torchvision
+
+from core.errors import UserError
+from encoders.card import versions
+from encoders.formats import State
+from encoders.names import VIDEO_ENCODERS, is_video
+
+
+def timm_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
+    """timm's own weights of a 2D network, and their entry in the lineage."""
+    if is_video(name):
+        raise UserError(f"{name} has no ImageNet weights; pass kinetics or a file instead.")
+    repository = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None)
+    try:
+        if repository and not huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"):
+            # Without a connection the hub's own client tries again for most of a minute.
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+        encoder = timm.create_model(name, pretrained=True, in_chans=channels, num_classes=0)
+    except Exception as error:  # no network, no such weights, a broken download: many types
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"the ImageNet weights of {name} could not be fetched ({reason}); pass a file instead, e.g. --init FILE."
+        ) from error
+    # timm's tag says what the weights were trained on and how ("a1_in1k"): not always ImageNet
+    tag = encoder.pretrained_cfg.get("tag", "")
+    data = {"name": "imagenet" if tag.endswith("_in1k") and "_ft_" not in tag else f"timm {tag}", "hash": None}
+    entry = {"stage": "generalist", "source": f"timm {name.split('.')[0]}.{tag}", "data": data}
+    return encoder.state_dict(), entry | {"versions": versions()}
+
+
+def kinetics_weights(name: str) -> tuple[State, dict[str, Any]]:
+    """torchvision's Kinetics-400 weights of a video network, and their entry in the lineage."""
+    if not is_video(name):
+        raise UserError(f"{name} has no Kinetics-400 weights, only {', '.join(VIDEO_ENCODERS)} have; pass imagenet.")
+    weights = torchvision.models.get_model_weights(name).KINETICS400_V1
+    try:
+        if not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).is_file():
+            urlopen(Request(weights.url, method="HEAD"), timeout=10).close()  # torch.hub would wait without end
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # no network, a broken download: many types
+        reason = str(error).split("\n")[0][:200]
+        raise UserError(
+            f"the Kinetics-400 weights of {name} could not be fetched ({reason}); pass a file instead: "
+            f"{weights.url} holds them."
+        ) from error
+    entry = {"stage": "generalist", "source": f"torchvision {weights}", "data": {"name": "kinetics400", "hash": None}}
+    return state, entry | {"versions": versions()}

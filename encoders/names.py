@@ -1,0 +1,9 @@
+"""Names of the 3D encoders, in a file of their own because importing torch takes seconds."""
+
+VIDEO_ENCODERS = ("r3d_18", "mc3_18", "r2plus1d_18")
+"""torchvision's video ResNets."""
+
+
+def is_video(name: str) -> bool:
+    """Whether an encoder is three-dimensional and takes clips; all others take images."""
+    return name in VIDEO_ENCODERS

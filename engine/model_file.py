@@ -1,0 +1,80 @@
+"""A trained model on disk: `model.safetensors` and its card, `model.json`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from core.errors import UserError
+from core.files import write_atomically, write_json
+from encoders.norm import Norm
+
+
+class ModelCard(BaseModel):
+    """What must be known to use any trained model."""
+
+    encoder: str
+    """Name of the encoder."""
+    norm: Norm
+    """See `encoders.norm.replace_norm`."""
+    dataset: str
+    """Name and digest of the training data."""
+    init: str
+    """Start of the encoder."""
+    lineage: list[dict[str, Any]] = []
+    """The stages that made the start, see `encoders.card.EncoderCard`."""
+
+
+Card = TypeVar("Card", bound=ModelCard)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def save_model(network: nn.Module, folder: Path, card: ModelCard) -> None:
+    """Write the weights and the card into a folder, each completely or not at all."""
+    tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
+    write_atomically(folder / "model.safetensors", lambda file: save_file(tensors, file))
+    write_json(folder / "model.json", card.model_dump())
+
+
+def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network]) -> tuple[Network, Card]:
+    """Read back what `save_model` wrote, in evaluation mode on the CPU.
+
+    Args:
+        folder: of the run.
+        kind: the card's class.
+        build: a network for a card, with any weights.
+
+    Raises:
+        UserError: if the folder holds no finished model, or its two files do not belong together.
+    """
+    weights, sidecar = folder / "model.safetensors", folder / "model.json"
+    for path in (weights, sidecar):
+        if not path.is_file():
+            raise UserError(f"{folder} holds no trained model ({path.name} is missing); pass a finished --run")
+    try:
+        card = read_json_card(sidecar, kind)
+        with torch.random.fork_rng(devices=[]):  # the first weights are thrown away and must not shift later draws
+            network = build(card)
+        network.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot read the model in {folder} ({str(error).splitlines()[0]}); train it again") from error
+    network.eval()
+    return network, card
+
+
+def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
+    """A card from its file.
+
+    Raises:
+        UserError: if the file is not such a card.
+    """
+    try:
+        return kind.model_validate_json(path.read_text())
+    except ValidationError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read the model in {path.parent} ({reason}); train it again") from error

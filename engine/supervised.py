@@ -1,0 +1,184 @@
+"""Supervised training from few labels: what training a U-Net and training a classifier of exams share."""
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from core.files import write_json
+from engine.compiling import compile_method
+from engine.config import SupervisedSettings
+from engine.devices import channels_last, scales_gradients, synchronise_norms
+from engine.ema import update_average
+from engine.learning_curve import draw_learning_curve
+from engine.loop import Metrics, Training, train
+from engine.optimisers import adamw
+from engine.run_folder import RunFolder
+from engine.sampler import StepSampler
+
+log = logging.getLogger("fewslice")
+
+
+class Supervised(nn.Module):
+    """A network and its loss, so that one call is the whole forward pass of a training step.
+
+    Args:
+        network: inputs (N, ...) -> logits.
+        loss: logits and targets -> mean over the samples.
+        averaged: keep a moving average of the network beside it. (torch's `AveragedModel` copies the weights at its
+            first update, which is not the same average.)
+    """
+
+    def __init__(self, network: nn.Module, loss: nn.Module, *, averaged: bool) -> None:
+        super().__init__()
+        self.network, self.loss = network, loss
+        self.average = copy.deepcopy(network).requires_grad_(False) if averaged else None
+
+    @property
+    def kept(self) -> nn.Module:
+        """The network to evaluate and to keep: the moving average if there is one."""
+        return self.network if self.average is None else self.average
+
+    def move_average(self, decay: float) -> None:
+        """Move the average towards the network; to be called after each real optimiser step."""
+        if self.average is None:
+            return
+        update_average(self.average.parameters(), self.network.parameters(), decay)
+        # The average is only evaluated, never trained: it needs averaged running statistics too.
+        update_average(_statistics(self.average), _statistics(self.network), decay)
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Mean loss of a micro-batch of inputs and targets."""
+        inputs, targets = batch
+        if inputs.ndim == 4:  # images; 5 for clips
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.loss(self.logits(inputs).float(), targets)  # the loss in fp32 whatever the network's precision
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """The network's logits in a training step; a method of its own so that it can be compiled."""
+        return self.network(inputs)
+
+
+def _statistics(network: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is particular to one supervised task."""
+
+    loss: nn.Module
+    samples: Dataset[Any]
+    """Inputs and targets, indexed by `engine.sampler.Sample`."""
+    data: str
+    """Digest of the data; a run is not continued on other data."""
+    validate: Callable[[nn.Module], Metrics]
+    """Metrics of a network on the validation split; called in the main process."""
+    save: Callable[[nn.Module], None]
+    """Write a network and its card; called in the main process."""
+    columns: Sequence[str]
+    """Names of the metrics that `validate` returns."""
+    score: str
+    """The metric that the learning curve shows, higher is better."""
+    select: str
+    """Which weights are kept, in words."""
+    rank: Callable[[Metrics], tuple[float, ...]] | None
+    """Metrics of a validation -> a tuple, the larger the better; None keeps the last weights."""
+    max_grad_norm: float | None = None
+    figures: bool = True
+    """Draw the learning curve."""
+
+
+def fit(
+    settings: SupervisedSettings,
+    fabric: Fabric,
+    run: RunFolder,
+    network: nn.Module,
+    task: Task,
+    *,
+    sampler: StepSampler,
+    steps: int,
+    evaluate_every: int,
+    learning_rate: Callable[[int], float],
+) -> float:
+    """Train a network in place, validate it on the way and keep the weights that the task's rule selects.
+
+    Args:
+        settings: of the run.
+        fabric: where to compute.
+        run: the run folder.
+        network: with its first weights; parameters without gradient stay as they are.
+        task: loss, samples and validation.
+        sampler: the samples of each step.
+        steps: optimiser steps.
+        evaluate_every: optimiser steps between validations.
+        learning_rate: of optimiser step 0, 1, ...
+
+    Returns:
+        Training samples per second.
+    """
+    supervised = Supervised(channels_last(network), task.loss, averaged=settings.ema_decay > 0)
+    supervised = synchronise_norms(supervised, fabric, settings.norm)
+    compile_method(supervised, "logits", settings.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
+    trained = [p for p in network.parameters() if p.requires_grad]
+    adam = adamw(trained, lr=settings.lr, weight_decay=settings.weight_decay, scaled=scales_gradients(fabric))
+    model, optimiser = fabric.setup(supervised, adam)
+    note = run.path / "kept.json"  # the metrics of the weights that are kept, on disk for a resumed run
+
+    def improved(metrics: Metrics, last: bool) -> bool:
+        if task.rank is None:
+            return last
+        return not note.exists() or task.rank(metrics) > task.rank(json.loads(note.read_text()))
+
+    def observe(step: int, last: bool) -> Metrics:
+        if step % evaluate_every and not last:
+            return {}
+        metrics = dict.fromkeys(task.columns, 0.0)
+        if run.main:
+            metrics = task.validate(supervised.kept)
+            if improved(metrics, last):
+                # Weights first, note second: after a kill between the two, the resumed run saves them again.
+                task.save(supervised.kept)
+                write_json(note, {"step": step, "selected_by": task.select} | metrics)
+        return metrics
+
+    speed = train(
+        Training(
+            fabric=fabric,
+            run=run,
+            model=model,
+            optimiser=optimiser,
+            sampler=sampler,
+            data=task.data,
+            samples=task.samples,
+            steps=steps,
+            learning_rate=learning_rate,
+            max_grad_norm=task.max_grad_norm,
+            # A young average follows the network closely: it would else hold on to the random start.
+            after_step=lambda step: supervised.move_average(min(settings.ema_decay, step / (step + 10))),
+            observe=observe,
+            columns=task.columns,
+            workers=settings.workers,
+            checkpoint_every=settings.checkpoint_every,
+            log_every=settings.log_every,
+        ),
+        resume=settings.resume,
+    )
+    if run.main and task.figures:
+        metrics = pd.read_csv(run.path / "metrics.csv")
+        draw_learning_curve(metrics, run.path / "learning_curve.png", score=task.score)
+    return speed
+
+
+def say_random_start(settings: SupervisedSettings) -> None:
+    """Point to pretraining where a run starts from random weights."""
+    if settings.init == "random":
+        log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")

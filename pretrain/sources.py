@@ -1,0 +1,152 @@
+"""The images or exams of one pretraining stage, as pairs of augmented views."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from core.errors import UserError
+from data.augment import Augmenter
+from data.phantoms.procedural import ProceduralImages
+from data.readers.exams import ExamSet
+from data.readers.natural import FolderImages
+from data.samples.clips import TwoClips
+from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
+from data.samples.slices import Images, Standardised, TwoViews
+from data.slices import Dataset, Slices
+from encoders.names import is_video
+
+log = logging.getLogger("fewslice")
+
+Augmenters = tuple[Augmenter, Augmenter]
+"""The augmentation of the first and of the second view."""
+
+NAMED_WEIGHTS = ("imagenet", "kinetics")
+"""Values of `--generalist` that are downloaded weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageImages:
+    """The images or exams of one stage."""
+
+    samples: TorchDataset[Tensor]
+    """Two views of each, indexed by `engine.sampler.Sample`."""
+    on_device: bool = False
+    """Whether the views are made on the device."""
+    count: int
+    unit: str = "images"
+    name: str
+    """Name of the data set."""
+    hash: str
+    """Digest of its content."""
+
+
+def natural_images(
+    generalist: str, encoder: str, augmenters: Augmenters, *, count: int, seed: int
+) -> StageImages | None:
+    """The natural images to pretrain on.
+
+    Args:
+        generalist: "procedural", a folder of images, or weights: a file, "imagenet" or "kinetics".
+        encoder: name of the encoder.
+        augmenters: of the two views.
+        count: number of procedural images.
+        seed: of the procedural images.
+
+    Returns:
+        The images; None if `generalist` is weights.
+
+    Raises:
+        UserError: if there is no such file or folder, or the encoder takes no single images.
+    """
+    path = Path(generalist)
+    if generalist in NAMED_WEIGHTS or path.is_file() or (path / "encoder.safetensors").is_file():
+        return None
+    if is_video(encoder):
+        raise UserError(
+            f"--generalist {generalist}: {encoder} takes clips and cannot be pretrained on single images; "
+            "pass kinetics or an encoder file, or take --stage specialist"
+        )
+    images: Images
+    if generalist == "procedural":
+        images = ProceduralImages(count, max(augmenters[0].size, 64), seed)
+        name, digest = "procedural", f"procedural-{count}-{seed}"
+    elif path.is_dir():
+        images = FolderImages(path)
+        name, digest = path.name, images.hash
+    else:
+        raise UserError(
+            f"--generalist {generalist}: no such file or folder; pass an encoder file, a folder of images, "
+            "imagenet, kinetics or procedural"
+        )
+    return StageImages(samples=TwoViews(Standardised(images), *augmenters), count=len(images), name=name, hash=digest)
+
+
+def target_slices(
+    dataset: Dataset,
+    splits: Sequence[str],
+    augmenters: Augmenters,
+    device: torch.device,
+    cache_on_device: Literal["auto", "yes", "no"],
+) -> StageImages:
+    """Every slice, labelled or not, of the subjects of some splits.
+
+    Raises:
+        UserError: if there is none, or they cannot be kept in the device's memory as asked for.
+    """
+    slices = Slices(store=dataset.store, positions=_of_splits(dataset.positions, splits))
+    if not len(slices):
+        raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
+    subjects = dataset.store.table["subject"].iloc[slices.positions].nunique()
+    log.info(f"pretraining on {len(slices)} slices of {subjects} subjects of {dataset.name}")
+    cached = _is_cached(slices, augmenters, device, cache_on_device)
+    return StageImages(
+        samples=ViewsOnDevice(slices, augmenters, device) if cached else TwoViews(slices, *augmenters),
+        on_device=cached,
+        count=len(slices),
+        name=dataset.name,
+        hash=dataset.store.key,
+    )
+
+
+def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, clip_frames: int) -> StageImages:
+    """The exams of the subjects of some splits, of which clips are drawn. Their labels are not used.
+
+    Raises:
+        UserError: if there is none.
+    """
+    positions = _of_splits(exams.positions, splits)
+    if not len(positions):
+        raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
+    log.info(f"pretraining on clips of {clip_frames} frames of {len(positions)} exams of {exams.name}")
+    return StageImages(
+        samples=TwoClips(exams, positions, augmenters, clip_frames),
+        count=len(positions),
+        unit="exams",
+        name=exams.name,
+        hash=exams.key,
+    )
+
+
+def _of_splits(positions: Callable[[str], np.ndarray], splits: Sequence[str]) -> np.ndarray:
+    """Positions of all slices or exams of some splits, ascending."""
+    return np.sort(np.concatenate([positions(split) for split in splits]))
+
+
+def _is_cached(
+    slices: Slices, augmenters: Augmenters, device: torch.device, wanted: Literal["auto", "yes", "no"]
+) -> bool:
+    """Whether the slices are kept in the device's memory and the views are made there."""
+    if wanted == "yes" and not can_cache(slices, augmenters):
+        raise UserError("--cache-on-device yes goes with plain bilinear crops: leave out blur, bicubic and affine maps")
+    if wanted != "auto":
+        return wanted == "yes"
+    if device.type != "cuda" or not can_cache(slices, augmenters):
+        return False
+    return bytes_needed(slices) < torch.cuda.mem_get_info(device)[0] / 2

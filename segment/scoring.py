@@ -1,0 +1,121 @@
+"""Score a U-Net on the labelled volumes of a split, each reassembled on its own grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import nn
+
+from core.errors import UserError
+from data.slices import Dataset
+from segment.figures import panel_case, prediction_panel, worst_median_best
+from segment.inference import dice_per_class, segment_stack
+from segment.metrics import mean_dice, score_volume, summarise
+from segment.model import ModelCard
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledVolume:
+    """One labelled volume of the store."""
+
+    subject: str
+    group: str
+    phase: str
+    frame: int
+    image: np.ndarray
+    """(slices, rows, columns), file units."""
+    reference: np.ndarray
+    """(slices, rows, columns) uint8."""
+    spacing: tuple[float, float, float]
+    """(slice_mm, row_mm, column_mm)."""
+
+
+def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
+    """The labelled volumes of a split, one at a time."""
+    positions = dataset.positions(split, labelled=True)
+    table = dataset.table.iloc[positions].assign(position=positions)
+    for _, rows in table.groupby(["subject", "file", "frame"], sort=True):
+        rows = rows.sort_values("slice")
+        first = rows.iloc[0]
+        yield LabelledVolume(
+            subject=str(first["subject"]),
+            group=str(first["group"]),
+            phase=str(first["phase"]),
+            frame=int(first["frame"]),
+            image=np.stack([dataset.store.image(i) for i in rows["position"]]),
+            reference=np.stack([dataset.store.label(i) for i in rows["position"]]),
+            spacing=(float(first["slice_mm"]), float(first["row_mm"]), float(first["column_mm"])),
+        )
+
+
+def predict_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str) -> list[np.ndarray]:
+    """Label maps (slices, rows, columns) of the labelled volumes of a split, in their order. Restores training mode."""
+    training = unet.training
+    unet.eval()
+    predictions = [segment_stack(unet, v.image, v.spacing[1:], card) for v in labelled_volumes(dataset, split)]
+    unet.train(training)
+    return predictions
+
+
+def split_dice(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) -> float:
+    """Foreground Dice of a split: per volume and class, averaged per patient, then over patients; 0 without any.
+
+    The primary score without its distances, cheap enough to follow training with.
+    """
+    rows = [
+        {"subject": volume.subject} | dice_per_class(prediction, volume.reference, dataset.classes)
+        for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True)
+    ]
+    if not rows:
+        return 0.0
+    patients = pd.DataFrame(rows).groupby("subject").mean()
+    return float(np.nan_to_num(patients.mean(axis=1).mean()))
+
+
+def score_split(
+    predictions: Sequence[np.ndarray], dataset: Dataset, split: str, folder: Path, *, figures: bool = True
+) -> dict[str, Any]:
+    """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
+
+    Returns:
+        The summary of `segment.metrics.summarise`.
+
+    Raises:
+        UserError: when the split has no labelled volume.
+    """
+    classes = dataset.classes[1:]
+    volumes = list(labelled_volumes(dataset, split))
+    rows = []
+    for volume, prediction in zip(volumes, predictions, strict=True):
+        score = score_volume(prediction, volume.reference, volume.spacing, classes)
+        who = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
+        rows.append(who | score)
+    if not rows:
+        raise UserError(f"{dataset.root} has no labelled volume in the {split} split to score")
+    folder.mkdir(parents=True, exist_ok=True)
+    per_volume = pd.DataFrame(rows)
+    per_volume.to_csv(folder / "per_volume.csv", index=False)
+    if figures:
+        _draw_panel(per_volume, volumes, predictions, classes, folder / "predictions.png")
+    return summarise(per_volume, classes)
+
+
+def _draw_panel(
+    per_volume: pd.DataFrame,
+    volumes: Sequence[LabelledVolume],
+    predictions: Sequence[np.ndarray],
+    classes: Sequence[str],
+    file: Path,
+) -> None:
+    """The worst, the median and the best volume."""
+    dice = mean_dice(per_volume, classes)
+    cases = []
+    for name, k in worst_median_best(per_volume, classes).items():
+        v = volumes[k]
+        title = f"{name}: {v.subject} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
+        cases.append(panel_case(title, v.image, v.reference, predictions[k], v.spacing))
+    if cases:
+        prediction_panel(cases, file, classes)

@@ -1,0 +1,216 @@
+"""How fast runs learn: steps to a common reference score, speed-ups between pipelines, areas under validation curves.
+
+All intervals resample seeds, with the draws of `sweep.analysis.bootstrap`; validation scores are not stored by
+patient. A step is that of the first validation with the score, so its resolution is the distance between validations.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import CensoredData, ecdf
+
+from sweep.analysis.bootstrap import estimate, resampled_seeds
+from sweep.analysis.scores import dense, longest_pretraining, nan_mean, replicates
+
+LEVELS = (0.9, 0.95, 0.98)
+"""Shares of the reference score."""
+LEVEL = 0.95
+"""The level of these that the report's summary and figure use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Validation curves of all cells of a study; pretraining seeds are averaged."""
+
+    pipelines: tuple[str, ...]
+    labels: np.ndarray
+    """(sizes,) ascending."""
+    seeds: tuple[tuple[int, int], ...]
+    """(subset seed, seed) of each replicate."""
+    steps: np.ndarray
+    """(validations,) optimiser steps, ascending."""
+    scores: np.ndarray
+    """(pipelines, sizes, seeds, validations); NaN where a run is missing or was not validated."""
+
+    @property
+    def last(self) -> np.ndarray:
+        """(pipelines, sizes, seeds) last step validated; NaN where the run is missing."""
+        steps = np.where(np.isnan(self.scores), -1, self.steps).max(axis=-1)
+        return np.where(steps < 0, np.nan, steps)
+
+    @property
+    def final(self) -> np.ndarray:
+        """(pipelines, sizes, seeds) score at the last step validated."""
+        place = (~np.isnan(self.scores) * np.arange(len(self.steps))).argmax(axis=-1)
+        return np.take_along_axis(self.scores, place[..., None], axis=-1)[..., 0]
+
+    @property
+    def reference(self) -> np.ndarray:
+        """(sizes,) common reference: the best pipeline's final score, mean over seeds; the same in every draw."""
+        means = nan_mean(self.final, np.ones(len(self.seeds)))
+        return np.where(np.isnan(means), -np.inf, means).max(axis=0)
+
+
+def runs_from(curves: pd.DataFrame) -> Runs:
+    """Validation curves from the rows of `curves.parquet`."""
+    rows = longest_pretraining(curves)
+    groups = [rows["pipeline"], rows["labels"], replicates(rows), rows["step"]]
+    (pipelines, labels, seeds, steps), scores = dense(rows["score"].groupby(groups, sort=False).mean())
+    return Runs(
+        pipelines=tuple(pipelines),
+        labels=np.array(labels),
+        seeds=tuple(seeds),
+        steps=np.array(steps, float),
+        scores=scores,
+    )
+
+
+def steps_to(runs: Runs, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """First validated step at which each run scores `level` times the common reference of its size.
+
+    Returns:
+        (pipelines, sizes, seeds) steps, the last one validated where the run never does (right-censored), NaN where
+        it is missing; and whether it does.
+    """
+    above = runs.scores >= level * runs.reference[:, None, None] - 1e-12
+    reached = np.asarray(above.any(axis=-1))
+    return np.where(reached, runs.steps[above.argmax(axis=-1)], runs.last), reached
+
+
+def share_reached(steps: np.ndarray, reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Kaplan-Meier estimate of the share of runs that have reached a score, against steps.
+
+    Args:
+        steps: (runs,) step at which it was reached, or the last step of the run.
+        reached: (runs,) whether it was reached.
+
+    Returns:
+        Steps, ascending, and the share from each of them on.
+
+    Source: Kaplan and Meier 1958, JASA 53:457; `scipy.stats.ecdf`.
+    """
+    curve = ecdf(CensoredData(uncensored=steps[reached], right=steps[~reached])).cdf
+    return curve.quantiles, curve.probabilities
+
+
+def median_steps(steps: np.ndarray, reached: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Kaplan-Meier median: the first step at which at least half of the runs have reached the score, for many draws.
+
+    Args:
+        steps: (runs,) as in `share_reached`.
+        reached: (runs,).
+        weights: (draws, runs) weight of each run.
+
+    Returns:
+        (draws,); infinite where fewer than half reach, NaN where no run has weight.
+    """
+    times = np.unique(steps[reached])
+    events = weights @ ((steps[:, None] == times) & reached[:, None])
+    at_risk = weights @ (steps[:, None] >= times)
+    survival = np.cumprod(1 - events / np.maximum(at_risk, 1e-12), axis=1)
+    half = np.column_stack([survival <= 0.5 + 1e-9, np.ones(len(weights), bool)])
+    return np.where(weights.sum(axis=1) > 0, np.append(times, np.inf)[half.argmax(axis=1)], np.nan)
+
+
+def steps(runs: Runs, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Steps to `LEVELS` of the common reference.
+
+    Returns:
+        pipeline, labels, level, reference (score), median (Kaplan-Meier; NaN when not reached), low (at most the last
+        step), high (infinite when not reached), reached (runs that do), runs, note.
+    """
+    weights, reference = resampled_seeds(runs.seeds, draws, seed), runs.reference
+    taken = {level: steps_to(runs, level) for level in LEVELS}
+    rows = []
+    for (p, pipeline), (s, labels), level in product(enumerate(runs.pipelines), enumerate(runs.labels), LEVELS):
+        step, reached = (values[p, s] for values in taken[level])
+        present = ~np.isnan(step)
+        medians = median_steps(step[present], reached[present], weights[:, present])
+        row = {"pipeline": pipeline, "labels": labels, "level": level, "reference": reference[s]}
+        row |= _estimate("median", medians, present)
+        row["median"] = np.nan if medians[0] == np.inf else medians[0]
+        if row["low"] == np.inf:  # it is only known that the runs were too short
+            row["low"] = float(step[present].max())
+        rows.append({**row, "reached": int(reached.sum()), "runs": int(present.sum()), "note": _gap(present)})
+    return pd.DataFrame(rows)
+
+
+def speedups(runs: Runs, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """How many times fewer steps the first of two pipelines takes to a level, geometric mean over matched runs.
+
+    Where one run of a pair never reaches the level, its last step is used, which bounds the ratio; a pair in which
+    neither run does is left out.
+
+    Returns:
+        first, second, labels, level, ratio (steps of second over steps of first: above 1 first is faster), low, high
+        (infinite or 0 where bounded), bound (">=": second did not reach in some pairs; "<=": first did not), note.
+    """
+    weights = resampled_seeds(runs.seeds, draws, seed)
+    taken = {level: steps_to(runs, level) for level in LEVELS}
+    rows = []
+    for pair, (s, labels), level in product(
+        combinations(range(len(runs.pipelines)), 2), enumerate(runs.labels), LEVELS
+    ):
+        step, reached = (values[list(pair), s] for values in taken[level])
+        first, second = (runs.pipelines[p] for p in pair)
+        row = {"first": first, "second": second, "labels": labels, "level": level}
+        rows.append({**row, **_speedup(step, reached, weights)})
+    columns = ["first", "second", "labels", "level", "ratio", "low", "high", "bound", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _speedup(step: np.ndarray, reached: np.ndarray, weights: np.ndarray) -> dict[str, Any]:
+    """ratio, low, high, bound and note of `speedups` for the runs (2, seeds) of two pipelines."""
+    present = ~np.isnan(step).any(axis=0)
+    use = present & reached.any(axis=0)
+    first_fails, second_fails = (use & ~reached).any(axis=1)
+    row: dict[str, Any] = {"ratio": np.nan, "low": np.nan, "high": np.nan, "bound": "", "note": _gap(present)}
+    if not use.any():
+        return row | ({"note": "no run reached the level"} if present.any() else {})
+    if first_fails and second_fails:
+        return row | {"note": "each pipeline fails to reach the level in some runs, so the ratio is unknown"}
+    logs = np.where(use, np.diff(np.log(np.maximum(step, 1)), axis=0)[0], np.nan)
+    row |= _estimate("ratio", np.exp(nan_mean(logs, weights)), use)
+    if not np.isnan(row["low"]):  # a single usable pair has no interval
+        row |= ({"low": 0.0} if first_fails else {}) | ({"high": np.inf} if second_fails else {})
+    if left_out := int((present & ~use).sum()):
+        row["note"] = f"{left_out} of {present.sum()} pairs left out: neither run reached the level"
+    return row | {"bound": "<=" if first_fails else ">=" if second_fails else ""}
+
+
+def cell_areas(runs: Runs) -> np.ndarray:
+    """(pipelines, sizes, seeds) area under each validation curve over its width; NaN with fewer than two points."""
+    present = ~np.isnan(runs.scores)
+    areas = np.full(present.shape[:-1], np.nan)
+    for place in zip(*np.nonzero(present.sum(axis=-1) > 1), strict=True):
+        validated = present[place]
+        x = runs.steps[validated]
+        areas[place] = np.trapezoid(runs.scores[place][validated], x) / (x[-1] - x[0])
+    return areas
+
+
+def curve_areas(runs: Runs, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Mean area under the validation curve: pipeline, labels, area, low, high, note.
+
+    The area is divided by the steps that the curve spans, so it is a mean score over training.
+    """
+    weights, areas = resampled_seeds(runs.seeds, draws, seed), cell_areas(runs)
+    rows = []
+    for (p, pipeline), (s, labels) in product(enumerate(runs.pipelines), enumerate(runs.labels)):
+        present = ~np.isnan(areas[p, s])
+        row = {"pipeline": pipeline, "labels": labels, **_estimate("area", nan_mean(areas[p, s], weights), present)}
+        rows.append({**row, "note": _gap(present)})
+    return pd.DataFrame(rows)
+
+
+def _estimate(name: str, draws: np.ndarray, present: np.ndarray) -> dict[str, float]:
+    """A number with its interval, which is NaN with fewer than two seeds."""
+    return estimate(name, draws) | ({"low": np.nan, "high": np.nan} if present.sum() < 2 else {})
+
+
+def _gap(present: np.ndarray) -> str:
+    """A note on too few runs; empty if there are two or more."""
+    return {0: "no run", 1: "one seed, so no interval"}.get(int(present.sum()), "")

@@ -1,0 +1,1 @@
+"""The report of a study, built from the files in its folder."""

@@ -1,0 +1,53 @@
+"""Area under the validation curve of each run."""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import gaussian_kde
+
+from sweep.analysis.convergence import Runs, cell_areas
+from sweep.report.figures.style import INK, WIDE, Style, Styles, column_count, drawing, panels, selected
+
+VIOLIN_FROM = 5
+"""Least number of runs for a violin."""
+
+
+def curve_areas(runs: Runs, styles: Styles, *, score: str, unit: str, width: int = WIDE) -> Figure:
+    """Area under each validation curve, ordered by median: every run, and a violin where there are enough runs.
+
+    Args:
+        runs: validation curves.
+
+    Source: Kalapos and Gyires-Toth 2022, figure 3b.
+    """
+    areas = cell_areas(runs)
+    sizes = selected(runs.labels)
+    columns = column_count(len(sizes), width)
+    height = 44 + 25 * len(runs.pipelines)
+    with drawing(width, 40 + height * -(-len(sizes) // columns)) as figure:
+        for axis, size in panels(figure, sizes, columns):
+            values = {name: areas[p, size][~np.isnan(areas[p, size])] for p, name in enumerate(runs.pipelines)}
+            shown = sorted(
+                (name for name in values if len(values[name])), key=lambda name: float(np.median(values[name]))
+            )
+            for place, name in enumerate(shown):
+                _violin(axis, place, values[name], styles[name])
+            axis.set_yticks(range(len(shown)), shown)
+            axis.set_ylim(-0.6, max(len(shown), 1) - 0.4)
+            axis.tick_params(axis="y", length=0)
+            axis.grid(visible=False, axis="y")
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+            axis.set_title(f"{runs.labels[size]} {unit}", loc="left")
+        figure.supxlabel(f"mean validation {score} over the whole training", color=INK)
+    return figure
+
+
+def _violin(axis: Axes, place: float, values: np.ndarray, style: Style) -> None:
+    if len(values) >= VIOLIN_FROM and np.ptp(values) > 1e-9:
+        spread = gaussian_kde(values)
+        x = np.linspace(values.min() - 0.15 * np.ptp(values), values.max() + 0.15 * np.ptp(values), 80)
+        half = 0.4 * spread(x) / spread(x).max()
+        axis.fill_between(x, place - half, place + half, color=style.light, alpha=0.22, linewidth=0)
+    axis.plot(values, np.full(len(values), place), style.marker, color=style.light, markersize=4.5, alpha=0.8)
+    axis.plot([np.median(values)] * 2, [place - 0.32, place + 0.32], color=style.light, linewidth=2.2)

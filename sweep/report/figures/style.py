@@ -1,0 +1,168 @@
+"""Colours, markers, axes and legends that all figures share."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+T = TypeVar("T")
+WIDE, NARROW = 860, 360
+"""Widths of a figure on a screen and on a phone, in pixels."""
+INK, MUTED, GRID, PAPER = "#1c2126", "#5f6870", "#dcdad3", "#fefefd"
+"""Colours of text, secondary text, grid lines and background. No pipeline has one of these colours, so the page can
+replace them by the colours of its light or dark theme."""
+STAGES = {
+    "random": ("#6b7480", "#a5aeb8", "o"),
+    "generalist": ("#0072b2", "#4da6e8", "s"),
+    "specialist": ("#d55e00", "#f2a134", "^"),
+    "hierarchical": ("#009e73", "#2fc99b", "D"),
+}
+OTHERS = (
+    ("#cc79a7", "#e39cc4", "v"),
+    ("#8a7a00", "#f0e442", "P"),
+    ("#56b4e9", "#a8e0ff", "X"),
+    ("#7f3c8d", "#b98ae0", "p"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Colours and marker of a pipeline in all figures and on the page."""
+
+    light: str
+    """Colour on a light background, #rrggbb."""
+    dark: str
+    """Colour on a dark background, #rrggbb."""
+    marker: str
+    """Matplotlib's code of the marker."""
+
+
+Styles = Mapping[str, Style]
+"""Style of each pipeline, in the order of the study."""
+
+
+def pipeline_styles(pipelines: Sequence[str]) -> dict[str, Style]:
+    """Fixed style of each pipeline: that of its stage for the first of a stage, for others the next of a list.
+
+    Source: Okabe and Ito, "Color Universal Design" (2008), brightened for dark backgrounds.
+    """
+    free, styles = iter(OTHERS * (1 + len(pipelines) // len(OTHERS))), {}
+    taken: set[str] = set()
+    for pipeline in sorted(pipelines, key=lambda name: "=" in name):  # a name without source goes first
+        stage = pipeline.partition("=")[0]
+        light, dark, marker = STAGES[stage] if stage in STAGES and stage not in taken else next(free)
+        taken.add(stage)
+        styles[pipeline] = Style(light=light, dark=dark, marker=marker)
+    return {pipeline: styles[pipeline] for pipeline in pipelines}
+
+
+def selected(labels: Sequence[int] | np.ndarray, count: int = 6) -> list[int]:
+    """Positions of at most `count` sizes, the smallest and the largest among them, evenly spread."""
+    return sorted({round(place) for place in np.linspace(0, len(labels) - 1, min(count, len(labels)))})
+
+
+@contextmanager
+def drawing(width: int, height: float) -> Iterator[Figure]:
+    """An empty figure of `width` by `height` pixels, drawn with the report's fonts and lines."""
+    size = 12 if width > NARROW else 11
+    settings = (
+        dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize"), size)
+        | dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), size - 1)
+        | dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
+        | dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK)
+        | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED)
+        | dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False)
+        | dict.fromkeys(("figure.constrained_layout.h_pad", "figure.constrained_layout.w_pad"), 5 / 72)
+        | {"axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7}
+        | {"axes.titleweight": "bold", "axes.linewidth": 0.8, "axes.facecolor": "none"}
+        | {"legend.handlelength": 1.6, "legend.columnspacing": 1.4}
+    )
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained", facecolor=PAPER)
+        yield figure
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # the layout is fixed: SVG and PNG are alike, and saved faster
+
+
+def panels(figure: Figure, entries: Sequence[T], columns: int, *, share: bool = False) -> Iterator[tuple[Axes, T]]:
+    """Pairs of an axis and an entry, row by row."""
+    rows = -(-len(entries) // columns)
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
+    for place, axis in enumerate(axes[: len(entries)]):
+        axis.tick_params(
+            labelbottom=place + columns >= len(entries) or not share, labelleft=not share or place % columns == 0
+        )
+    for axis in axes[len(entries) :]:
+        axis.set_axis_off()
+    yield from zip(axes, entries, strict=False)
+
+
+def column_count(panels: int, width: int) -> int:
+    """Number of columns for so many panels."""
+    if width <= NARROW:
+        return 1
+    return {4: 2}.get(panels, min(panels, 3))
+
+
+def legend(figure: Figure, styles: Styles, width: int, extra: Sequence[Line2D | Patch] = ()) -> None:
+    """Draw a legend of all pipelines, followed by the `extra` handles, above the panels."""
+    handles: list[Line2D | Patch] = [
+        Line2D([], [], color=style.light, marker=style.marker, linewidth=1.8, markersize=5.5, label=name)
+        for name, style in styles.items()
+    ]
+    handles += extra
+    columns = len(handles) if width > NARROW else 2
+    if width > NARROW and sum(len(str(handle.get_label())) + 6 for handle in handles) > 115:
+        columns = -(-len(handles) // 2)
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+
+
+def mean_curve(axis: Axes, over: pd.DataFrame, style: Style, alpha: float = 1.0, label: str | None = None) -> None:
+    """Draw a mean (index: x) with a band of one standard deviation, if it has one."""
+    if over["std"].notna().any():
+        low, high = over["mean"] - over["std"], over["mean"] + over["std"]
+        axis.fill_between(over.index, low, high, color=style.light, alpha=0.15 * alpha, linewidth=0)
+    axis.plot(
+        over.index, over["mean"], color=style.light, linewidth=1.8, alpha=alpha, label=label,
+        marker=style.marker, markersize=3.5, markevery=max(1, len(over) // 8),
+    )  # fmt: skip
+
+
+def error_ticks(side: Axis, limits: tuple[float, float], least: int = 4) -> None:
+    """Label a logarithmic axis of errors with plain numbers, if possible with at least `least` of them."""
+    low, high = limits
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 4, 6, 8), tuple(np.arange(1, 10, 0.5))):
+        ticks = [m * 10.0**e for e in range(-4, 1) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) >= least:
+            break
+    side.set_major_locator(FixedLocator(ticks))
+    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    side.set_minor_locator(NullLocator())
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as SVG with text kept as text; the same bytes on every call."""
+    stream = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write the figure to PATH.svg and PATH.png, and return the SVG."""
+    svg = to_svg(figure, path.name)
+    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    return svg

@@ -1,0 +1,171 @@
+"""`python -m sweep.report DIR`: figures of a study and one self-contained page, from the files in its folder."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import tyro
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from core.errors import UserError
+from sweep.analysis.convergence import LEVEL, runs_from
+from sweep.analysis.curve_fitting import OFFSET_POWER_LAW
+from sweep.analysis.scores import longest_pretraining
+from sweep.analysis.statistics import decided, oriented
+from sweep.analysis.tables import study_scores
+from sweep.report import filters
+from sweep.report.figures.curve_areas import VIOLIN_FROM, curve_areas
+from sweep.report.figures.differences import differences
+from sweep.report.figures.error_by_labels import error_by_labels
+from sweep.report.figures.forecasts import forecasts
+from sweep.report.figures.pretraining import pretraining
+from sweep.report.figures.steps_reached import steps_reached
+from sweep.report.figures.style import NARROW, WIDE, Styles, pipeline_styles, save, to_svg
+from sweep.report.figures.validation_curves import validation_curves
+from sweep.report.study_folder import Study, read_study, what_was_run
+from sweep.report.summary import caveats, ranking, sentences
+
+Measure = Literal["dice", "jaccard"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Rebuild report.html, figures/ and statistics/ of a study from its finished runs."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder of a study (`--out` of `python -m sweep`)."""
+    measure: Measure = "dice"
+    """Score of a segmentation; exams are always scored by AUC."""
+    draws: int = 2000
+    """Number of bootstrap resamples, 100 or more."""
+    seed: int = 0
+    """Random seed of the bootstrap, 0 or more."""
+
+    def __post_init__(self) -> None:
+        if self.draws < 100 or self.seed < 0:
+            raise UserError(f"--draws {self.draws} --seed {self.seed}: must be 100 or more, and 0 or more")
+
+
+def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int = 0) -> Path:
+    """Analyse a study, write its tables and figures, and put all of it on one page; missing runs are marked.
+
+    Args:
+        folder: of the study.
+        measure: score of a segmentation.
+        draws: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        UserError: if the folder holds no study, or one without a finished run.
+    """
+    study = read_study(folder, measure, draws, seed)
+    path = folder / "report.html"
+    path.write_text(render(study), encoding="utf-8")
+    return path
+
+
+def render(study: Study) -> str:
+    """The page of a study, after its figures are drawn and saved."""
+    facts, tables = study.facts, study.tables
+    styles, curves = pipeline_styles(facts.pipelines), pd.read_parquet(study.folder / "curves.parquet")
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("number", "interval", "p_value", "bounded", "labels_needed", "listed"):
+        page.filters[name] = getattr(filters, name)
+    page.filters["pipeline"] = partial(filters.pipeline, pipelines=facts.pipelines)
+    page.filters["prose"] = partial(filters.prose, pipelines=facts.pipelines)
+    page.tests["decided"] = decided
+    directed = {name: oriented(tables[name], facts.pipelines) for name in ("pairs", "primary")}
+    return page.get_template("report.html.j2").render(
+        facts=facts,
+        styles=styles,
+        sizes=sorted(set(tables["by_size"]["labels"])),
+        sentences=sentences(tables, facts),
+        caveats=caveats(facts),
+        what_was_run=what_was_run(study),
+        tables={name: rows.to_dict("records") for name, rows in {**tables, **directed}.items()},
+        shapes=dict(_shapes(tables["fits"], tables["bends"])),
+        saved=_labels_saved(tables["multipliers"]),
+        figures=dict(_figures(study, styles, curves, **directed)),
+        pictures=list(_pictures(study)),
+        cells=[run for run in study.runs if run["is_cell"]],
+        failures=[run for run in study.runs if run["error"]],
+        level=LEVEL,
+        violin_from=VIOLIN_FROM,
+        validation_score="AUC" if study.measure == "auc" else "Dice",
+        validation_spacing=np.median(np.diff(np.append(0, runs_from(curves).steps))),
+    )
+
+
+def _figures(
+    study: Study, styles: Styles, curves: pd.DataFrame, pairs: pd.DataFrame, primary: pd.DataFrame
+) -> Iterator[tuple[str, dict[str, Markup]]]:
+    """Name of each figure and its SVG, wide and narrow; the wide one is saved in figures/."""
+    t, facts, runs = study.tables, study.facts, runs_from(curves)
+    scores = study_scores(study.folder, "dice" if study.measure == "auc" else study.measure)
+    words: dict[str, Any] = {"score": facts.score, "unit": facts.unit}
+    validation: dict[str, Any] = words | {"score": "AUC" if study.measure == "auc" else "Dice"}
+    drawings: dict[str, Callable[..., Figure | None]] = {
+        "error_by_labels": partial(error_by_labels, scores, t["bands"], t["backtest"], styles, **words),
+        "forecasts": partial(forecasts, t["backtest"], styles),
+        "differences": partial(differences, pairs, primary, styles, **words),
+        "validation_curves": partial(validation_curves, longest_pretraining(curves), styles, **validation),
+        "curve_areas": partial(curve_areas, runs, styles, **validation),
+        "steps_reached": partial(steps_reached, runs, styles, unit=facts.unit),
+        "pretraining": partial(pretraining, curves, study.results, styles, measure=study.measure, **words),
+    }
+    (study.folder / "figures").mkdir(exist_ok=True)
+    for name, draw in drawings.items():
+        path = study.folder / "figures" / name
+        wide, narrow = draw(width=WIDE), draw(width=NARROW)
+        if wide is None or narrow is None:  # also remove the figure of an earlier report
+            path.with_suffix(".svg").unlink(missing_ok=True)
+            path.with_suffix(".png").unlink(missing_ok=True)
+            continue
+        drawn = {"wide": save(wide, path), "narrow": to_svg(narrow, name)}
+        yield name, {kind: filters.inline_svg(svg, f"{name}-{kind}", styles) for kind, svg in drawn.items()}
+
+
+def _shapes(fits: pd.DataFrame, bends: pd.DataFrame) -> Iterator[tuple[str, str]]:
+    """Each pipeline and its notes: where a power law holds and what is doubtful, or why there is no fit."""
+    fits = fits[fits["model"] == OFFSET_POWER_LAW]
+    for fit, bend in zip(fits.to_dict("records"), bends.to_dict("records"), strict=True):
+        notes = [fit["note"]] if np.isnan(fit["gamma"]) else [bend["holds"] or bend["note"], fit["note"]]
+        if any(notes):
+            yield fit["pipeline"], "; ".join(dict.fromkeys(note for note in notes if note))
+
+
+def _labels_saved(multipliers: pd.DataFrame) -> dict[int, dict[str, dict]]:
+    """Rows of the multipliers against a random start, by size (without the smallest) and pipeline."""
+    rows = multipliers[(multipliers["baseline"] == "random") & multipliers["multiplier"].notna()]
+    rows = rows[rows["labels"] > multipliers.loc[multipliers["baseline"] == "random", "labels"].min()]
+    return {
+        labels: {row["pipeline"]: row for row in at_size.to_dict("records")}
+        for labels, at_size in rows.groupby("labels")
+    }
+
+
+def _pictures(study: Study) -> Iterator[dict[str, Any]]:
+    """The predictions of the best pipeline and of random at the largest size, from the pictures of their cells."""
+    subfolder = "test" if study.facts.split == "test" else "."
+    for name in dict.fromkeys((ranking(study.tables, study.facts.pipelines)[0], "random")):
+        rows = longest_pretraining(study.results)
+        rows = rows[rows["pipeline"] == name]
+        for cell in rows.loc[rows["labels"] == rows["labels"].max(), "cell"]:
+            if (file := study.folder / "cells" / cell / subfolder / "predictions.png").is_file():
+                yield {"pipeline": name, "labels": rows["labels"].max(), "address": filters.embedded_png(file)}
+                break

@@ -1,0 +1,253 @@
+"""A study as its folder describes it: settings, plan, results and encoder cards, read as plain files."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from core.errors import UserError
+from sweep.analysis.tables import analyse, scored_split
+
+LAYOUTS = {"segment": "acdc", "classify": "mrnet"}
+NAMES = {"acdc": "ACDC", "mrnet": "MRNet", "dice": "Dice", "jaccard": "Jaccard", "val": "validation"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Facts of a study that the sentences use besides its tables."""
+
+    pipelines: tuple[str, ...]
+    """In the order of the study."""
+    score: str
+    """Name of the score: Dice, Jaccard, AUC."""
+    unit: str
+    """What the labels are, in the plural: slices, patients or exams."""
+    split: str
+    """validation or test."""
+    unit_scored: str
+    """What was scored: patients or exams."""
+    scored: int = 0
+    """How many of them."""
+    seeds: int
+    """Number of repetitions."""
+    dataset: str
+    """Name of the data set."""
+    synthetic: bool
+    """Whether the data are a synthetic phantom."""
+    settings: str
+    """The main settings of the runs."""
+    natural_image_starts: Mapping[str, str]
+    """Origin of each natural-image encoder, and what limits results with it (may be empty)."""
+    missing: int = 0
+    """Cells without a result."""
+    cells: int = 0
+    """Cells of the plan."""
+
+    def labels(self, count: int) -> str:
+        """A number of labels with its unit."""
+        return f"{count:,} {self.unit if count != 1 else self.unit.removesuffix('s')}"
+
+    @property
+    def count_scored(self) -> str:
+        """The number of patients or exams scored, with its unit."""
+        return f"{self.scored:,} {self.unit_scored if self.scored != 1 else self.unit_scored.removesuffix('s')}"
+
+    @property
+    def data(self) -> str:
+        """The data set, and whether its images are real."""
+        return self.dataset if self.synthetic else f"{self.dataset}, real images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study and its analysis."""
+
+    folder: Path
+    measure: str
+    """Column of the results that holds the score: dice, jaccard or auc."""
+    settings: Mapping[str, Any]
+    """The configuration, study.json."""
+    runs: Sequence[Mapping[str, Any]]
+    """Jobs of plan.json, each with its state ("done", "failed" or "not run") and the first line of its error."""
+    results: pd.DataFrame
+    """Rows of the split that is reported."""
+    tables: Mapping[str, pd.DataFrame]
+    """Of `sweep.analysis.tables.analyse`."""
+    facts: Facts
+
+
+def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
+    """Read a study's files and analyse them.
+
+    Args:
+        folder: of the study.
+        measure: dice or jaccard, the score of a segmentation.
+        draws: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
+
+    Raises:
+        UserError: if the folder holds no study, no finished run, or no plan.
+    """
+    settings, results, plan = read_settings(folder), read_results(folder), read_plan(folder)
+    tables, split = analyse(folder, measure, draws, seed), scored_split(folder)
+    scored, exams = set(tables["by_size"]["pipeline"]), plan["task"] == "classify"
+    runs, run_settings = _with_states(folder, plan["jobs"], set(results["cell"])), settings[plan["task"]]
+    cells = [run for run in runs if run["is_cell"]]
+    results = results[results["split"] == split]
+    facts = Facts(
+        pipelines=tuple(name for name in settings["pipelines"] if name in scored),
+        score="AUC" if exams else NAMES[measure],
+        unit=plan["unit"],
+        split=NAMES.get(split, split),
+        unit_scored="exams" if exams else "patients",
+        scored=int(tables["by_size"]["patients"].max()),
+        seeds=int(tables["by_size"]["seeds"].max()),
+        dataset=_dataset(settings, plan["task"], is_synthetic(results)),
+        synthetic=is_synthetic(results),
+        settings=f"{run_settings['encoder']}, {_pixels(run_settings['image_size'])}, {_length(run_settings)}",
+        natural_image_starts=dict(_natural_image_starts(folder)),
+        missing=sum(run["state"] != "done" for run in cells),
+        cells=len(cells),
+    )
+    column = "auc" if exams else measure
+    return Study(
+        folder=folder, measure=column, settings=settings, runs=runs, results=results, tables=tables, facts=facts
+    )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The configuration of a study, study.json."""
+    return _read_json(
+        folder / "study.json", "{} holds no study (no study.json); pass the --out folder of python -m sweep"
+    )
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The runs of a study, plan.json: unit, task, and jobs with name, is_cell, needs and what they were planned for."""
+    return _read_json(
+        folder / "plan.json",
+        "{} lacks plan.json, which fewslice 0.1 did not write; run the same python -m sweep command again: it adds the "
+        "file and repeats no finished run",
+    )
+
+
+def _read_json(file: Path, missing: str) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(missing.format(file.parent))
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    """The results of a study, a row for each finished cell and split."""
+    try:
+        return pd.read_csv(folder / "results.csv", dtype={"pipeline": str})
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        message = "no run of the study has finished; run the same python -m sweep command again"
+        raise UserError(f"{folder}: {message}") from None
+
+
+def is_synthetic(results: pd.DataFrame) -> bool:
+    """Whether the results are of a synthetic phantom."""
+    return bool(results["synthetic"].any())
+
+
+def _with_states(folder: Path, jobs: Sequence[Mapping[str, Any]], finished: set[str]) -> list[Mapping[str, Any]]:
+    """The jobs with state and error: a cell is done if it has results, an encoder unless it or its source failed."""
+    runs: dict[str, Mapping[str, Any]] = {}
+    for job in jobs:
+        name, error = job["name"], ""
+        done = name.removeprefix("cells/") in finished if job["is_cell"] else True
+        if not (job["is_cell"] and done):
+            note = folder / name / "error.txt"
+            error = note.read_text().partition("\n")[0] if note.is_file() else ""
+            failed = [need for need in job["needs"] if need in runs and runs[need]["error"]]
+            error = error or (f"needs {failed[0]}, which failed" if failed else "")
+        state = "failed" if error else "done" if done else "not run"
+        runs[name] = {**job, "state": state, "error": error}
+    return list(runs.values())
+
+
+def _dataset(settings: Mapping[str, Any], task: str, synthetic: bool) -> str:
+    """Name of the data set; studies of 0.1 have its settings at the top level."""
+    data = {**settings, **(settings.get("data") or {})}
+    layout, root = data.get("dataset") or LAYOUTS[task], data.get("data_root")
+    name = NAMES.get(layout) or (f"the folder {Path(root).name}" if root else "the built-in data")
+    return f"a synthetic phantom in the layout of {name}" if synthetic else name
+
+
+def _natural_image_starts(folder: Path) -> Iterator[tuple[str, str]]:
+    """What the cards of a study's encoders say about the first stage of those that began with natural images."""
+    for card in sorted(folder.glob("encoders/*/encoder.json")):
+        first = json.loads(card.read_text())["lineage"][0]
+        if first["stage"] == "foreign":
+            yield (
+                first["source"],
+                f"The natural-image start is the file {first['source']}, whose card does not name its training data: "
+                "results that start from it hold for these weights only.",
+            )
+        elif first["stage"] == "generalist" and "source" in first:
+            yield first["source"], ""
+        elif first["stage"] == "generalist":
+            trained = f"{first['data']['name']} images, {first['steps']:,} steps with batch size {first['batch_size']}"
+            yield (
+                f"trained in this study on {trained}",
+                f"The natural-image start was trained in this study ({trained}): it is not an ImageNet encoder.",
+            )
+
+
+def what_was_run(study: Study) -> dict[str, str]:
+    """The settings of a study in words, for the page."""
+    facts, settings = study.facts, study.settings
+    run, pretraining = settings["classify" if study.measure == "auc" else "segment"], settings["pretrain"]
+    sizes = study.results.groupby("labels")["fraction"].first().items()
+    spacing = run.get("spacing_mm")
+    rows = {
+        "Data set": facts.data,
+        "Scored on": f"{facts.count_scored} of the {facts.split} split",
+        "Pipelines": ", ".join(settings["pipelines"]),
+        f"Labelled {facts.unit}": ", ".join(
+            str(labels) if settings.get("sizes") else f"{labels} ({100 * fraction:.2g} %)" for labels, fraction in sizes
+        ),
+        "Seeds": _commas(settings["seeds"])
+        + (" (every subset seed with every training seed)" if settings.get("cross_seeds") else ""),
+        "Encoder": run["encoder"],
+        "Images": _pixels(run["image_size"]) + (f" of {spacing:g} mm" if spacing else ""),
+        "Training": _length(run),
+    }
+    if "labelled_subjects" in study.results:
+        subjects = study.results.groupby("labels")["labelled_subjects"].mean()
+        rows["Mean number of labelled patients"] = ", ".join(f"{count:.3g}" for count in subjects)
+    epochs = {job["stage"]: job["epochs"] for job in study.runs if job.get("stage") in ("specialist", "hierarchical")}
+    if epochs:
+        if counts := settings.get("pretrain_epochs"):
+            length = f"{_commas(counts)} epochs"
+        elif pretraining["steps"]:
+            length = f"{pretraining['steps']:,} steps"
+        else:
+            length = ", ".join(f"{count:g} epochs ({stage})" for stage, count in epochs.items())
+        size = _pixels(pretraining["image_size"])
+        rows["Domain pretraining (BYOL)"] = f"{length} with batch size {pretraining['batch_size']}, {size}"
+    if facts.natural_image_starts:
+        rows["Natural-image start"] = "; ".join(facts.natural_image_starts)
+    if len(settings["pretrain_seeds"]) > 1:
+        rows["Pretraining seeds"] = _commas(settings["pretrain_seeds"])
+    if "versions" in study.results:
+        rows["Versions"] = str(study.results["versions"].iloc[0]).replace(" ", ", ").replace("=", " ")
+    return rows
+
+
+def _commas(values: Sequence[Any]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _pixels(size: int | Sequence[int]) -> str:
+    return f"{size} pixels" if isinstance(size, int) else f"{size[0]} x {size[1]} pixels"
+
+
+def _length(run: Mapping[str, Any]) -> str:
+    """Length of a cell's training."""
+    length = f"{run['steps']:,} steps" if run["steps"] else f"{run['epochs']:g} epochs"
+    return f"{length} with batch size {run['batch_size']}"

@@ -1,0 +1,244 @@
+"""Configuration of a study, with the presets demo, default and paper for slices and for exams."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import classify.config
+import pretrain.config
+import segment.config
+from classify.config import ClassifyConfig
+from core.errors import UserError
+from core.settings import Affects, Execution, Group, Invocation, MayGrow, Output, SetBySweep
+from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
+from engine.config import marked
+from pretrain.config import PretrainConfig
+from segment.config import SegmentConfig
+
+PIPELINES = ("random", "generalist", "specialist", "hierarchical")
+IN_3D = ("random", "specialist")
+"""Pipelines of a 3D encoder: it cannot start from single images, and without Kinetics weights has no generalist."""
+FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Fractions of Kalapos and Gyires-Toth 2022: 1, 3, 7, 15, 30, 75, 150, 300, 749 and 1498 slices."""
+SEEDS = (0, 13, 42, 123, 1111, 77, 62, 91, 7, 5)
+"""Seeds of the code of Kalapos and Gyires-Toth 2022."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Train every pipeline on every number of labels with several seeds, and estimate the worth of further labels."""
+
+    task: Annotated[Literal["segment", "classify"], Group("grid")] = "segment"
+    """What the labels are for: the U-Net's label maps, or the classes of whole exams."""
+    pipelines: Annotated[tuple[str, ...], MayGrow] = PIPELINES
+    """random, generalist, specialist, hierarchical; generalist=SOURCE and hierarchical=SOURCE start from other
+    weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`."""
+    fractions: Annotated[tuple[float, ...], MayGrow] = FRACTIONS
+    """Shares of the labelled training slices (patients, exams), each in (0, 1]."""
+    sizes: Annotated[tuple[int, ...], MayGrow] = ()
+    """Numbers of labelled slices (patients, exams), in place of fractions."""
+    label_unit: Literal["slice", "patient"] = "slice"
+    """What fractions and sizes count (segment only; classify counts exams)."""
+    seeds: Annotated[tuple[int, ...], MayGrow] = SEEDS
+    """Repetitions: random seeds, each 0 or more. A seed draws the labelled subset, the weights of decoder or head and
+    the data order, the same in all pipelines."""
+    cross_seeds: bool = False
+    """Draw the subset and the rest by separate seeds, and run every pair of them."""
+    pretrain_seeds: Annotated[tuple[int, ...], MayGrow] = (0,)
+    """Random seeds of pretraining, one encoder for each."""
+    pretrain_epochs: Annotated[tuple[int, ...], MayGrow] = ()
+    """Also fine-tune from the encoders after these epochs of domain pretraining, e.g. 0 1 2 5 (figure 6 of Kalapos and
+    Gyires-Toth 2022)."""
+
+    data: AcdcSource | FolderSource | MrnetSource | ExamsSource = field(default_factory=AcdcSource)
+    """Data set: acdc or folder to segment, mrnet or exams to classify."""
+    test: Annotated[bool, Group("scoring")] = False
+    """Score the test split as well and report on it; look at it once, when every choice has been made."""
+    keep_models: Output[bool] = False
+    """Keep the trained networks of all runs (tens of megabytes each), not only the scores."""
+    out: Output[Path] = Path("runs/sweep")
+    """Folder of the study. Run the same command again to continue a study that was stopped."""
+    extend: Invocation[bool] = False
+    """Add pipelines, sizes, seeds and epochs to the study in `out`."""
+    dry_run: Invocation[bool] = False
+    """Print the plan and its cost, estimated from one short run; train nothing."""
+
+    executor: Annotated[Literal["local", "slurm"], Affects.EXECUTION, Group("execution")] = "local"
+    """Where the runs are made: in processes of this machine, or as job arrays of a Slurm cluster."""
+    processes: Execution[int | None] = None
+    """Runs at a time (local); None: one per core, or `runs_per_gpu` per GPU."""
+    runs_per_gpu: Execution[int] = 1
+    """Runs that share one GPU (local)."""
+    threads: Execution[int | None] = None
+    """CPU threads of one run; None: the machine's cores divided by the processes. Results differ in the last digits
+    between numbers of threads: set it where executors are to agree."""
+    device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
+    """Device to compute on; auto: a GPU if there is one."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Floating-point precision; auto: bf16 on a GPU that supports it, else fp32."""
+    slurm_partition: Annotated[str | None, Affects.EXECUTION, Group("Slurm")] = None
+    """Partition; None: the cluster's default."""
+    slurm_minutes: Execution[int] = 240
+    """Time limit of one run in minutes. A run that reaches it is queued again and continues from its checkpoint."""
+    slurm_gres: Execution[str | None] = None
+    """Generic resources of one run, e.g. gpu:1."""
+    slurm_parallel: Execution[int] = 16
+    """Runs at a time."""
+    slurm_memory_gb: Execution[float | None] = None
+    """Memory of one run in GB; None: the cluster's default."""
+
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """How encoders are pretrained."""
+    segment: SegmentConfig = field(default_factory=SegmentConfig)
+    """How U-Nets are trained."""
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    """How classifiers are trained."""
+
+    def __post_init__(self) -> None:
+        for pipeline in self.pipelines:
+            name, _, source = pipeline.partition("=")
+            if name not in PIPELINES or (source and name not in ("generalist", "hierarchical")):
+                raise UserError(
+                    f"--pipelines {pipeline}: there is no such pipeline; choose among {', '.join(PIPELINES)}, "
+                    "generalist=SOURCE, hierarchical=SOURCE"
+                )
+        for fraction in self.fractions:
+            if not 0 < fraction <= 1:
+                raise UserError(f"--fractions {fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
+        for name in ("sizes", "processes", "runs_per_gpu", "threads", "slurm_minutes", "slurm_parallel"):
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value is not None and value < 1:
+                    raise UserError(f"{_flag(name)} {value}: must be 1 or more")
+        for name in marked(SweepConfig, MayGrow):
+            values = getattr(self, name)
+            if not values and name not in ("sizes", "pretrain_epochs"):
+                raise UserError(f"{_flag(name)} is empty: pass one or more")
+            if len(set(values)) < len(values):
+                raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: one of them is there twice")
+            if any(isinstance(value, int) and value < 0 for value in values):
+                raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: must be 0 or more")
+        exams = isinstance(self.data, MrnetSource | ExamsSource)
+        if exams != (self.task == "classify"):
+            raise UserError(f"--dataset {self.data.dataset} does not go with --task {self.task}")
+        if exams and self.label_unit != "slice":
+            raise UserError(f"--label-unit {self.label_unit} goes with --task segment: classify counts exams")
+        for part in ("pretrain", "segment", "classify"):
+            self._refuse_settings_of_runs(part)
+
+    def _refuse_settings_of_runs(self, part: str) -> None:
+        """Refuse settings below `pretrain`, `segment` or `classify` that the sweep sets in every run."""
+        config = getattr(self, part)
+        initial = type(config)()
+        shared = self.shared_with(config)
+        for name in {*marked(type(config), SetBySweep), *shared}:
+            if getattr(config, name) != getattr(initial, name):
+                instead = f"pass {_flag(name)}" if name in shared else "the sweep sets it itself"
+                raise UserError(
+                    f"--{part}.{name.replace('_', '-')} {getattr(config, name)} belongs to single runs: {instead}"
+                )
+
+    def shared_with(self, config: PretrainConfig | SegmentConfig | ClassifyConfig) -> dict[str, Any]:
+        """The settings of the study that all its runs share, if they have them: data set, device, precision, test."""
+        names = {f.name for f in dataclasses.fields(self)} - {"out"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(config) if f.name in names}
+
+    @property
+    def run_config(self) -> SegmentConfig | ClassifyConfig:
+        """How the runs of the task are trained."""
+        return self.segment if self.task == "segment" else self.classify
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def paper() -> SweepConfig:
+    """Ten fractions and ten seeds, as in Kalapos and Gyires-Toth 2022."""
+    return SweepConfig(pretrain=pretrain.config.paper(), segment=segment.config.paper())
+
+
+def default() -> SweepConfig:
+    """Seven sizes and three seeds with the small networks of the other commands' default."""
+    return SweepConfig(
+        fractions=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 1.0),
+        seeds=SEEDS[:3],
+        pretrain=pretrain.config.default(),
+        segment=replace(segment.config.default(), steps=600, evaluate_every=60),
+    )
+
+
+def demo() -> SweepConfig:
+    """Four pipelines, four sizes, two seeds on synthetic patients in minutes. It checks that the software runs."""
+    return SweepConfig(
+        fractions=(0.02, 0.05, 0.15, 0.5),
+        seeds=SEEDS[:2],
+        pretrain=replace(
+            pretrain.config.demo(),
+            image_size=32,
+            steps=24,
+            generalist_images=512,
+            generalist_epochs=3,
+            checkpoint_every=0,
+        ),
+        segment=replace(
+            segment.config.demo(),
+            image_size=32,
+            spacing_mm=4.0,
+            loss="jaccard",
+            steps=40,
+            batch_size=12,
+            lr=3e-3,
+            evaluate_every=10,
+            checkpoint_every=0,
+        ),
+    )
+
+
+def exam_paper() -> SweepConfig:
+    """The paper's classifier at five fractions; 20,000 steps are its 50 epochs of all exams."""
+    return _of_exams(paper(), pretrain.config.exam_paper(), classify.config.paper(), steps=20_000, pipelines=IN_3D)
+
+
+def exam_default() -> SweepConfig:
+    """Five sizes and three seeds with the classifier's default."""
+    return _of_exams(default(), pretrain.config.exam_default(), classify.config.default(), steps=1000, pipelines=IN_3D)
+
+
+def exam_demo() -> SweepConfig:
+    """Four pipelines, three sizes, two seeds on synthetic knees."""
+    small = replace(pretrain.config.exam_demo(), generalist_images=512, generalist_epochs=3, checkpoint_every=0)
+    demo_classifier = replace(classify.config.demo(), checkpoint_every=0)
+    return replace(_of_exams(demo(), small, demo_classifier, steps=60, pipelines=PIPELINES), fractions=(0.1, 0.3, 1.0))
+
+
+def _of_exams(
+    base: SweepConfig, encoder: PretrainConfig, classifier: ClassifyConfig, *, steps: int, pipelines: tuple[str, ...]
+) -> SweepConfig:
+    """Every size takes the same optimiser steps, with ten validations on the way."""
+    return replace(
+        base,
+        task="classify",
+        pipelines=pipelines,
+        fractions=(0.05, 0.1, 0.2, 0.5, 1.0),
+        data=MrnetSource(),
+        pretrain=replace(encoder, stage="hierarchical", data=AcdcSource(), encoder=classifier.encoder),
+        classify=replace(classifier, steps=steps, evaluate_every=max(1, steps // 10)),
+    )
+
+
+Presets = Mapping[str, Callable[[], SweepConfig]]
+PRESETS: Presets = {"demo": demo, "default": default, "paper": paper}
+EXAM_PRESETS: Presets = {"demo": exam_demo, "default": exam_default, "paper": exam_paper}
+EXAMPLES = (
+    "--data-root ACDC --pipelines random generalist --pretrain.generalist imagenet --out runs/study",
+    "--sizes 2 4 8 --label-unit patient --seeds 0 13 42 --dry-run",
+    "--task classify --data-root MRNET --pipelines random specialist",
+)
+
+
+def presets_for(flags: Mapping[str, str]) -> Presets:
+    """The presets for the task that the command line names."""
+    return EXAM_PRESETS if flags.get("task") == "classify" else PRESETS

@@ -1,0 +1,58 @@
+"""The cost of a study, estimated from one short run."""
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pretrain.config import PretrainConfig
+from sweep.study.config import SweepConfig
+from sweep.study.grid import Job, unit
+from sweep.study.jobs import is_done, run_job
+from sweep.study.progress import Board
+
+PROBE_STEPS = 4
+
+
+def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
+    """Print the plan and its duration, estimated from a few optimiser steps and one scoring."""
+    left = [job for job in jobs if not is_done(job)]
+    console.print(f"{sum(job.is_cell for job in jobs)} cells in {cfg.out}", soft_wrap=True)
+    console.print(Board(jobs, unit(cfg)).table())
+    for job in jobs:
+        if not job.is_cell:
+            needs = f", after {', '.join(job.needs)}" if job.needs else ""
+            console.print(f"{job.name}{needs}{', done' if is_done(job) else ''}", highlight=False, soft_wrap=True)
+    todo = [job for job in left if job.is_cell]
+    if not todo:
+        console.print("every cell is done")
+        return
+    step, scoring = probe(cfg, todo[-1])
+    config: Any = cfg.run_config
+    steps = config.steps or 0
+    validations = steps // (config.evaluate_every or steps) if steps else 0
+    one = steps * step + validations * scoring
+    encoders = [job for job in left if isinstance(job.config, PretrainConfig)]
+    console.print(
+        f"estimated from a short run on this machine{'' if cfg.executor == 'local' else ', not the cluster'}: "
+        f"{step:.2f} s per optimiser step, {scoring:.1f} s per scoring, so {one / 60:.1f} min per cell and "
+        f"{one * len(todo) / 3600:.1f} hours for {len(todo)} cells one by one, without {len(encoders)} pretrainings",
+        soft_wrap=True,
+    )
+
+
+def probe(cfg: SweepConfig, job: Job) -> tuple[float, float]:
+    """Seconds of an optimiser step, and of a scoring of the validation split, of one cell from random weights."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "probe"
+        short = {"steps": PROBE_STEPS, "evaluate_every": PROBE_STEPS, "checkpoint_every": 0}
+        config: Any = replace(job.config, out=out, init="random", **short)  # type: ignore[arg-type]
+        run_job(replace(job, config=config), threads=cfg.threads)
+        result = json.loads((out / "result.json").read_text())
+        speed = result.get("images_per_second") or result["exams_per_second"]
+        step = config.batch_size / speed
+        return step, max(0.0, result["seconds"] - PROBE_STEPS * step)

@@ -1,0 +1,183 @@
+"""The runs of a study: which encoders it needs, and a cell for each pipeline, number of labels and seed."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from classify.config import ClassifyConfig
+from core.errors import UserError
+from engine.config import result_settings
+from pretrain.config import PretrainConfig
+from segment.config import SegmentConfig
+from sweep.study.config import SweepConfig
+
+RunConfig = PretrainConfig | SegmentConfig | ClassifyConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a study: an encoder's pretraining, or a cell."""
+
+    name: str
+    """Folder within the study: encoders/NAME or cells/NAME."""
+    config: RunConfig
+    needs: tuple[str, ...] = ()
+    """Names of the jobs that must be finished first."""
+    key: dict[str, Any]
+    """Of a cell: pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed; of an encoder empty."""
+
+    @property
+    def is_cell(self) -> bool:
+        """Whether it trains on labels and is scored; the others make encoders."""
+        return self.name.startswith("cells/")
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run."""
+        assert self.config.out is not None
+        return self.config.out
+
+    @property
+    def hash(self) -> str:
+        """Digest of what is computed."""
+        # the first weights are named by the jobs that make them, not by a path, which differs from machine to machine
+        weights = {name: "" for name in ("init", "generalist") if hasattr(self.config, name)}
+        settings = result_settings(replace(self.config, **weights))  # type: ignore[arg-type]
+        return hashlib.sha256(json.dumps([settings, self.key, self.needs], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def plan(cfg: SweepConfig, total: int) -> list[Job]:
+    """All jobs of a study, each after those it needs.
+
+    Every cell of a size and a pair of seeds has the same labelled slices, the same decoder and the same order in
+    every pipeline, so that differences between pipelines are paired. An encoder is made once and serves all its cells.
+
+    Args:
+        cfg: the study.
+        total: number of labelled training slices, patients or exams: what `labels` counts.
+
+    Raises:
+        UserError: when a size is larger than `total`.
+    """
+    sizes = _sizes(cfg, total)
+    pairs = list(product(cfg.seeds, cfg.seeds)) if cfg.cross_seeds else [(seed, seed) for seed in cfg.seeds]
+    encoders: dict[str, Job] = {}
+    starts = {pipeline: _starts(cfg, pipeline, encoders) for pipeline in cfg.pipelines}
+    cells = []
+    for (subset_seed, seed), (labels, fraction), pipeline in product(pairs, sizes.items(), cfg.pipelines):
+        for start in starts[pipeline]:
+            key = {
+                "pipeline": pipeline,
+                "pretrain_epochs": start.epochs,
+                "pretrain_seed": start.seed,
+                "fraction": fraction,
+                "labels": labels,
+                "subset_seed": subset_seed,
+                "seed": seed,
+            }
+            name = "-".join(["cells/" + _slug(pipeline) + start.suffix, f"n{labels}", f"seed{seed}"])
+            if cfg.cross_seeds:
+                name += f"-subset{subset_seed}"
+            settings = {"seed": seed, "subset_seed": subset_seed, "labelled_fraction": fraction, "init": start.init}
+            if cfg.task == "segment":
+                # the report shows masks of the largest size; drawing them takes longer than many a step
+                drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
+                settings |= {"label_unit": cfg.label_unit, "figures": drawn}
+            config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
+            cells.append(Job(name=name, config=config, needs=start.needs, key=key))
+    return [*encoders.values(), *cells]
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Weights that cells start from."""
+
+    init: str
+    needs: tuple[str, ...] = ()
+    seed: int = 0
+    epochs: float | None = None
+    suffix: str = ""
+    """Of the cells' names."""
+
+
+def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_Start]:
+    """The starts of a pipeline's cells, one for each pretraining seed and epoch; its encoders join `encoders`."""
+    stage, _, source = pipeline.partition("=")
+    if stage == "random":
+        return [_Start("random")]
+    source = source or cfg.pretrain.generalist
+    starts: list[_Start] = []
+    for seed in cfg.pretrain_seeds:
+        suffix = f"-pretrained{seed}" if len(cfg.pretrain_seeds) > 1 else ""
+        if stage == "generalist":
+            generalist = _generalist(cfg, source, seed, encoders)
+            if generalist not in [name for start in starts for name in start.needs]:  # given weights have no seed
+                starts.append(_Start(str(_encoder(cfg, generalist)), (generalist,), seed, None, suffix))
+            continue
+        needs: tuple[str, ...] = ()
+        given = cfg.pretrain.generalist
+        if stage == "hierarchical":
+            needs = (_generalist(cfg, source, seed, encoders),)
+            given = str(_encoder(cfg, needs[0]))
+        name = f"encoders/{_slug(pipeline)}{suffix}"
+        settings: dict[str, Any] = {"stage": stage, "generalist": given, "seed": seed}
+        if cfg.pretrain_epochs:
+            settings |= {"keep_epochs": cfg.pretrain_epochs, "epochs": max(cfg.pretrain_epochs), "steps": None}
+        config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
+        encoders[name] = Job(name=name, config=config, needs=needs, key={})
+        if cfg.pretrain_epochs:
+            starts += [
+                _Start(str(cfg.out / name / f"epoch-{epochs}"), (name,), seed, epochs, f"{suffix}-epoch{epochs}")
+                for epochs in cfg.pretrain_epochs
+            ]
+        else:
+            starts.append(_Start(str(_encoder(cfg, name)), (name,), seed, None, suffix))
+    return starts
+
+
+def _generalist(cfg: SweepConfig, source: str, seed: int, encoders: dict[str, Job]) -> str:
+    """Name of the job that makes the natural-image encoder."""
+    trained = source == "procedural" or (Path(source).is_dir() and not (Path(source) / "encoder.safetensors").exists())
+    name = "encoders/generalist" + (f"-{_slug(source)}" if source != cfg.pretrain.generalist else "")
+    if trained and len(cfg.pretrain_seeds) > 1:
+        name += f"-pretrained{seed}"
+    settings = {"stage": "generalist", "generalist": source, "seed": seed, "steps": None}
+    config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
+    encoders.setdefault(name, Job(name=name, config=config, key={}))
+    return name
+
+
+def _encoder(cfg: SweepConfig, name: str) -> Path:
+    return cfg.out / name / "encoder.safetensors"
+
+
+def _configured(cfg: SweepConfig, config: Any, **settings: Any) -> Any:
+    """A run's configuration with the settings that the study shares among its runs and those of this run."""
+    return replace(config, **{**cfg.shared_with(config), **settings})
+
+
+def _sizes(cfg: SweepConfig, total: int) -> dict[int, float]:
+    """Number of labels -> fraction, ascending; of fractions that come to the same number the smallest."""
+    if too_large := [size for size in cfg.sizes if size > total]:
+        raise UserError(f"--sizes {too_large[0]}: there are {total} labelled training {unit(cfg)} in all")
+    fractions = [size / total for size in cfg.sizes] or cfg.fractions
+    sizes: dict[int, float] = {}
+    for fraction in sorted(fractions):
+        sizes.setdefault(max(1, int(fraction * total + 0.5)), fraction)
+    return sizes
+
+
+def unit(cfg: SweepConfig) -> str:
+    """What labels count, in the plural."""
+    return "exams" if cfg.task == "classify" else "slices" if cfg.label_unit == "slice" else "patients"
+
+
+def _slug(name: str) -> str:
+    """A pipeline or source as part of a file's name; different paths stay different."""
+    stage, equals, source = name.rpartition("=")
+    if "/" in source:
+        source = Path(source).stem + "-" + hashlib.sha256(source.encode()).hexdigest()[:6]
+    return stage + equals + source

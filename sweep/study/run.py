@@ -1,0 +1,152 @@
+"""A study from its configuration to its report."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from core.errors import UserError
+from core.files import write_json
+from core.locks import Locked, file_lock
+from core.settings import MayGrow
+from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
+from engine.config import marked, read_config, result_settings, saved
+from sweep.study.config import SweepConfig
+from sweep.study.cost import estimate
+from sweep.study.grid import Job, plan, unit
+from sweep.study.jobs import failure, is_done
+from sweep.study.plan_file import write_plan
+from sweep.study.progress import Board
+from sweep.study.results import collect
+
+console = Console()
+
+
+def run(cfg: SweepConfig) -> Path | None:
+    """Make every run of the study that is not finished yet, then its tables and its report.
+
+    Returns:
+        The report's path; None after `--dry-run`.
+
+    Raises:
+        UserError: for a mistake in the configuration or the data, or a folder that holds another study.
+    """
+    cfg = _joined(cfg)
+    jobs = plan(cfg, count_labels(cfg))
+    cells = [job for job in jobs if job.is_cell]
+    sizes = {job.key["labels"] for job in cells}
+    if len(sizes) < len(cfg.sizes or cfg.fractions):
+        console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
+    if cfg.dry_run:
+        estimate(cfg, jobs, console)
+        return None
+    with _claimed(cfg):
+        write_plan(cfg.out, jobs, unit(cfg), cfg.task)
+        left = sum(not is_done(job) for job in jobs)
+        console.print(
+            f"{len(cells)} cells and {len(jobs) - len(cells)} encoders in {cfg.out}"
+            + (f", {len(jobs) - left} of them finished before" if left < len(jobs) else ""),
+            soft_wrap=True,
+        )
+        with Board(jobs, unit(cfg)) as board:
+            _execute(cfg, jobs, board)
+        failed = [job for job in jobs if not is_done(job)]
+        for job in failed[:10]:
+            console.print(f"[red]failed[/] {job.name}: {failure(job) or 'a job it depends on failed'}", soft_wrap=True)
+        collect(cfg, cells)
+        if len(failed) == len(jobs):
+            raise UserError(f"every run of the study in {cfg.out} failed; the first: {failure(failed[0])}")
+        from sweep.report.page import report
+
+        return report(cfg.out)
+
+
+def count_labels(cfg: SweepConfig) -> int:
+    """Number of labelled training slices, patients or exams of the study's data."""
+    if isinstance(cfg.data, MrnetSource | ExamsSource):
+        return len(open_exams(cfg.data, labelled=True).positions("train"))
+    dataset = open_slices(cfg.data)
+    positions = dataset.positions("train", labelled=True)
+    return len(positions) if cfg.label_unit == "slice" else dataset.table["subject"].iloc[positions].nunique()
+
+
+def _execute(cfg: SweepConfig, jobs: Sequence[Job], board: Board) -> None:
+    if cfg.executor == "slurm":
+        from sweep.study.slurm import run_on_slurm
+
+        run_on_slurm(cfg, jobs, board.note)
+        return
+    from sweep.study.local import run_locally
+
+    gpus = _count_gpus() if cfg.device != "cpu" else 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = cfg.processes or (gpus * cfg.runs_per_gpu if gpus else cores)
+    (cfg.out / "logs").mkdir(exist_ok=True)
+    run_locally(
+        jobs,
+        board.note,
+        logs=cfg.out / "logs",
+        processes=min(processes, len(jobs)),
+        threads=cfg.threads or max(1, cores // processes),
+        gpus=gpus,
+        keep_models=cfg.keep_models,
+    )
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _joined(cfg: SweepConfig) -> SweepConfig:
+    """The configuration, with `--extend` joined to that of the study that is there; another study is refused."""
+    file = cfg.out / "study.json"
+    if not file.exists():
+        if cfg.out.exists() and (not cfg.out.is_dir() or any(cfg.out.iterdir())):
+            raise UserError(f"{cfg.out} is not empty and holds no study; choose another --out")
+        return cfg
+    before, growing = read_config(SweepConfig, file), marked(SweepConfig, MayGrow)
+    was, now = result_settings(before), result_settings(cfg)
+    changed = [name for name in now if was[name] != now[name]]
+    if other := [name for name in changed if name not in growing]:
+        name = other[0]
+        what = f"{name} was {_shown(was[name], now[name])} and is now {_shown(now[name], was[name])}"
+        raise UserError(f"{cfg.out} holds a study of another configuration ({what}); choose another --out")
+    if changed and not cfg.extend:
+        what = ", ".join(f"{name} was {was[name]} and is now {now[name]}" for name in changed)
+        raise UserError(f"{cfg.out} holds another study ({what}); add to it with --extend, or choose another --out")
+    if not changed:
+        return cfg
+    if bool(was["sizes"]) != bool(now["sizes"]):
+        defined, other_flag = ("--sizes", "--fractions") if was["sizes"] else ("--fractions", "--sizes")
+        raise UserError(f"the study in {cfg.out} was defined with {defined}; --extend cannot switch it to {other_flag}")
+    joined = {
+        name: (*getattr(before, name), *(value for value in getattr(cfg, name) if value not in was[name]))
+        for name in growing
+    }
+    return replace(cfg, **joined)  # type: ignore[arg-type]
+
+
+def _shown(value: Any, other: Any) -> str:
+    """A setting in words; of a group, those of its settings that differ."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        return "(" + ", ".join(f"{k} {_shown(v, other.get(k))}" for k, v in value.items() if v != other.get(k)) + ")"
+    return repr(value)
+
+
+@contextlib.contextmanager
+def _claimed(cfg: SweepConfig) -> Iterator[None]:
+    """Hold the study's folder, as two sweeps at once would run every cell twice."""
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    write_json(cfg.out / "study.json", saved(cfg))
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(file_lock(cfg.out / ".lock", wait=False))
+        except Locked:
+            raise UserError(f"another sweep is running in {cfg.out}; wait for it, or stop it") from None
+        yield

@@ -1,0 +1,219 @@
+"""Every command that the README prints runs, with the smallest settings, in the order of its section.
+
+The placeholders ACDC, MRNET, DIR, FILE_OR_DIR, OUT and RUN become tiny data sets and runs; `imagenet` becomes a file in
+torchvision's layout, as tests need no network. Commands that install something or start the tests are only looked up.
+"""
+
+import importlib.util
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torchvision
+
+from data.phantoms.knee import write_mrnet
+from sweep.study.jobs import run_job
+
+ROOT = Path(__file__).parents[1]
+ONLY_LOOKED_UP = ("uv run pytest", "uv tool install", "source")
+UNET = {"--image-size": "32", "--batch-size": "4", "--steps": "1", "--spacing-mm": "4", "--evaluate-every": "1"}
+BYOL = {"--image-size": "32", "--batch-size": "4", "--steps": "1", "--projection": "8", "--predictor-hidden": "8"}
+BYOL |= {"--projector-hidden": "8", "--generalist-images": "4", "--generalist-epochs": "1"}
+CLIPS = {"--clip-frames": "2", "--micro-batch-size": "2", "--batch-size": "2"}
+SMALLEST = {
+    "pretrain": BYOL,
+    "segment": UNET,
+    "classify": {"--image-size": "32", "--steps": "2", "--test-clips": "1", **CLIPS},
+    "sweep": {
+        "--pipelines": "random generalist",
+        "--fractions": "0.1 0.3 0.6",
+        "--seeds": "0",
+        "--processes": "1",
+        "--threads": "1",
+        "--pretrain.encoder": "resnet18",
+        "--segment.encoder": "resnet18",
+        **{f"--pretrain.{flag[2:]}": value for flag, value in BYOL.items()},
+        **{f"--segment.{flag[2:]}": value for flag, value in UNET.items()},
+    },
+}
+"""What makes a training command short; options that are printed in the README are overridden."""
+
+
+class Command(NamedTuple):
+    section: str
+    text: str
+
+
+def printed_commands() -> Iterator[Command]:
+    """The commands of `sh` blocks, continued lines joined, and whole commands in the cells of tables."""
+    for part in (ROOT / "README.md").read_text().split("\n## ")[1:]:
+        section, _, text = part.partition("\n")
+        for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if words := shlex.split(line, comments=True):
+                    yield Command(section, shlex.join(words))
+        for row in re.findall(r"^\|.*\|$", text, re.MULTILINE):
+            yield from (Command(section, text) for text in re.findall(r"`(python -m [^`]+)`", row))
+
+
+COMMANDS = list(printed_commands())
+SECTIONS = list(dict.fromkeys(command.section for command in COMMANDS))
+
+
+def test_every_block_is_one_that_is_tested():
+    text = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"^```(\w+)", text, re.MULTILINE)) == {"sh"}
+    assert len(COMMANDS) > 15
+    assert {"Two commands", "Pipelines", "Your own data", "Whole exams: knee MRI"} <= set(SECTIONS)
+
+
+def test_links_and_folders_exist():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (ROOT / target).exists(), target
+    tree = re.search(r"## The tree\n\n```\n(.*?)```", text, re.DOTALL)
+    assert tree
+    for folder in re.findall(r"^(\w+)/", tree[1], re.MULTILINE):
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_commands_that_are_not_run_exist():
+    """`uv tool install .` offers `fewslice`; the benchmarks are a module."""
+    assert "fewslice" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    assert importlib.util.find_spec("benchmarks.__main__")
+
+
+FOREIGN = {"--group", "--nproc-per-node"}
+"""Options of uv and torchrun."""
+HELPS = [
+    *(("pretrain", "--dataset", layout) for layout in ("acdc", "folder", "mrnet", "exams")),
+    *(("segment", "--dataset", layout) for layout in ("acdc", "folder")),
+    *(("classify", "--dataset", layout) for layout in ("mrnet", "exams")),
+    *(("sweep",), ("sweep", "--task", "classify"), ("sweep.forecast",)),
+    *(("segment.predict",), ("segment.evaluate",), ("data.inspect",)),
+]
+
+
+@pytest.mark.slow
+def test_printed_options_exist(monkeypatch, capsys):
+    """Those of the prose as well, here and in docs/methods.md."""
+    monkeypatch.setenv("COLUMNS", "400")
+    offered: set[str] = set()
+    for module, *arguments in HELPS:
+        with pytest.raises(SystemExit):
+            run_module(module, [*arguments, "--help"], monkeypatch)
+        offered |= set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out.replace("_", "-")))
+    for file in ("README.md", "docs/methods.md"):
+        printed = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", (ROOT / file).read_text()))
+        assert not printed - offered - FOREIGN - {"--help"}, file
+
+
+@pytest.fixture(scope="module")
+def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("readme")
+    write_mrnet(folder / "knees", exams=12, seed=0)
+    patient = str(tiny_acdc / "training" / "patient002")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "imagenet.pth")
+    return {
+        "ACDC": str(tiny_acdc),
+        "MRNET": str(folder / "knees"),
+        "FILE_OR_DIR": patient,
+        "DIR": patient,
+        "OUT": str(folder / "masks"),
+        "imagenet": str(folder / "imagenet.pth"),
+    }
+
+
+def write_published_byol(file: Path) -> None:
+    """A ResNet-50 in the layout of yaox12/BYOL-PyTorch's checkpoint."""
+    torch.manual_seed(0)
+    state = {f"module.{key}": value for key, value in torchvision.models.resnet50().state_dict().items()}
+    torch.save({"target_backbone": state, "epoch": 300}, file)
+
+
+def with_smallest_settings(module: str, arguments: list[str], data_root: str) -> list[str]:
+    """`arguments` with the settings of SMALLEST put in their place, on one CPU and tiny data."""
+    if module not in SMALLEST:
+        return [*arguments, "--device", "cpu"] if module == "segment.predict" else arguments
+    groups: list[list[str]] = []  # a flag with its values
+    for word in arguments:
+        if word.startswith("--"):
+            groups.append([word])
+        else:
+            groups[-1].append(word)
+    given = {flag: values for flag, *values in groups}
+    settings = {flag: value.split() for flag, value in SMALLEST[module].items()} | {"--device": ["cpu"]}
+    if "--data-root" not in given:
+        settings |= {"--data-root": [data_root], "--recipe": ["demo"]}
+    if module == "pretrain" and "mrnet" in given.get("--dataset", []):
+        settings |= {flag: [value] for flag, value in CLIPS.items()}
+    if module in ("pretrain", "segment") and not {"--encoder", "--init", "--generalist"} & given.keys():
+        settings["--encoder"] = ["resnet10t"]
+    return [word for flag, values in (given | settings).items() for word in (flag, *values)]
+
+
+def run_module(module: str, arguments: list[str], monkeypatch) -> None:
+    """`python -m MODULE ARGUMENTS` in this process."""
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def newest_run(folder: Path) -> str:
+    """The last trained network in `runs/`."""
+    return str(max(folder.glob("runs/*/model.json"), key=lambda file: file.stat().st_mtime_ns).parent)
+
+
+def execute(command: str, placeholders: dict[str, str], monkeypatch) -> None:
+    """Run a command in this process, as `python -m MODULE` or as the console command."""
+    words = shlex.split(command.removeprefix("uv run "))
+    module, arguments = (words[2], words[3:]) if words[:2] == ["python", "-m"] else (words[1], words[2:])
+    arguments = [newest_run(Path.cwd()) if word == "RUN" else placeholders.get(word, word) for word in arguments]
+    for word in arguments:
+        if word.startswith("resnet50_byol") and not Path(word).exists():
+            write_published_byol(Path(word))
+    arguments = with_smallest_settings(module, arguments, placeholders["ACDC"])
+    try:
+        if words[0] == "fewslice":
+            target = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["fewslice"]
+            monkeypatch.setattr(sys, "argv", ["fewslice", module, *arguments])
+            EntryPoint("fewslice", target, "console_scripts").load()()
+        else:
+            assert words[0] == "python", command
+            run_module(module, arguments, monkeypatch)
+    except SystemExit as end:
+        if end.code:
+            pytest.fail(f"{command} ended with exit code {end.code}")
+
+
+def run_in_this_process(jobs, report, **_) -> None:
+    """Spares a study the start of processes, which `test_study.py` tests."""
+    for job in jobs:
+        run_job(job, threads=1)
+        report(job, "done")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where all sections run, so that none refuses the folder of another one's run."""
+    return tmp_path_factory.mktemp("here")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
+def test_commands_run_as_printed(section, placeholders, folder, monkeypatch):
+    monkeypatch.setenv("FEWSLICE_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sweep.study.local.run_locally", run_in_this_process)
+    for command in COMMANDS:
+        if command.section == section and not command.text.startswith(ONLY_LOOKED_UP):
+            print("$", command.text)
+            execute(command.text, placeholders, monkeypatch)
