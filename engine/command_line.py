@@ -99,8 +99,9 @@ def _renamed(argument: str) -> str:
         return argument
     flag, equals, value = argument[2:].partition("=")
     flag = MOVED.get(flag.replace("_", "-"), flag)
-    negated = "no-" if "no-" in flag else ""
-    parts = [part.replace("_", "-") for part in flag.replace("no-", "", 1 if negated else 0).split(".")]
+    *groups, name = flag.replace("_", "-").split(".")
+    negated = "no-" if name.startswith("no-") else ""
+    parts = [*groups, name.removeprefix(negated)]
     parts = [RENAMED.get(part.replace("-", "_"), part).replace("_", "-") for part in parts]
     return "--" + ".".join([*parts[:-1], negated + parts[-1]]) + equals + value
 
@@ -109,9 +110,12 @@ def _renamed_values(arguments: Sequence[str]) -> list[str]:
     """`--unlabelled-splits everyone` of version 0.1 was `all`."""
     old = {(RENAMED[name].replace("_", "-"), value): new for (name, value), new in RENAMED_VALUES.items()}
     renamed = list(arguments)
-    for place, argument in enumerate(renamed[:-1]):
-        flag = argument.rpartition(".")[2].removeprefix("--")
-        renamed[place + 1] = old.get((flag, renamed[place + 1]), renamed[place + 1])
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.rpartition(".")[2].removeprefix("--").partition("=")
+        if equals and (flag, value) in old:
+            renamed[place] = argument.removesuffix(value) + old[flag, value]
+        elif place + 1 < len(renamed):
+            renamed[place + 1] = old.get((flag, renamed[place + 1]), renamed[place + 1])
     return renamed
 
 

@@ -14,6 +14,7 @@ from engine.command_line import parse
     [
         (pretrain.config, "--trust 0.5 --resident no", "--trust-coefficient 0.5 --cache-on-device no"),
         (pretrain.config, "--pool everyone", "--unlabelled-splits all"),
+        (pretrain.config, "--pool=everyone", "--unlabelled-splits=all"),
         (segment.config, "--mirror --ema 0.5", "--flip-tta --ema-decay 0.5"),
         (
             segment.config,
