@@ -51,7 +51,8 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             plane_config = replace(_of_plane(cfg, plane), out=run.path / plane, overwrite=False)
             results[plane] = run_plane(plane_config, fabric, *prepare(plane_config))
         first = results[cfg.planes[0]]
-        result = {key: first[key] for key in ("task", "encoder", "init", "linear_probe", "epochs", "seed", "synthetic")}
+        shared = ("task", "encoder", "init", "linear_probe", "epochs", "steps", "seed", "synthetic")
+        result = {key: first[key] for key in shared}
         result |= {"planes": list(cfg.planes), "train": first["train"]}
         if run.main:
             result |= _combine(cfg, run.path)

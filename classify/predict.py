@@ -103,7 +103,10 @@ def _by_exam(files: list[Path], planes: list[str], root: Path) -> dict[str, dict
         plane = next((part for part in parts[:-1] if part in planes), planes[0])
         if len(planes) > 1:
             parts = tuple(part for part in parts if part != plane)
-        found.setdefault("/".join(parts), {})[plane] = file
+        stacks = found.setdefault("/".join(parts), {})
+        if plane in stacks:
+            raise UserError(f"{stacks[plane]} and {file} are two files of one exam and plane; keep one of them")
+        stacks[plane] = file
     return found
 
 

@@ -260,7 +260,7 @@ def _progress(t: Training, first: int) -> Iterator[Callable[[int, float, float],
     """A bar with loss, throughput and time left on a terminal; about ten lines elsewhere."""
     console = Console(stderr=True)
     if t.run.main and console.is_terminal:
-        text = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} images/s")
+        text = TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.1f} samples/s")
         bar = Progress(BarColumn(), MofNCompleteColumn(), text, TimeRemainingColumn(), console=console)
         with bar:
             task = bar.add_task("", total=t.steps, completed=first, loss=math.nan, speed=0.0)
@@ -272,6 +272,6 @@ def _progress(t: Training, first: int) -> Iterator[Callable[[int, float, float],
         nonlocal reported
         if done == t.steps or done - reported >= t.steps / 10:
             reported = done
-            log.info(f"step {done} of {t.steps}: loss {loss:.4f}, {speed:.1f} images/s")
+            log.info(f"step {done} of {t.steps}: loss {loss:.4f}, {speed:.1f} samples/s")
 
     yield line

@@ -100,6 +100,8 @@ class PretrainConfig(RunSettings):
         self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every")
         if not 0 <= self.tau < 1:
             raise UserError(f"--tau {self.tau}: must lie in [0, 1)")
+        if min(self.keep_epochs, default=0) < 0:
+            raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: each must be 0 or more")
         if self.image_size < 32:
             raise UserError(f"--image-size {self.image_size}: must be at least 32, the stride of the encoders")
         for name in ("second_blur", "second_solarise"):

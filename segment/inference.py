@@ -1,7 +1,5 @@
 """Segment whole slices, without cropping, and return label maps on the slices' own grid."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -80,13 +78,3 @@ def _probabilities(unet: nn.Module, x: Tensor) -> Tensor:
 def _to_stride(size: int) -> tuple[int, int]:
     missing = -size % STRIDE
     return missing // 2, missing - missing // 2
-
-
-def dice_per_class(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
-    """Dice of each foreground class of one volume, without distances; NaN where both are empty."""
-    scores = {}
-    for label, name in enumerate(classes[1:], start=1):
-        p, r = prediction == label, reference == label
-        total = int(p.sum()) + int(r.sum())
-        scores[name] = 2 * int((p & r).sum()) / total if total else float("nan")
-    return scores

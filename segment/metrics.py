@@ -23,6 +23,16 @@ def foreground(classes: Sequence[str]) -> list[str]:
     return [name for name in classes if name != "background"]
 
 
+def dice_per_class(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
+    """Dice of each foreground class of one volume, without distances; NaN where both are empty."""
+    scores = {}
+    for label, name in enumerate(classes[1:], start=1):
+        p, r = prediction == label, reference == label
+        total = int(p.sum()) + int(r.sum())
+        scores[name] = 2 * int((p & r).sum()) / total if total else float("nan")
+    return scores
+
+
 def score_volume(
     prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float], classes: Sequence[str]
 ) -> dict[str, float]:

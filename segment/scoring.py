@@ -12,8 +12,8 @@ from torch import nn
 from core.errors import UserError
 from data.slices import Dataset
 from segment.figures import panel_case, prediction_panel, worst_median_best
-from segment.inference import dice_per_class, segment_stack
-from segment.metrics import mean_dice, score_volume, summarise
+from segment.inference import segment_stack
+from segment.metrics import dice_per_class, mean_dice, score_volume, summarise
 from segment.model import ModelCard
 
 

@@ -455,6 +455,12 @@ def test_predicting_from_several_planes(both, knees, tmp_path):
     with pytest.raises(UserError, match=r"exam 1130\.npy has no file of the plane coronal; a run of several planes"):
         classify.predict.run(half)
     assert not (tmp_path / "q.csv").exists()
+    for folder in ("twice/a/sagittal", "twice/sagittal/a"):
+        (tmp_path / folder).mkdir(parents=True)
+        np.save(tmp_path / folder / "1130.npy", exam_frames(0, np.random.default_rng(0)))
+    twice = Predict(run=cfg.run_folder, input=tmp_path / "twice", output=tmp_path / "q.csv", device="cpu")
+    with pytest.raises(UserError, match=r"1130\.npy are two files of one exam and plane; keep one of them"):
+        classify.predict.run(twice)
 
 
 def test_combination_by_hand():

@@ -239,6 +239,7 @@ def test_mistakes_name_the_way_out(tiny_acdc, tmp_path):
         ({"steps": 0}, "--steps 0: must be above 0"),
         ({"lr": float("nan")}, "--lr nan: must be above 0"),
         ({"tau": 1.0}, r"--tau 1\.0: must lie in \[0, 1\)"),
+        ({"keep_epochs": (-1, 2)}, "--keep-epochs -1 2: each must be 0 or more"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"image_size": 16}, "--image-size 16: must be at least 32"),
     ):

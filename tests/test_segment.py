@@ -21,7 +21,8 @@ from engine.config import plain, read_config
 from engine.model_file import save_model
 from segment.__main__ import main
 from segment.config import SegmentConfig
-from segment.inference import dice_per_class, segment_stack
+from segment.inference import segment_stack
+from segment.metrics import dice_per_class
 from segment.model import ModelCard, build_unet, load_unet, segmentation_loss
 from segment.scoring import labelled_volumes, predict_split, score_split, split_dice
 from segment.training import run
