@@ -14,6 +14,8 @@ from core.errors import UserError
 from core.files import write_json
 
 SPLITS = ("train", "val", "test")
+FEWEST_EXAMS = 2
+"""One of each class: fewer train no classifier."""
 
 
 def acdc_split(subject: str) -> str:
@@ -88,6 +90,11 @@ def refuse_overlap(table: pd.DataFrame) -> None:
         raise UserError(f"subject {subject} is in two splits, {places}: a subject must stay in one")
 
 
+def labelled_count(fraction: float, total: int, fewest: int = 1) -> int:
+    """A share of `total` slices, patients or exams as a number: rounded, halves up, and at least `fewest`."""
+    return max(fewest, math.floor(fraction * total + 0.5))
+
+
 def labelled_subset(
     table: pd.DataFrame, fraction: float, unit: Literal["slice", "patient"] = "slice", seed: int = 0
 ) -> np.ndarray:
@@ -121,10 +128,11 @@ def labelled_subset(
         raise UserError("no training slice has labels: a labelled subset needs some, check the data set's split")
     rng = np.random.default_rng(seed)
     if unit == "slice":
-        chosen = pool["position"].to_numpy()[rng.permutation(len(pool))[: _count(fraction, len(pool))]]
+        chosen = pool["position"].to_numpy()[rng.permutation(len(pool))[: labelled_count(fraction, len(pool))]]
     else:
         order = _stratified(pool.drop_duplicates("subject"), rng)
-        chosen = pool.loc[pool["subject"].isin(order[: _count(fraction, len(order))]), "position"].to_numpy()
+        patients = order[: labelled_count(fraction, len(order))]
+        chosen = pool.loc[pool["subject"].isin(patients), "position"].to_numpy()
     return np.sort(chosen)
 
 
@@ -154,12 +162,8 @@ def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.nd
     label = dict(zip(pool["exam"], pool["label"], strict=True))
     firsts = [next(exam for exam in order if label[exam] == value) for value in (0, 1)]
     order = firsts + [exam for exam in order if exam not in firsts]
-    chosen = order[: max(2, _count(fraction, len(order)))]
+    chosen = order[: labelled_count(fraction, len(order), FEWEST_EXAMS)]
     return np.sort(pool.loc[pool["exam"].isin(chosen), "position"].to_numpy())
-
-
-def _count(fraction: float, total: int) -> int:
-    return max(1, math.floor(fraction * total + 0.5))
 
 
 def _stratified(patients: pd.DataFrame, rng: np.random.Generator) -> list[str]:

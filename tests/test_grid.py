@@ -146,6 +146,17 @@ def test_a_study_written_by_hand(tmp_path):
         read_config(SweepConfig, file, PRESETS["demo"]())
 
 
+def test_a_study_of_exams_counts_those_it_trains_on():
+    exams = {"task": "classify", "data": MrnetSource(), "pipelines": ("random",), "seeds": (0,)}
+    table = pd.DataFrame({"exam": [f"{n:04}" for n in range(27)], "split": "train", "label": [0, 1, 0] * 9})
+    cells = plan(SweepConfig(**exams, fractions=(0.01, 0.05, 0.1)), len(table))
+    assert [cell.key["labels"] for cell in cells] == [2, 3]  # 1 % and 5 % are one exam at most: two are drawn
+    for cell in cells:
+        assert len(labelled_exams(table, cell.config.labelled_fraction)) == cell.key["labels"]
+    with pytest.raises(UserError, match="--sizes 1: a classifier takes one exam of each class; pass 2 or more"):
+        plan(SweepConfig(**exams, sizes=(1, 4)), len(table))
+
+
 def test_labelled_exams():
     labels = np.tile([0, 0, 0, 0, 1], 20)
     table = pd.DataFrame({"exam": [f"{i:03d}" for i in range(100)], "split": "train", "label": labels})

@@ -44,6 +44,7 @@ def test_a_study_of_exams_end_to_end(tiny_knees, tmp_path, monkeypatch, no_stale
     assert stages == ["generalist", "hierarchical"]
     model = json.loads((cells["hierarchical-n5-seed0"] / "result.json").read_text())
     assert model["init"].endswith("encoder.safetensors")
+    assert (model["steps"], model["epochs"]) == (4, None)
     table = pd.read_csv(out / "statistics" / "by_size.csv")
     assert np.isfinite(table["mean"]).all()
     assert "AUC" in (out / "report.html").read_text()

@@ -9,6 +9,7 @@ from typing import Any
 
 from classify.config import ClassifyConfig
 from core.errors import UserError
+from data.splits import FEWEST_EXAMS, labelled_count
 from engine.config import result_settings
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
@@ -60,7 +61,7 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
         total: number of labelled training slices, patients or exams: what `labels` counts.
 
     Raises:
-        UserError: when a size is larger than `total`.
+        UserError: when a size is larger than `total`, or is one exam.
     """
     sizes = _sizes(cfg, total)
     pairs = list(product(cfg.seeds, cfg.seeds)) if cfg.cross_seeds else [(seed, seed) for seed in cfg.seeds]
@@ -163,10 +164,13 @@ def _sizes(cfg: SweepConfig, total: int) -> dict[int, float]:
     """Number of labels -> fraction, ascending; of fractions that come to the same number the smallest."""
     if too_large := [size for size in cfg.sizes if size > total]:
         raise UserError(f"--sizes {too_large[0]}: there are {total} labelled training {unit(cfg)} in all")
+    fewest = FEWEST_EXAMS if cfg.task == "classify" else 1
+    if min(cfg.sizes, default=fewest) < fewest:
+        raise UserError(f"--sizes {min(cfg.sizes)}: a classifier takes one exam of each class; pass {fewest} or more")
     fractions = [size / total for size in cfg.sizes] or cfg.fractions
     sizes: dict[int, float] = {}
     for fraction in sorted(fractions):
-        sizes.setdefault(max(1, int(fraction * total + 0.5)), fraction)
+        sizes.setdefault(labelled_count(fraction, total, fewest), fraction)
     return sizes
 
 
