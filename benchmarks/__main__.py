@@ -17,34 +17,30 @@ from rich.console import Console
 
 from benchmarks import tables
 from benchmarks.machine import describe, in_fresh_process, keep_bytecode, load
-from benchmarks.outcome import Outcome, outcome_of
+from benchmarks.outcome import Outcome, Row, outcome_of
+from core.command_line import parse_command
 
 Name = Literal["open", "views", "step", "evaluation", "study", "scale", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Measure speed and memory of fewslice against other libraries, side by side on this machine.
-
-    Examples:
-      python -m benchmarks --quick
-      python -m benchmarks --only open views --rounds 7
-    """
+    """Measure speed and memory of fewslice against other libraries, side by side on this machine."""
 
     only: tuple[Name, ...] = get_args(Name)
     """Benchmarks to run, in this order."""
     rounds: int = 4
-    """Number of counted rounds of each comparison; one more warms up."""
+    """Number of measured rounds of each comparison, at least 1; one more round warms up."""
     out: Path = Path(__file__).parent / "results"
-    """Folder of the results: JSON, table and plot."""
+    """Folder of the result files: numbers (JSON), table (Markdown) and plot (SVG)."""
     name: str | None = None
-    """Name of the result files, which are overwritten; default "latest", or "quick" with --quick."""
+    """Name of the result files, which are overwritten, without suffix; default: latest, or quick with --quick."""
     quick: bool = False
-    """Tiny sizes and one round, to check that everything runs; the numbers mean nothing."""
+    """Use tiny sizes and one round, to check that everything runs; the numbers mean nothing."""
 
 
 def run(cfg: Config) -> list[tables.Result]:
-    """Run the benchmarks, print and write the results; if a benchmark fails, it is reported and the others go on."""
+    """Run the benchmarks, then print and write the results; a failing benchmark becomes a row of the table."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     results = []
     with tempfile.TemporaryDirectory(prefix="fewslice-benchmarks-") as folder:
@@ -67,24 +63,19 @@ def _measure(name: str, rounds: int, quick: bool, folder: Path) -> tables.Result
         outcome: Outcome = in_fresh_process(outcome_of, name, rounds=rounds, quick=quick)
     except Exception as problem:
         traceback.print_exc()
-        error = _without_folders(f"{type(problem).__name__}: {problem}", folder.parent)
-        outcome = tables.failure(name, error.partition("\n")[0])
+        error = f"{type(problem).__name__}: {problem}"
+        for place in (folder.parent, Path(__file__).parents[1], Path.home()):  # results are committed
+            error = error.replace(str(place), "...")
+        row = Row(benchmark=name, what="failed", target="to end", value=error.partition("\n")[0], met=False)
+        outcome = Outcome(rows=[row])
     seconds = time.perf_counter() - began
     return tables.Result(name=name, outcome=outcome, seconds=seconds, load=(before, load()), error=error)
 
 
-def _without_folders(message: str, temporary: Path) -> str:
-    """The message without paths of this machine, as results are committed."""
-    for place in (temporary, Path(__file__).parents[1], Path.home()):
-        message = message.replace(str(place), "...")
-    return message
-
-
 def main() -> None:
     """Parse the command line; exit with 1 if a benchmark failed."""
-    import tyro
-
-    sys.exit(any(result.error for result in run(tyro.cli(Config))))
+    cfg = parse_command(Config, "python -m benchmarks", ("--quick", "--only open views --rounds 7"))
+    sys.exit(any(result.error for result in run(cfg)))
 
 
 if __name__ == "__main__":

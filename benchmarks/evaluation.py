@@ -1,7 +1,5 @@
 """Segmentation of whole volumes of ACDC's size by a U-Net, against the inference of Kalapos and Gyires-Toth 2022."""
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -20,7 +18,7 @@ OURS, REFERENCE = "fewslice", "reference inference"
 
 
 def run(*, rounds: int, quick: bool) -> Outcome:
-    """Time both encoders; `quick`: one encoder, two small slices, one round."""
+    """Time U-Nets with both encoders; `quick`: one encoder, two small slices, one round."""
     outcome = Outcome()
     shape = (2, 54, 64) if quick else (10, 216, 256)
     for encoder in ("resnet18",) if quick else ("resnet18", "resnet50"):
@@ -28,12 +26,9 @@ def run(*, rounds: int, quick: bool) -> Outcome:
         rates, flops = _rates(encoder, shape, min(rounds, 2))
         name = encoder.replace("resnet", "ResNet-")
         what = f"U-Net evaluation of a volume, {name}, {'x'.join(map(str, shape))}"
-        row = faster("evaluation", what, REFERENCE, rates.ratio(OURS, REFERENCE), 3.0)
-        if not row.met:
-            share = rates.median(OURS) * flops / matrix_product()
-            why = f"{row.why}: the same convolutions, ours at {share:.0%} of this core's matrix product"
-            row = replace(row, why=why)
-        outcome.rows.append(row)
+        share = rates.median(OURS) * flops / matrix_product()
+        why = f"the same convolutions, ours at {share:.0%} of this core's matrix product"
+        outcome.rows.append(faster(what, REFERENCE, rates.ratio(OURS, REFERENCE), 3.0, because=why))
         outcome.details.update({f"{what}, volumes/s": dict(rates.rates), f"{what}, FLOP": flops})
     return outcome
 
@@ -74,7 +69,7 @@ def reference_inference(unet: nn.Module, volume: np.ndarray) -> np.ndarray:
     predictions = []
     for image in volume:
         x = torch.from_numpy((image.astype(np.float32) / 255 - 67.27) / 84.66)[None, None]
-        below, beside = (max(256, -(-n // 32) * 32) - n for n in image.shape)
-        logits = unet(F.pad(x, (beside // 2, beside - beside // 2, below // 2, below - below // 2)))
+        rows, columns = (max(256, -(-n // 32) * 32) - n for n in image.shape)
+        logits = unet(F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)))
         predictions.append(logits.softmax(dim=1).argmax(dim=1)[0].numpy())
     return np.stack(predictions)

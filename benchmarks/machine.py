@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,23 +17,26 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("numpy", "torch", "torchvision", "opencv-python-headless", "albumentations", "nibabel", "deflate")
-PEERS = ("lightly", "byol-pytorch", "monai")
+PACKAGES = "numpy torch torchvision opencv-python-headless albumentations nibabel deflate lightly byol-pytorch monai"
 LINUX_STATUS = Path("/proc/self/status")
+FORK = "fork" if sys.platform == "linux" else None
+"""How DataLoaders start workers: forked ones need not import torch first."""
 
 
 def describe() -> dict[str, Any]:
     """Hardware and versions that a reader needs to judge the numbers, without names of the machine or its folders."""
+    import torch
+
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": _commit(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "ram_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "gpu": _gpu(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES + PEERS},
+        **{name: _version(name) for name in PACKAGES.split()},
     }
 
 
@@ -99,29 +103,27 @@ def _added_memory(warm_up: Callable[[], Any], function: Callable[[], Any]) -> fl
     warm_up()
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    before = _status_mb("VmRSS")
-    kept = function()
-    after = _status_mb("VmHWM")
-    del kept
+    before = resident_mb()
+    result = function()
+    after = resident_mb(peak=True)
+    del result
     return after - before
 
 
-def _status_mb(name: str) -> float:
-    lines = LINUX_STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024 / 1e6
+def resident_mb(*, peak: bool = False) -> float:
+    """Resident memory (MB) of this process, now or at its peak; NaN without /proc."""
+    value = _first_value(LINUX_STATUS, "VmHWM" if peak else "VmRSS")
+    return int(value.split()[0]) * 1024 / 1e6 if value else float("nan")
 
 
 def _cpu() -> str:
-    file = Path("/proc/cpuinfo")
+    return _first_value(Path("/proc/cpuinfo"), "model name") or platform.processor()
+
+
+def _first_value(file: Path, name: str) -> str:
+    """Value of the first "name: value" line of a file of /proc; empty if there is none."""
     lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def _commit() -> str:

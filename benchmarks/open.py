@@ -46,21 +46,21 @@ def run(*, rounds: int, quick: bool) -> Outcome:
     inflating = f"inflating the files alone is {opened.ratio('first', 'inflating').median:.0%} of it"
     rows = [
         *(
-            faster("open", "first time", name, opened.ratio("first", name), least, because=inflating)
+            faster("first time", name, opened.ratio("first", name), least, because=inflating)
             for name, least in FIRST_FASTER.items()
         ),
-        faster("open", "later times", "reference loader", opened.ratio("later", "reference loader"), LATER_FASTER),
+        faster("later times", "reference loader", opened.ratio("later", "reference loader"), LATER_FASTER),
         _less_memory("later times", memory, LATER_MEMORY),
         _less_memory("first time", memory, None),
         *(
-            faster("open", f"folder to first batch, {time}", "reference loader", batch.ratio(time, "reference loader"))
+            faster(f"folder to first batch, {time}", "reference loader", batch.ratio(time, "reference loader"))
             for time in ("first", "later")
         ),
         _slice_row(slices),
         *growth.rows,
     ]
     rates = {"opening": opened, "first batch": batch, "random slice": slices}
-    details = {what: asdict(these) for what, these in rates.items()}
+    details = {name: asdict(value) for name, value in rates.items()}
     return Outcome(rows=rows, details={**details, "peak MB": memory, "growth": growth.details})
 
 
@@ -90,15 +90,15 @@ def _first_batch(root: Path, filled: Path, empty: Path, rounds: int) -> Rates:
     from data.slices import Slices
     from engine.sampler import Sample
 
-    draws = [Sample(int(k), seed) for seed, k in enumerate(_some(len(_store(root, filled))))]
+    batch = [Sample(item, seed) for seed, item in enumerate(_random_items(len(_store(root, filled))))]
 
     def ours(cache: Path) -> None:
         store = _store(root, cache)
-        two_views(Slices(store=store, positions=np.arange(len(store))), SIZE).__getitems__(draws)
+        two_views(Slices(store=store, positions=np.arange(len(store))), SIZE).__getitems__(batch)
 
     def theirs() -> None:
         samples = reference(reference_cache(root), SIZE)
-        default_collate([samples[draw] for draw in draws])
+        default_collate([samples[sample] for sample in batch])
 
     turns = {
         "reference loader": counted(1, theirs),
@@ -111,7 +111,7 @@ def _first_batch(root: Path, filled: Path, empty: Path, rounds: int) -> Rates:
 def _slice_row(rates: Rates) -> Row:
     ratio, share = rates.ratio("store", "reference cache"), rates.ratio("store", "contiguous arrays").median
     why = f"at {share:.0%} of the rate of copying contiguous arrays, {1e6 / rates.median('store'):.0f} us"
-    return faster("open", "random slice", "reference cache", ratio, SLICE_FASTER, because=why)
+    return faster("random slice", "reference cache", ratio, SLICE_FASTER, because=why)
 
 
 def _random_slice(store: SliceStore, cache: list[np.ndarray], rounds: int) -> Rates:
@@ -166,7 +166,7 @@ def _growth(folder: Path, small: Path, times: int, quick: bool, rounds: int) -> 
     }
     subjects = f"{counts[0]} -> {counts[1]} subjects of 2 frames"
     rows = [
-        Row(benchmark="open", what=f"{what}: {subjects}", against="itself", value=f"{first:.3g} -> {last:.3g}")
+        Row(what=f"{what}: {subjects}", against="fewslice", value=f"{first:.3g} -> {last:.3g}")
         for what, (first, last) in values.items()
     ]
     return Outcome(rows=rows, details={**values, **asdict(rates)})
@@ -177,21 +177,21 @@ def _less_memory(which: str, memory: dict[str, float], at_most: float | None) ->
     met = None if at_most is None else ours <= at_most * theirs
     why = f"{ours / (theirs * at_most) - 1:.0%} above" if at_most and met is False else ""
     return Row(
-        benchmark="open", what=f"peak memory, {which}", against="reference loader", met=met, why=why,
+        what=f"peak memory, {which}", against="reference loader", met=met, why=why,
         target="" if at_most is None else f"<= 1/{1 / at_most:g}",
         value=f"1/{theirs / ours:.3g} ({ours:.3g} of {theirs:.3g} MB)",
     )  # fmt: skip
 
 
 def _store(root: Path, cache: Path) -> SliceStore:
-    """The packed store of fewslice, with its own cache folder."""
+    """The packed store of fewslice, with this cache folder."""
     os.environ["FEWSLICE_CACHE"] = str(cache)
     return load_dataset("acdc", root).store
 
 
 def _store_and_batch(root: Path, cache: Path) -> tuple[SliceStore, np.ndarray]:
     store = _store(root, cache)
-    return store, np.stack([store.image(i) for i in _some(len(store))])
+    return store, np.stack([store.image(i) for i in _random_items(len(store))])
 
 
 def _warm_up(root: Path, cache: Path) -> None:
@@ -201,7 +201,7 @@ def _warm_up(root: Path, cache: Path) -> None:
     nibabel_cache(root)
 
 
-def _some(count: int) -> list[int]:
+def _random_items(count: int) -> list[int]:
     return list(np.random.default_rng(1).integers(count, size=BATCH).tolist())
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from benchmarks.machine import added_memory, in_fresh_process
+from benchmarks.machine import added_memory, in_fresh_process, resident_mb
 from benchmarks.outcome import Outcome, Row
 from benchmarks.phantom import write_cines
 
@@ -46,7 +45,7 @@ def write_files(folder: Path, files: int) -> Path:
 
 
 def _stores(counts: tuple[int, ...], root: Path, outcome: Outcome) -> None:
-    """Measure packing once, and opening and drawing views in a fresh process, for stores of growing size."""
+    """Measure packing here, and opening and making views in a fresh process, for stores of growing size."""
     from data.slices import load_dataset
 
     points = []
@@ -64,8 +63,7 @@ def _stores(counts: tuple[int, ...], root: Path, outcome: Outcome) -> None:
         ("sample", "two views of a slice", "{:.2g} ms"),
     ):
         values = _arrows([form.format(point[name]) for point in points])
-        outcome.rows.append(Row(benchmark="scale", what=f"{what}, {sizes} slices", value=values))
-    outcome.details["store"] = points
+        outcome.add(Row(what=f"{what}, {sizes} slices", value=values), "store", points)
 
 
 def open_and_draw(folder: Path) -> dict[str, float]:
@@ -73,34 +71,27 @@ def open_and_draw(folder: Path) -> dict[str, float]:
     from benchmarks.training import two_views
     from data.slices import Slices, load_dataset
 
-    before = _resident()
+    before = resident_mb()
     began = time.perf_counter()
     dataset = load_dataset("folder", folder)
     opened = time.perf_counter() - began
-    memory = _resident() - before
-    samples = two_views(Slices(store=dataset.store, positions=dataset.positions("train")), 96)
-    draws = np.random.default_rng(0).integers(0, len(dataset.positions("train")), 300)
-    for draw in draws[:20]:
-        samples[int(draw), 0]
+    memory = resident_mb() - before
+    slices = Slices(store=dataset.store, positions=dataset.positions("train"))
+    samples = two_views(slices, 96)
+    items = np.random.default_rng(0).integers(0, len(slices), 300).tolist()
+    for item in items[:20]:
+        samples[item, 0]
     began = time.perf_counter()
-    for number, draw in enumerate(draws):
-        samples[int(draw), number]
-    return {"open": opened, "memory": memory, "sample": 1000 * (time.perf_counter() - began) / len(draws)}
-
-
-def _resident() -> float:
-    """Resident memory of this process in megabytes; NaN without /proc."""
-    file = Path("/proc/self/statm")
-    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if file.exists() else float("nan")
+    for seed, item in enumerate(items):
+        samples[item, seed]
+    return {"open": opened, "memory": memory, "sample": 1000 * (time.perf_counter() - began) / len(items)}
 
 
 def _workers(folder: Path, count: int, outcome: Outcome) -> None:
     """Measure pairs of views per second of a DataLoader with 0, 1 and 2 workers, without the workers' start."""
     import torch
-    from torch.utils.data import DataLoader
 
-    from benchmarks.training import training_slices, two_views
-    from engine.loop import collate
+    from benchmarks.training import batch_loader, training_slices, two_views
     from engine.sampler import MicroBatchSampler, StepSampler
 
     slices, _ = training_slices("folder", folder)
@@ -110,14 +101,7 @@ def _workers(folder: Path, count: int, outcome: Outcome) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for workers in (0, 1, 2):
-        context = "fork" if workers and sys.platform == "linux" else None
-        batch_sampler = MicroBatchSampler(sampler, 0, count // 32 + 4)
-        loader = iter(
-            DataLoader(
-                samples, batch_sampler=batch_sampler, num_workers=workers, multiprocessing_context=context,
-                collate_fn=collate,
-            )
-        )  # fmt: skip
+        loader = iter(batch_loader(samples, MicroBatchSampler(sampler, 0, count // 32 + 4), workers))
         for _ in range(4):  # as many as workers may have prepared before the clock starts
             next(loader)
         began = time.perf_counter()
@@ -126,8 +110,7 @@ def _workers(folder: Path, count: int, outcome: Outcome) -> None:
     torch.set_num_threads(threads)
     value = _arrows([f"{rate:.0f}" for rate in rates.values()]) + " /s"
     what = "pairs of views at 224 per second, workers 0 -> 1 -> 2"
-    outcome.rows.append(Row(benchmark="scale", what=what, value=value))
-    outcome.details["workers, pairs of views/s"] = rates
+    outcome.add(Row(what=what, value=value), "workers, pairs of views/s", rates)
 
 
 def _accumulation(folder: Path, batches: tuple[int, ...], outcome: Outcome) -> None:
@@ -136,20 +119,19 @@ def _accumulation(folder: Path, batches: tuple[int, ...], outcome: Outcome) -> N
     peaks = {batch: added_memory(warm_up, partial(accumulated_step, folder, batch)) for batch in batches}
     what = f"peak memory of a step, effective batch {_arrows(list(map(str, batches)))} (micro-batch {MICRO})"
     value = _arrows([f"{peak:.0f}" for peak in peaks.values()]) + " MB"
-    outcome.rows.append(Row(benchmark="scale", what=what, value=value))
-    outcome.details["accumulation, MB"] = peaks
+    outcome.add(Row(what=what, value=value), "accumulation, MB", peaks)
 
 
 def accumulated_step(folder: Path, batch: int) -> None:
-    """Take one BYOL step of the training loop at 32 pixels; batch 0: only import and open what it needs."""
+    """Take one BYOL step of the training loop at 32 pixels; batch 0: only import modules and open the data."""
     import torch
 
     from benchmarks.peers.networks import Heads
-    from benchmarks.training import Setting, make_encoder, our_byol, run_loop, training_slices, two_views
+    from benchmarks.training import make_encoder, our_byol, run_loop, training_slices, two_views
 
     torch.set_num_threads(1)
     slices, key = training_slices("folder", folder)
-    encoder, features = make_encoder(Setting(encoder="resnet10t", size=32, batch=batch, rounds=1))
+    encoder, features = make_encoder("resnet10t")
     byol, optimiser = our_byol(encoder, features, Heads(256, 256, 128))
     if not batch:
         return
@@ -166,8 +148,7 @@ def _processes(root: Path, steps: int, outcome: Outcome) -> None:
     rates = {devices: _pretrain_rate(root, devices, steps) for devices in (1, 2)}
     value = f"{rates[1]:.0f} -> {rates[2]:.0f} images/s, efficiency {rates[2] / rates[1] / 2:.0%}"
     what = "BYOL pretraining, ResNet-18 at 64, batch 64, processes 1 -> 2"
-    outcome.rows.append(Row(benchmark="scale", what=what, value=value))
-    outcome.details["processes, images/s"] = rates
+    outcome.add(Row(what=what, value=value), "processes, images/s", rates)
 
 
 def _pretrain_rate(root: Path, devices: int, steps: int) -> float:

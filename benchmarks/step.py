@@ -4,10 +4,8 @@ import copy
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -43,10 +41,9 @@ def run(*, rounds: int, quick: bool) -> Outcome:
     heads = Heads(64, 64, 32) if quick else Heads()
     byol, video, unet = [*BYOL, ALL_CORES], VIDEO, list(UNET)
     if quick:
-        byol, video, unet = [_tiny(BYOL[0])], replace(_tiny(VIDEO), frames=8), [_tiny(UNET[0])]
-    for setting in byol:
-        _against_peers(setting, rounds, heads, outcome)
-    _video(video, rounds, heads, outcome)
+        byol, video, unet = [BYOL[0].tiny()], VIDEO.tiny(), [UNET[0].tiny()]
+    for setting in (*byol, video):
+        _byol(setting, rounds, heads, outcome)
     for setting in unet:
         _unet(setting, rounds, outcome)
     _count(heads, outcome)
@@ -57,45 +54,30 @@ def run(*, rounds: int, quick: bool) -> Outcome:
     return outcome
 
 
-def _tiny(setting: Setting) -> Setting:
-    return replace(setting, size=32, batch=4, rounds=1)
-
-
 def _turns(contestants: Mapping[str, Callable[[], int]], setting: Setting, rounds: int) -> Rates:
     with pinned() if setting.clock == "cpu" else nullcontext():
         return take_turns(contestants, unit="samples/s", rounds=min(setting.rounds, rounds), clock=setting.clock)
 
 
-def _byol_rates(setting: Setting, rounds: int, heads: Heads, peers: Mapping[str, Any]) -> Rates:
-    """Samples per second of fewslice and of peers, all with the same weights and the same views."""
-    encoder, features = make_encoder(setting)
+def _byol(setting: Setting, rounds: int, heads: Heads, outcome: Outcome) -> None:
+    """Compare fewslice with its peers, or for clips with a plain loop; all have the same weights and the same views."""
+    peers = {"plain loop (no peer has clips)": solo_learn} if setting.frames else PEERS
+    encoder, features = make_encoder(setting.encoder)
     first, second = setting.images(), setting.images()
     both = torch.stack([first, second], dim=1)
     byol, optimiser = our_byol(setting.layout(copy.deepcopy(encoder)), features, heads)
     turns = {OURS: counted(setting.batch, our_step, byol, optimiser, byol.move_target, both)}
-    for name, make in peers.items():
-        turns[name] = counted(setting.batch, make(copy.deepcopy(encoder), features, heads), first, second)
-    return _turns(turns, setting, rounds)
-
-
-def _against_peers(setting: Setting, rounds: int, heads: Heads, outcome: Outcome) -> None:
-    rates = _byol_rates(setting, rounds, heads, PEERS)
-    fastest = max(PEERS, key=rates.median)
-    ratio = rates.ratio(OURS, fastest)
-    others = ", ".join(f"{rates.ratio(OURS, name).median:.3g}x {name}" for name in PEERS if name != fastest)
+    for name, make_step in peers.items():
+        turns[name] = counted(setting.batch, make_step(copy.deepcopy(encoder), features, heads), first, second)
+    rates = _turns(turns, setting, rounds)
+    fastest = max(peers, key=rates.median)
+    others = ", ".join(f"{rates.ratio(OURS, name).median:.3g}x {name}" for name in peers if name != fastest)
     why = f"all spend the step in the same convolutions ({others})"
     if fastest == "byol-pytorch":
         why += "; it merges both views' batch statistics, which changes the result"
-    against = f"{fastest}, the fastest of three peers"
-    outcome.rows.append(faster("step", f"BYOL step, {setting}", against, ratio, 1.05, because=why))
-    outcome.details[f"BYOL step, {setting}, samples/s"] = dict(rates.rates)
-
-
-def _video(setting: Setting, rounds: int, heads: Heads, outcome: Outcome) -> None:
-    naive = "plain loop (no peer has clips)"
-    rates = _byol_rates(setting, rounds, heads, {naive: solo_learn})
-    outcome.rows.append(faster("step", f"BYOL step, {setting}", naive, rates.ratio(OURS, naive)))
-    outcome.details[f"BYOL step, {setting}, samples/s"] = dict(rates.rates)
+    against, at_least = (fastest, None) if setting.frames else (f"{fastest}, the fastest of three peers", 1.05)
+    row = faster(f"BYOL step, {setting}", against, rates.ratio(OURS, fastest), at_least, because=why)
+    outcome.add(row, f"BYOL step, {setting}, samples/s", dict(rates.rates))
 
 
 def _unet(setting: Setting, rounds: int, outcome: Outcome) -> None:
@@ -107,14 +89,14 @@ def _unet(setting: Setting, rounds: int, outcome: Outcome) -> None:
         peer: counted(setting.batch, smp_loop(setting.encoder, CLASSES), images, labels),
     }
     rates = _turns(turns, setting, rounds)
-    outcome.rows.append(faster("step", f"U-Net step, {setting}", peer, rates.ratio(OURS, peer)))
-    outcome.details[f"U-Net step, {setting}, images/s"] = dict(rates.rates)
+    row = faster(f"U-Net step, {setting}", peer, rates.ratio(OURS, peer))
+    outcome.add(row, f"U-Net step, {setting}, images/s", dict(rates.rates))
 
 
 def _count(heads: Heads, outcome: Outcome) -> None:
     """Count operations and synchronisations, on the CPU with small images: the counts depend on neither."""
-    setting = Setting(encoder="resnet50", size=64, batch=2, rounds=1)
-    encoder, features = make_encoder(setting)
+    setting = Setting(encoder="resnet50", size=64, batch=2)
+    encoder, features = make_encoder(setting.encoder)
     first, second = setting.images(), setting.images()
     byol, optimiser = our_byol(copy.deepcopy(encoder), features, heads)
     both = torch.stack([first, second], dim=1)
@@ -128,20 +110,18 @@ def _count(heads: Heads, outcome: Outcome) -> None:
     limits = (("ATen operations", 1800), ("device synchronisations", 0))
     for (what, limit), ours, theirs in zip(limits, *counts, strict=True):
         why = "" if ours <= limit else f"{ours - limit} too many"
-        outcome.rows.append(
-            Row(
-                benchmark="step", what=f"{what} in one ResNet-50 BYOL step", against=f"plain loop, {theirs}",
-                target=f"<= {limit}", value=str(ours), met=not why, why=why,
-            )
+        row = Row(
+            what=f"{what} in one ResNet-50 BYOL step", against=f"plain loop, {theirs}",
+            target=f"<= {limit}", value=str(ours), met=not why, why=why,
         )  # fmt: skip
-        outcome.details[what] = {OURS: ours, "plain loop": theirs}
+        outcome.add(row, what, {OURS: ours, "plain loop": theirs})
 
 
 def _average(rounds: int, heads: Heads, outcome: Outcome) -> None:
     """Time the update of the target network alone: encoder and projector of ResNet-50."""
     from lightly.models.utils import update_momentum
 
-    encoder, features = make_encoder(Setting(encoder="resnet50", size=0, batch=0, rounds=0))
+    encoder, features = make_encoder("resnet50")
     byol, _ = our_byol(encoder, features, heads)
     pairs = [(byol.encoder, byol.target_encoder), (byol.projector, byol.target_projector)]
     repeats = 5
@@ -153,9 +133,9 @@ def _average(rounds: int, heads: Heads, outcome: Outcome) -> None:
     def ours(online: nn.Module, target: nn.Module) -> None:
         update_average(target.parameters(), online.parameters(), TAU)
 
+    @torch.no_grad()
     def copy_weights(online: nn.Module, target: nn.Module) -> None:
-        with torch.no_grad():
-            torch._foreach_copy_(list(target.parameters()), list(online.parameters()))
+        torch._foreach_copy_(list(target.parameters()), list(online.parameters()))
 
     contestants: dict[str, Callable[..., None]] = {
         OURS: ours,
@@ -170,5 +150,5 @@ def _average(rounds: int, heads: Heads, outcome: Outcome) -> None:
     why = f"at {copied:.0%} of the rate of copying the same weights, which moves 2/3 of the bytes"
     what = "EMA update, ResNet-50 and projector"
     for peer, least in (("solo-learn loop", 4.0), ("lightly", 1.3)):
-        outcome.rows.append(faster("step", what, peer, rates.ratio(OURS, peer), least, because=why))
-    outcome.details["EMA updates/s"] = dict(rates.rates)
+        row = faster(what, peer, rates.ratio(OURS, peer), least, because=why)
+        outcome.add(row, "EMA updates/s", dict(rates.rates))

@@ -26,7 +26,7 @@ from sweep.study.jobs import run_job
 from sweep.study.run import count_labels
 
 ONE_BY_ONE = 4
-"""Number of cells run one by one, whose time is scaled to all cells; every third, so that each pipeline is included."""
+"""Number of cells run one by one, spread so that each pipeline is included; their time is scaled to all cells."""
 
 
 def run(*, rounds: int, quick: bool) -> Outcome:
@@ -74,14 +74,14 @@ def run_command(module: str, config: Any, folder: Path, **environment: str) -> f
 
 @dataclass(frozen=True)
 class Alone:
-    """Times of runs in separate processes."""
+    """Times in seconds of runs in separate processes."""
 
     encoders: list[float]
-    """Wall seconds of each pretraining."""
+    """Wall time of each pretraining."""
     cells: list[float]
-    """Wall seconds of the cells that were run."""
+    """Wall time of each cell that was run."""
     trained: list[float]
-    """Seconds of training and scoring within `cells`, as reported by the runs."""
+    """Training and scoring within each of `cells`, as reported by the run."""
     count: int
     """Number of cells of the study."""
 
@@ -100,10 +100,10 @@ def _alone(cfg: SweepConfig) -> Alone:
     """Run each job by its own command, on all cores; an encoder is trained once, as a careful user would."""
     jobs = plan(cfg, count_labels(cfg))
     cells = [job for job in jobs if job.is_cell]
-    some = cells[:: max(1, len(cells) // ONE_BY_ONE)]
+    cells_to_run = cells[:: max(1, len(cells) // ONE_BY_ONE)]
     encoders = [_run_alone(job) for job in jobs if not job.is_cell]
-    walls = [_run_alone(job) for job in some]
-    return Alone(encoders, walls, [_result(job)["seconds"] for job in some], len(cells))
+    walls = [_run_alone(job) for job in cells_to_run]
+    return Alone(encoders, walls, [_result(job)["seconds"] for job in cells_to_run], len(cells))
 
 
 def _run_alone(job: Job) -> float:
@@ -136,8 +136,8 @@ def _cells_in_one_process(cfg: SweepConfig) -> list[dict[str, float]]:
         assert isinstance(job.config, SegmentConfig)
         training = job.config.steps * job.config.batch_size / _result(job)["images_per_second"]
         scoring = sum(seconds[name] for name in SCORING) - seconds["prediction_panel"]  # drawn within score_split
-        found = {"wall": wall, "training": training, "scoring": scoring, "rest": wall - training - scoring}
-        times.append(found | {name: seconds[name] for name in PARTS})
+        shares = {"wall": wall, "training": training, "scoring": scoring, "rest": wall - training - scoring}
+        times.append(shares | {name: seconds[name] for name in PARTS})
     return times
 
 
@@ -177,7 +177,7 @@ def _wall_row(sweep: float, alone: Alone) -> Row:
     scaled = f"{len(alone.cells)} of them run, scaled to {alone.count}" if len(alone.cells) < alone.count else "all run"
     what = f"study of {alone.count} small cells, {sweep:.0f} s"
     against = f"a process per cell, one by one, {alone.seconds:.0f} s ({scaled})"
-    return faster("study", what, against, Ratio.of([alone.seconds / sweep]), 2.0)
+    return faster(what, against, Ratio.of([alone.seconds / sweep]), 2.0)
 
 
 def _overhead_row(cells: list[dict[str, float]], alone: Alone) -> Row:
@@ -188,7 +188,6 @@ def _overhead_row(cells: list[dict[str, float]], alone: Alone) -> Row:
     spent = ", ".join(f"{name} {parts[name]:.2g} s" for name in largest)
     why = "" if median <= 0.5 else f"{median - 0.5:.2g} s too long: {spent}"
     return Row(
-        benchmark="study",
         what="second and later cells, neither optimiser steps nor prediction and scoring (figures, files count)",
         against=f"a process per cell, {alone.outside:.1f} s before and after training",
         target="<= 0.5 s",

@@ -32,18 +32,12 @@ class Result:
     error: str = ""
 
 
-def failure(name: str, error: str) -> Outcome:
-    """Outcome of a benchmark that failed."""
-    return Outcome(rows=[Row(benchmark=name, what="failed", against="", target="to end", value=error, met=False)])
-
-
 def table(results: list[Result]) -> Table:
     """Table for the terminal."""
-    shown = Table(*map(escape, HEADINGS), title="fewslice against its peers")
+    lines = Table(*map(escape, HEADINGS), title="fewslice against other libraries")
     for row in _rows(results):
-        style = {True: "green", False: "red", None: ""}[row.met]
-        shown.add_row(*map(escape, _cells(row)), style=style)
-    return shown
+        lines.add_row(*map(escape, _cells(row)), style={True: "green", False: "red", None: ""}[row.met])
+    return lines
 
 
 def write(results: list[Result], machine: dict[str, Any], folder: Path, name: str) -> list[Path]:

@@ -1,14 +1,15 @@
-"""The product's own training steps and training loop, as the benchmarks run them."""
+"""The training steps and the training loop of fewslice, as the benchmarks run them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn, optim
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.machine import FORK
 from benchmarks.peers.networks import LR, TAU, WEIGHT_DECAY, Heads
 from benchmarks.rounds import Clock
 from data.augment import Augmentation, Augmenter
@@ -18,7 +19,7 @@ from encoders.build import build_clip_encoder, build_encoder, feature_width
 from encoders.names import is_video
 from engine.config import RunSettings
 from engine.devices import make_fabric
-from engine.loop import Training, train
+from engine.loop import Training, collate, train
 from engine.optimisers import adamw, lars
 from engine.run_folder import RunFolder
 from engine.sampler import StepSampler
@@ -36,7 +37,7 @@ class Setting:
     encoder: str
     size: int
     batch: int
-    rounds: int
+    rounds: int = 1
     """Largest number of rounds."""
     frames: int = 0
     """Frames of a clip; 0: single images."""
@@ -48,6 +49,10 @@ class Setting:
         size = f"{self.frames}x{self.size}x{self.size}" if self.frames else f"{self.size}"
         return f"{name} at {size}, batch {self.batch}" + (", all cores" if self.clock == "wall" else "")
 
+    def tiny(self) -> "Setting":
+        """The same step on a few small images, once."""
+        return replace(self, size=32, batch=4, rounds=1, frames=min(self.frames, 8))
+
     def images(self) -> Tensor:
         """Noise of shape (batch, 1, ...)."""
         frames = (self.frames,) if self.frames else ()
@@ -58,20 +63,18 @@ class Setting:
         return network if self.frames else network.to(memory_format=torch.channels_last)
 
 
-def make_encoder(setting: Setting) -> tuple[nn.Module, int]:
-    """One-channel encoder with random weights, and its width."""
-    if is_video(setting.encoder):
-        clip_encoder = build_clip_encoder(setting.encoder)
+def make_encoder(name: str) -> tuple[nn.Module, int]:
+    """One-channel encoder with random weights, and its number of features."""
+    if is_video(name):
+        clip_encoder = build_clip_encoder(name)
         return clip_encoder, clip_encoder.num_features
-    encoder = build_encoder(setting.encoder)
+    encoder = build_encoder(name)
     return encoder, feature_width(encoder)
 
 
 def our_byol(encoder: nn.Module, features: int, heads: Heads) -> tuple[Byol, optim.Optimizer]:
     """Networks and optimiser as `pretrain` builds them."""
-    byol = Byol(
-        encoder, features, projector_hidden=heads.projector, predictor_hidden=heads.predictor, outputs=heads.outputs
-    )
+    byol = Byol(encoder, features, **vars(heads))
     return byol, lars(byol, lr=LR, weight_decay=WEIGHT_DECAY)
 
 
@@ -111,11 +114,19 @@ def two_views(slices: Slices, size: int) -> TwoViews:
     return TwoViews(slices, Augmenter(Augmentation(), size))
 
 
+def batch_loader(samples: Dataset[Any], batches: Iterable[Any], workers: int) -> DataLoader[Any]:
+    """Loader of given batches of samples, whose worker processes persist."""
+    return DataLoader(
+        samples, batch_sampler=batches, num_workers=workers, persistent_workers=workers > 0, collate_fn=collate,
+        multiprocessing_context=FORK if workers else None,
+    )  # fmt: skip
+
+
 def run_loop(
     folder: Path, network: nn.Module, optimiser: optim.Optimizer, samples: Dataset[Any], *, count: int, batch_size: int,
     lr: float, micro_batch_size: int | None = None, **settings: Any,
 ) -> None:  # fmt: skip
-    """`engine.loop.train` on the CPU in fp32, without checkpoints, in a new run folder; other settings of Training."""
+    """Run `engine.loop.train` on the CPU in fp32, without checkpoints; `settings` are further fields of Training."""
     fabric = make_fabric("cpu", "fp32")
     model, optimiser = fabric.setup(network, optimiser)
     sampler = StepSampler(

@@ -1,7 +1,6 @@
 """Rate of making two random views of a slice, or of a 16-frame clip, on one core and on all cores."""
 
 import os
-import sys
 import tempfile
 from collections import deque
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from benchmarks.machine import pinned
 from benchmarks.outcome import Outcome, faster
@@ -18,13 +17,12 @@ from benchmarks.peers import loaders
 from benchmarks.peers.readers import reference_cache
 from benchmarks.phantom import write_cines, write_exams
 from benchmarks.rounds import Rates, counted, take_turns
+from benchmarks.training import batch_loader, two_views
 from data.augment import Augmentation, Augmenter
 from data.readers.exams import ExamSet, load_exams
 from data.samples.clips import TwoClips, draw_frames
-from data.samples.slices import TwoViews
 from data.slices import Slices, load_dataset
 from data.store import SliceStore
-from engine.loop import collate
 from engine.sampler import Sample
 
 BATCH, CLIP_BATCH, CLIP_FRAMES, SIZE = 64, 4, 16, 224
@@ -47,38 +45,38 @@ def run(*, rounds: int, quick: bool) -> Outcome:
         clips = _clip_contestants(load_exams(exams))
         batches = 1 if quick else 4
         with pinned():
-            turns = {name: partial(_make, it, len(store), BATCH, batches) for name, it in contestants.items()}
-            slices = take_turns(turns, unit="views", rounds=rounds)
-            turns = {name: partial(_make, it, 2 if quick else 8, CLIP_BATCH, 1) for name, it in clips.items()}
-            of_clips = take_turns(turns, unit="views of 16 frames", rounds=rounds)
+            turns = {name: partial(_make, peer, len(store), BATCH, batches) for name, peer in contestants.items()}
+            slice_rates = take_turns(turns, unit="views", rounds=rounds)
+            turns = {name: partial(_make, peer, 2 if quick else 8, CLIP_BATCH, 1) for name, peer in clips.items()}
+            clip_rates = take_turns(turns, unit="views of 16 frames", rounds=rounds)
         workers = os.cpu_count() or 1
-        both = {name: contestants[name] for name in ("ours", "lightly")}
-        loaded = _all_cores(both, len(store), workers, 2 if quick else 24, rounds)
+        loader_contestants = {name: contestants[name] for name in ("ours", "lightly")}
+        loader_rates = _all_cores(loader_contestants, len(store), workers, 2 if quick else 24, rounds)
     rows = [
         *(
-            faster("views", "two views of a slice, one core", name, slices.ratio("ours", name), least)
+            faster("two views of a slice, one core", name, slice_rates.ratio("ours", name), least)
             for name, least in FASTER.items()
         ),
-        faster("views", f"the same, DataLoader, {workers} workers", "lightly", loaded.ratio("ours", "lightly")),
+        faster(f"the same, DataLoader, {workers} workers", "lightly", loader_rates.ratio("ours", "lightly")),
         *(
-            faster("views", f"two views of a {CLIP_FRAMES}-frame clip, one core", name, of_clips.ratio("ours", name))
+            faster(f"two views of a {CLIP_FRAMES}-frame clip, one core", name, clip_rates.ratio("ours", name))
             for name in clips
             if name != "ours"
         ),
     ]
-    details = {"one core": asdict(slices), "all cores": asdict(loaded), "clips": asdict(of_clips)}
-    return Outcome(rows=rows, details=details)
+    rates = {"one core": slice_rates, "all cores": loader_rates, "clips": clip_rates}
+    return Outcome(rows=rows, details={name: asdict(value) for name, value in rates.items()})
 
 
 def _slice_contestants(store: SliceStore, cache: list[np.ndarray]) -> dict[str, Dataset[Any]]:
-    """Contestants, indexed by `Sample`. Peers hold the slices in RAM in the form they need; fewslice its store."""
+    """Contestants, indexed by `Sample`. Peers read slices from RAM, in the form they need; fewslice reads its store."""
     stored = [np.array(store.image(i)) for i in range(len(store))]
     stacked = np.stack(stored)
     unit = stacked.astype(np.float32) / stacked.max()
     z_scored = (stacked - stacked.mean((1, 2), keepdims=True)) / stacked.std((1, 2), keepdims=True)
     slices = Slices(store=store, positions=np.arange(len(store)))
     return {
-        "ours": TwoViews(slices, Augmenter(Augmentation(), SIZE)),
+        "ours": two_views(slices, SIZE),
         "reference loader": loaders.reference(cache, SIZE),
         "lightly": loaders.lightly((255 * unit).astype(np.uint8), SIZE),
         "MONAI": loaders.monai(z_scored.astype(np.float32), SIZE),
@@ -95,8 +93,8 @@ def _clip_contestants(exams: ExamSet) -> dict[str, Dataset[Any]]:
     grey = np.clip(frames * (255 / frames.max()), 0, 255).astype(np.uint8)
     rng = np.random.default_rng(0)
 
-    def clip(of: np.ndarray, i: int) -> Any:
-        return of[i, draw_frames(of.shape[1], CLIP_FRAMES, rng)]
+    def clip(pixels: np.ndarray, i: int) -> Any:
+        return pixels[i, draw_frames(pixels.shape[1], CLIP_FRAMES, rng)]
 
     views = Augmenter(Augmentation(), SIZE)
     return {
@@ -108,11 +106,11 @@ def _clip_contestants(exams: ExamSet) -> dict[str, Dataset[Any]]:
 
 def _make(samples: Any, count: int, size: int, batches: int) -> int:
     """Make collated batches as a DataLoader does, at once if the data set supports that; return the number of views."""
-    for draws in _batches(count, size, batches):
+    for batch in _batches(count, size, batches):
         if hasattr(samples, "__getitems__"):
-            samples.__getitems__(draws)
+            samples.__getitems__(batch)
         else:
-            default_collate([samples[draw] for draw in draws])
+            default_collate([samples[sample] for sample in batch])
     return 2 * size * batches
 
 
@@ -120,10 +118,7 @@ def _all_cores(contestants: dict[str, Dataset[Any]], count: int, workers: int, b
     """Views per second of wall time; worker processes persist from round to round."""
     turns = {}
     for name, samples in contestants.items():
-        loader = DataLoader(
-            samples, batch_sampler=_batches(count, BATCH, batches), num_workers=workers, persistent_workers=True,
-            collate_fn=collate, multiprocessing_context="fork" if sys.platform == "linux" else None,
-        )  # fmt: skip
+        loader = batch_loader(samples, _batches(count, BATCH, batches), workers)
         turns[name] = counted(2 * BATCH * batches, deque, loader, 0)  # a deque of length 0 only reads the batches
     return take_turns(turns, unit="views", rounds=rounds, clock="wall")
 

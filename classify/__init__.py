@@ -1,1 +1,1 @@
-"""Exam classifiers: an encoder of clips and one linear layer, scored with intervals, predicted, compared, explained."""
+"""Exam classifiers, an encoder of clips and a linear layer: training, scores with intervals, prediction, Grad-CAM."""

@@ -1,6 +1,6 @@
 """`python -m classify.compare RUN RUN`: compare two classifiers on the same exams."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import pandas as pd
 import tyro
 from rich.console import Console
 
-from classify.statistics import auc_with_interval, confusion_counts, delong_test, mcnemar
+from classify.statistics import auc_with_interval, confusion_counts, delong_test, interval_text, mcnemar
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
 
@@ -20,7 +20,7 @@ class Compare:
     """Compare two runs of `python -m classify` exam by exam: areas under the ROC curve, calls at their thresholds."""
 
     runs: tyro.conf.Positional[tuple[Path, Path]]
-    """Two run directories."""
+    """Two run folders."""
     split: Literal["test", "val"] = "test"
     """Split whose exams are compared."""
 
@@ -29,11 +29,11 @@ def run(cfg: Compare) -> dict[str, Any]:
     """Print and return the comparison.
 
     Returns:
-        exams, positive, auc (of both, with intervals), difference (first less second: value, low, high, z, p of
-        DeLong's paired test), accuracy (of both), mcnemar (exams that only the one or the other gets right, exact p).
+        exams, positive, auc (of both, with intervals), difference (see `delong_test`), accuracy (of both), mcnemar
+        (see `mcnemar`).
 
     Raises:
-        UserError: when a run has no scores, or the exams or their labels are not the same.
+        UserError: if a run has no scores, or the exams or their labels are not the same.
     """
     first, second = (_read(folder, cfg.split) for folder in cfg.runs)
     if different := sorted(set(first.index) ^ set(second.index)):
@@ -47,14 +47,13 @@ def run(cfg: Compare) -> dict[str, Any]:
             f"{cfg.runs[0]} and {cfg.runs[1]} label exam {wrong.idxmax()} differently; compare runs of one task"
         )
     labels = first["label"].to_numpy()
-    scores = [table["probability"].to_numpy() for table in (first, second)]
-    calls = [table["called"].to_numpy() for table in (first, second)]
+    scores, calls = ([table[column].to_numpy() for table in (first, second)] for column in ("probability", "called"))
     counts = [confusion_counts(labels, called) for called in calls]
     result = {
         "exams": len(labels),
         "positive": int(labels.sum()),
         "auc": [auc_with_interval(labels, each) for each in scores],
-        "difference": asdict(delong_test(labels, *scores)),
+        "difference": delong_test(labels, *scores),
         "accuracy": [(each["tp"] + each["tn"]) / len(labels) for each in counts],
         "mcnemar": mcnemar(labels, *calls),
     }
@@ -83,8 +82,7 @@ def _print(result: dict[str, Any], cfg: Compare) -> None:
     console = Console(soft_wrap=True)
     console.print(f"{result['exams']} {cfg.split} exams, {result['positive']} positive")
     for folder, auc, accuracy in zip(cfg.runs, result["auc"], result["accuracy"], strict=True):
-        interval = f"AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})"
-        console.print(f"{folder}: {interval}, accuracy {accuracy:.3f}")
+        console.print(f"{folder}: AUC {interval_text(auc)}, accuracy {accuracy:.3f}")
     difference, errors = result["difference"], result["mcnemar"]
     console.print(
         f"difference of the AUCs {difference['value']:+.3f} ({difference['low']:+.3f} to {difference['high']:+.3f}), "

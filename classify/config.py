@@ -24,11 +24,12 @@ class ClassifyConfig(SupervisedSettings):
     test: Annotated[Output[bool], Group("scoring"), SetBySweep] = True
     """Score the test split as well; leave it out (`--no-test`) until every choice has been made."""
     select: Literal["auc", "accuracy", "loss", "last"] = "auc"
-    """Weights to keep: the best on the inner validation (of equal ones those of the lower loss), or the last."""
+    """Weights to keep: the best on the inner validation (among equal ones, those of the lower loss), or the last."""
     evaluate_every: int | None = None
     """Validate every N optimiser steps; None: once an epoch."""
     threshold: Literal["youden", "fixed"] = "youden"
-    """Probability from which an exam is called positive: that of Youden's index on the inner validation, or 0.5."""
+    """Probability from which an exam is called positive: youden maximises Youden's index on the inner validation;
+    fixed is 0.5."""
     test_clips: int = 8
     """Clips per exam whose probabilities are averaged for scoring and prediction."""
     test_seed: int = 0
@@ -47,7 +48,7 @@ class ClassifyConfig(SupervisedSettings):
     """Name of the encoder: r3d_18, mc3_18 or r2plus1d_18 (3D), or any convolutional network of timm, whose feature maps
     are max-pooled over the frames."""
     linear_probe: bool = False
-    """Train the last layer only; the encoder stays as it is."""
+    """Train the last layer only; the encoder does not change."""
     checkpoint_activations: Execution[bool] = False
     """Recompute the activations inside residual blocks in the backward pass: less memory, the same result, about a
     third more arithmetic."""
@@ -79,18 +80,18 @@ class ClassifyConfig(SupervisedSettings):
     def run_folder(self) -> Path:
         """Folder of the run."""
         if isinstance(self.data, MrnetSource):
-            what = [self.data.task, "+".join(self.planes) or self.data.plane]
+            task = [self.data.task, "+".join(self.planes) or self.data.plane]
         else:
-            what = [self.data.labels.stem if self.data.labels else "exams"]
+            task = [self.data.labels.stem if self.data.labels else "exams"]
         start = self.start_name + ("-probe" if self.linear_probe else "")
-        return self.out or Path("runs") / "-".join(["classify", *what, self.encoder, start, f"seed{self.seed}"])
+        return self.out or Path("runs") / "-".join(["classify", *task, self.encoder, start, f"seed{self.seed}"])
 
 
 def paper() -> ClassifyConfig:
     """The classifier of Manna et al. 2022, BYOLMed3D.
 
     With `--encoder resnet18 --batch-size 1 --epochs 30` it is that of Ray 2022, BYOLMed2D. Both train on clips without
-    augmentation. The batch size in 3D, which is not given, is that of the pretraining, 4.
+    augmentation. Manna et al. state no batch size: it is that of their pretraining, 4.
     """
     none = Augmentation(area=(1.0, 1.0), bicubic=True, flip=0, jitter=0)
     return ClassifyConfig(augmentation=none, threshold="fixed")
@@ -112,7 +113,7 @@ def demo() -> ClassifyConfig:
         schedule="cosine",
         lr=1e-3,
         batch_size=8,
-        select="loss",  # with two torn ACLs among twelve exams almost any ranking of them is perfect
+        select="loss",  # with two torn ACLs among twelve validation exams most networks reach an AUC of 1
         test_clips=4,
         checkpoint_every=50,
         log_every=5,
@@ -133,5 +134,5 @@ EXAMPLES = (
 
 
 def presets_for(flags: Mapping[str, str]) -> Mapping[str, Callable[[], ClassifyConfig]]:
-    """The presets for the encoder ("" if none is named) of a command line."""
+    """The presets for the encoder ("" if neither flag nor file sets it) of a command line."""
     return PRESETS | ({"demo": video_demo} if is_video(flags["encoder"]) else {})

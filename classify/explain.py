@@ -1,4 +1,4 @@
-"""Grad-CAM of a classifier: the frames and places that raise the probability of the positive class most."""
+"""Grad-CAM of a classifier: the frames and pixels that raise the probability of the positive class most."""
 
 import re
 from collections.abc import Iterable
@@ -17,24 +17,16 @@ from data.readers.exams import ExamSet
 from data.samples.clips import draw_frames, whole_clips
 from encoders.build import MaxPoolFrames, VideoEncoder
 
-SHOWN = 6
-"""Frames of a montage."""
+MONTAGE_FRAMES = 6
+"""Largest number of frames in a montage."""
 
 
 def explain_exams(classifier: Classifier, card: ModelCard, exams: ExamSet, names: Iterable[str], folder: Path) -> None:
-    """Write a montage per exam into `folder`, named after the exam.
-
-    Args:
-        classifier: in evaluation mode.
-        card: of the classifier.
-        exams: that hold them.
-        names: of the exams, see `ExamSet.table`.
-        folder: made if absent.
-    """
+    """Write a montage (see `montage`) of each of the named exams into `folder`, which is made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
-    places = {name: i for i, name in enumerate(exams.table["exam"])}
+    positions = {name: i for i, name in enumerate(exams.table["exam"])}
     for name in names:
-        i = places[name]
+        i = positions[name]
         title = f"{name}: {card.task} {card.plane}".rstrip() + f", label {exams.labels[i]}"
         montage(classifier, card, exams.frames(i), exams.statistics(i), title, montage_path(folder, name))
 
@@ -50,19 +42,19 @@ def montage(
     """Draw the frames with the largest attribution for class 1, each with its heat map below, and a bar per frame.
 
     Args:
-        classifier: in evaluation mode.
-        card: of the classifier.
+        classifier: classifier in evaluation mode.
+        card: the classifier's card.
         frames: (frames, rows, columns), file units.
         statistics: (mean, standard deviation) of the exam.
-        title: shown on top, with the probability.
+        title: title of the figure; the probability is added.
         path: file to write.
 
     Returns:
-        The exam's probability.
+        The exam's probability of class 1.
     """
     heat, probability = heat_maps(classifier, card, frames, statistics)
     weight = heat.sum(axis=(1, 2))
-    chosen = np.sort(np.argsort(-weight, kind="stable")[: min(SHOWN, len(frames))])
+    chosen = np.sort(np.argsort(-weight, kind="stable")[: min(MONTAGE_FRAMES, len(frames))])
     top = heat.max() or 1.0
     figure = Figure(figsize=(2.1 * len(chosen), 5.6), layout="constrained", facecolor="white")
     grid = figure.add_gridspec(3, len(chosen), height_ratios=(3, 3, 1))
@@ -91,27 +83,27 @@ def montage(
 def heat_maps(
     classifier: Classifier, card: ModelCard, frames: np.ndarray, statistics: tuple[float, float]
 ) -> tuple[np.ndarray, float]:
-    """How much each place of each frame raises the logit, averaged over the clips that scoring draws.
+    """How much each pixel of each frame raises the logit, averaged over the clips that scoring draws.
 
-    Gradient times activation of the last feature maps, summed over channels, the positive part: Grad-CAM (whose
-    weights are these gradients where pooling is an average), but told apart by frame where pooling is a maximum.
+    The positive part of gradient times activation of the last feature maps, summed over channels. Under average pooling
+    this is Grad-CAM, whose channel weights are these gradients; under maximum pooling it also separates the frames.
 
     Args:
-        classifier: in evaluation mode.
-        card: of the classifier.
+        classifier: classifier in evaluation mode.
+        card: the classifier's card.
         frames: (frames, rows, columns), file units.
         statistics: (mean, standard deviation) of the exam.
 
     Returns:
-        (frames, image_size, image_size), zero or more, mean over the clips that show a frame; and the probability
-        averaged over the clips.
+        Heat maps (frames, image_size, image_size), 0 or more, each the mean over the clips that contain the frame; and
+        the mean probability of the clips.
 
     Source: Selvaraju et al. 2017, Grad-CAM; Draelos and Carin 2020, HiResCAM.
     """
     size = card.image_size
     clips = whole_clips(frames, statistics, size, card.clip_frames, card.test_clips, card.test_seed)
     device = next(classifier.parameters()).device
-    heat, seen = np.zeros((len(frames), size, size), np.float32), np.zeros(len(frames))
+    heat, count = np.zeros((len(frames), size, size), np.float32), np.zeros(len(frames))
     scores = []
     for d, clip in enumerate(clips):
         drawn = draw_frames(len(frames), card.clip_frames, np.random.default_rng((card.test_seed, d)))
@@ -120,22 +112,17 @@ def heat_maps(
             cam.clamp(min=0)[None, None], (len(drawn), size, size), mode="trilinear", align_corners=False
         )
         np.add.at(heat, drawn, wide[0, 0].cpu().numpy())
-        np.add.at(seen, drawn, 1)
+        np.add.at(count, drawn, 1)
         scores.append(torch.sigmoid(logit).item())
-    return heat / np.maximum(seen, 1)[:, None, None].astype(np.float32), float(np.mean(scores))
+    return heat / np.maximum(count, 1)[:, None, None].astype(np.float32), float(np.mean(scores))
 
 
 def _attribution(classifier: Classifier, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient times activation, (T', h, w), whose sum is the logit less its bias; and the logit ().
-
-    Args:
-        classifier: in evaluation mode.
-        clip: (1, 1, T, H, W).
-    """
+    """Gradient times activation (T', h, w), whose sum is the logit without its bias, and logit () of one clip."""
     encoder = classifier.encoder
     if isinstance(encoder, MaxPoolFrames):
         with torch.no_grad():
-            maps = encoder.feature_maps(clip.transpose(0, 2))  # each frame a clip of its own: (T, C, h, w)
+            maps = encoder.feature_maps(clip.transpose(0, 2))  # each frame as a clip: (T, C, h, w)
         maps.requires_grad_()
         features = encoder.frame_encoder.forward_head(maps.amax(dim=0, keepdim=True))  # type: ignore[operator]
     else:

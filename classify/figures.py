@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from classify.statistics import auc_with_interval, calibration_bins, calibration_error, proportion
+from classify.statistics import auc_with_interval, calibration_bins, calibration_error, interval_text, proportion
 from engine.learning_curve import BLUE, RED
 
 NAMES = {"val": "inner validation", "test": "test"}
+"""Names of the splits in figures and tables."""
 
 
 def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, threshold: float) -> None:
@@ -19,16 +20,15 @@ def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, 
 
     Args:
         curves: split -> labels (n,) and probabilities (n,).
-        path: file to write; its suffix gives the format.
-        threshold: of the operating point.
+        path: file to write; its suffix determines the format.
+        threshold: threshold of the operating point.
     """
     figure = Figure(figsize=(5, 5), layout="constrained", facecolor="white")
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     for split, (labels, scores) in curves.items():
         colour, style = (RED, "-") if split == "test" else (BLUE, "--")
-        auc = auc_with_interval(labels, scores)
-        text = f"{NAMES[split]}: AUC {auc['value']:.3f} ({auc['low']:.3f}-{auc['high']:.3f})"
+        text = f"{NAMES[split]}: AUC {interval_text(auc_with_interval(labels, scores))}"
         rates = roc_curve(labels, scores, drop_intermediate=False)[:2]
         axis.plot(*rates, style, color=colour, linewidth=1.8, label=text)
         false, true = (float(np.mean(scores[labels == label] >= threshold)) for label in (0, 1))
@@ -46,8 +46,8 @@ def calibration_figure(labels: np.ndarray, probabilities: np.ndarray, path: Path
     Args:
         labels: (n,) 0 or 1.
         probabilities: (n,).
-        path: file to write; its suffix gives the format.
-        split: whose exams they are.
+        path: file to write; its suffix determines the format.
+        split: split of the exams, for the title.
     """
     figure = Figure(figsize=(5, 5.5), layout="constrained", facecolor="white")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))

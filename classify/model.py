@@ -22,11 +22,11 @@ class ModelCard(model_file.ModelCard):
     threshold: float = 0.5
     task: str
     plane: str
-    """Empty if the exams have no plane."""
+    """Empty for exams without planes."""
 
 
 class Combination(BaseModel):
-    """How the classifiers of several planes combine: `model.json` of the folder that holds a run per plane.
+    """Logistic regression on the classifiers of several planes: `model.json` of the folder with a run per plane.
 
     The logit is `intercept` plus the sum over planes of weight times the log-odds of the plane's probability.
     """
@@ -52,8 +52,8 @@ class Classifier(nn.Module):
     """An encoder of clips and a linear layer: (N, 1, T, H, W) -> logits (N,).
 
     Args:
-        encoder: from `build_clip_encoder`.
-        probe: do not train the encoder: it stays in evaluation mode and gets no gradient.
+        encoder: network from `build_clip_encoder`.
+        probe: linear probe: the encoder is not trained, stays in evaluation mode and gets no gradient.
     """
 
     def __init__(self, encoder: nn.Module, *, probe: bool = False) -> None:
@@ -96,7 +96,7 @@ def load_classifier(folder: Path) -> tuple[Classifier, ModelCard]:
 
 
 def load_run(folder: Path) -> tuple[list[tuple[Classifier, ModelCard]], Combination | None]:
-    """The classifiers of a run: one, or one per plane and what combines them.
+    """The classifiers of a run with their cards: one, or one per plane and their combination.
 
     Raises:
         UserError: as `load_classifier`.

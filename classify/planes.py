@@ -40,16 +40,16 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     """
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     show_messages(fabric.global_rank == 0)
-    for plane in cfg.planes:  # mistakes are found before the first plane is trained
-        prepare(_of_plane(cfg, plane))
+    configs = {plane: _of_plane(cfg, plane) for plane in cfg.planes}
+    # All planes first: a mistake in the last one is found before the first is trained.
+    prepared = {plane: prepare(plane_config) for plane, plane_config in configs.items()}
     with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run:
         fabric.barrier()
         began = time.perf_counter()
         results = {}
-        for plane in cfg.planes:
+        for plane, plane_config in configs.items():
             log.info(f"plane {plane}")
-            plane_config = replace(_of_plane(cfg, plane), out=run.path / plane, overwrite=False)
-            results[plane] = run_plane(plane_config, fabric, *prepare(plane_config))
+            results[plane] = run_plane(plane_config, fabric, *prepared.pop(plane))
         first = results[cfg.planes[0]]
         shared = ("task", "encoder", "init", "linear_probe", "epochs", "steps", "seed", "synthetic")
         result = {key: first[key] for key in shared}
@@ -60,7 +60,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
                 plane: {split: scores[split] for split in ("val", "test") if split in scores}
                 for plane, scores in results.items()
             }
-        result |= {"seconds": time.perf_counter() - began}
+        result["seconds"] = time.perf_counter() - began
         run.write_result(result)
     fabric.barrier()
     return result
@@ -68,11 +68,12 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
 
 def _of_plane(cfg: ClassifyConfig, plane: str) -> ClassifyConfig:
     assert isinstance(cfg.data, MrnetSource)
-    return replace(cfg, data=replace(cfg.data, plane=plane), planes=())
+    data = replace(cfg.data, plane=plane)
+    return replace(cfg, data=data, planes=(), out=cfg.run_folder / plane, overwrite=False)
 
 
 def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:
-    """Fit on the inner validation, score all exams that every plane has, write `model.json` and the scores."""
+    """Fit on the inner validation, score the exams that all planes have, write `model.json` and the scores."""
     tables = [pd.read_csv(folder / plane / "per_exam.csv", dtype={"exam": str, "subject": str}) for plane in cfg.planes]
     common = set.intersection(*(set(table["exam"]) for table in tables))
     if missing := len({exam for table in tables for exam in table["exam"]} - common):

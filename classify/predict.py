@@ -32,7 +32,7 @@ class Predict:
     """An exam (.npy, .nii, .nii.gz), or a folder of exams, searched with its subfolders. Where it has folders named
     after planes, only those of the run's planes are read; a run of several planes needs them."""
     output: Path = Path("predictions.csv")
-    """The table to write; replaced if it is there."""
+    """CSV file to write; an existing one is replaced."""
     explain: Path | None = None
     """Folder for a Grad-CAM montage per exam (and plane)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -43,17 +43,17 @@ def run(cfg: Predict) -> pd.DataFrame:
     """Write the table. A file that cannot be read does not stop the others; it is named at the end.
 
     Returns:
-        One row per exam: exam (path below the input, without the plane's folder in a run of several), probability,
-        probability_PLANE in a run of several planes, threshold (of the run), called (1 at or above it).
+        One row per exam: exam (path below the input, in a run of several planes without the plane's folder),
+        probability, in a run of several planes probability_PLANE, threshold (of the run), called (1 at or above it).
 
     Raises:
-        UserError: when nothing can be read, or when some files could not, after the others are done.
+        UserError: if there is no exam, or after all others are done, if some files could not be read.
     """
     if cfg.output.suffix.lower() != ".csv" or cfg.output.is_dir():
-        raise UserError(f"--output {cfg.output}: give a .csv file to write")
+        raise UserError(f"--output {cfg.output} is not the name of a .csv file: pass one to write")
     files = list(_files(cfg.input))
     if not files:
-        raise UserError(f"{cfg.input} holds no exam ({', '.join(SUFFIXES)}); give a file or a folder of them")
+        raise UserError(f"{cfg.input} holds no exam ({', '.join(SUFFIXES)}); pass a file or a folder of them")
     from classify.model import load_run  # torch is slow to import: mistakes in the paths should not wait for it
     from engine.devices import make_fabric
 
@@ -95,23 +95,23 @@ def _files(path: Path) -> Iterator[Path]:
 
 
 def _by_exam(files: list[Path], planes: list[str], root: Path) -> dict[str, dict[str, Path]]:
-    """exam -> plane -> file; the plane is that of a folder on the way, or the run's only one."""
-    found: dict[str, dict[str, Path]] = {}
+    """exam -> plane -> file; the plane is the name of a folder between root and file, else the run's first plane."""
+    exams: dict[str, dict[str, Path]] = {}
     inside = [file for file in files if set(planes) & set(file.relative_to(root).parts[:-1])]
     for file in inside or files:
         parts = file.relative_to(root).parts if root.is_dir() else (file.name,)
         plane = next((part for part in parts[:-1] if part in planes), planes[0])
         if len(planes) > 1:
             parts = tuple(part for part in parts if part != plane)
-        stacks = found.setdefault("/".join(parts), {})
+        stacks = exams.setdefault("/".join(parts), {})
         if plane in stacks:
             raise UserError(f"{stacks[plane]} and {file} are two files of one exam and plane; keep one of them")
         stacks[plane] = file
-    return found
+    return exams
 
 
 def _probability(classifier: "Classifier", card: "ModelCard", file: Path, exam: str, explain: Path | None) -> float:
-    """Mean probability over the clips of one exam."""
+    """Mean probability over the clips of one exam; draws its montage as well if `explain` is a folder."""
     import torch
 
     from data.samples.clips import whole_clips

@@ -25,16 +25,16 @@ BATCH = 8
 def probabilities(
     classifier: nn.Module, exams: ExamSet, positions: np.ndarray, card: ModelCard, draws: int, workers: int = 0
 ) -> np.ndarray:
-    """Probability of class 1 in each of several clips of each exam: (exams, draws). Restores training mode.
+    """Probability of class 1 in each of several clips of each exam: (exams, draws). The classifier's mode is restored.
 
-    Whole frames without any random view; only the choice of frames is drawn, by `card.test_seed`.
+    Clips are not augmented; only their frames are drawn at random, by `card.test_seed`.
     """
     clips = WholeClips(exams, positions, card.image_size, card.clip_frames, draws, card.test_seed)
     loader = DataLoader(
         clips,
         batch_size=max(1, BATCH // draws),
         num_workers=workers,
-        generator=torch.Generator(),  # else it would draw from the one that training uses
+        generator=torch.Generator(),  # otherwise it would draw from torch's global one, which training uses
     )
     device = next(classifier.parameters()).device
     training = classifier.training
@@ -63,13 +63,13 @@ def score_table(exams: ExamSet, positions: np.ndarray, scores: np.ndarray) -> pd
     """Rows of `per_exam.csv`, without the call at the threshold.
 
     Args:
-        exams: all of them.
-        positions: of those scored.
-        scores: (exams scored, draws), from `probabilities`.
+        exams: the data set.
+        positions: rows of the scored exams in `exams.table`.
+        scores: (scored exams, draws), from `probabilities`.
 
     Returns:
-        exam, subject, split, label, probability (mean over draws), single_draw (the first), spread (standard
-        deviation over draws).
+        exam, subject, split, label, probability (mean over draws), single_draw (that of the first draw), spread
+        (standard deviation over draws).
     """
     table = exams.table.iloc[positions][["exam", "subject", "split", "label"]].reset_index(drop=True)
     return table.assign(probability=scores.mean(axis=1), single_draw=scores[:, 0], spread=scores.std(axis=1))
@@ -79,12 +79,12 @@ def write_scores(table: pd.DataFrame, threshold: float, folder: Path) -> dict[st
     """Write `per_exam.csv`, `roc.png` and `calibration.png`.
 
     Args:
-        table: of `score_table`, one or two splits.
+        table: rows of `score_table`, of one or two splits.
         threshold: exams at or above it are called positive.
-        folder: of the run.
+        folder: the run folder.
 
     Returns:
-        split -> `statistics.summarise` of the averaged probabilities, with `single_draw`, the same of one clip.
+        split -> `statistics.summarise` of the mean probabilities; in it as `single_draw`, that of one clip per exam.
     """
     table = table.assign(called=(table["probability"] >= threshold).astype(int))
     table.to_csv(folder / "per_exam.csv", index=False, float_format="%.9g")
@@ -92,10 +92,9 @@ def write_scores(table: pd.DataFrame, threshold: float, folder: Path) -> dict[st
     for split in ("val", "test"):
         rows = table[table["split"] == split]
         if len(rows):
-            labels, scores = rows["label"].to_numpy(), rows["probability"].to_numpy()
-            result[split] = summarise(labels, scores, threshold)
-            result[split]["single_draw"] = summarise(labels, rows["single_draw"].to_numpy(), threshold)
-            curves[split] = (labels, scores)
+            labels, mean, single = (rows[column].to_numpy() for column in ("label", "probability", "single_draw"))
+            result[split] = summarise(labels, mean, threshold) | {"single_draw": summarise(labels, single, threshold)}
+            curves[split] = (labels, mean)
     roc_figure(curves, folder / "roc.png", threshold)
     split = "test" if "test" in curves else "val"
     calibration_figure(*curves[split], folder / "calibration.png", split)
@@ -103,7 +102,7 @@ def write_scores(table: pd.DataFrame, threshold: float, folder: Path) -> dict[st
 
 
 def highest(table: pd.DataFrame, count: int) -> Sequence[str]:
-    """Names of the exams to explain: of the test split where it was scored, the highest probability first."""
+    """Names of the exams of highest probability, of the test split if it was scored, else of the validation split."""
     split = "test" if (table["split"] == "test").any() else "val"
     rows = table[table["split"] == split].sort_values("probability", ascending=False, kind="stable")
     return rows["exam"].tolist()[:count]

@@ -1,6 +1,5 @@
 """Scores of a binary classifier with their uncertainty, and paired tests between two classifiers."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,11 +53,16 @@ def proportion(successes: int, trials: int) -> dict[str, float]:
     return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
 
 
+def interval_text(score: dict[str, float]) -> str:
+    """A value and its 95 % interval."""
+    return f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})"
+
+
 def auc_with_interval(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Area under the ROC curve as value, low, high: DeLong's interval, 95 %, cut to [0, 1].
 
-    DeLong's variance is 0 where the classes are perfectly separated, which a small set does not prove: then the
-    interval is Wilson's for as many exams as the rarer class has.
+    DeLong's variance is 0 if the scores separate the classes perfectly, but a small set of exams does not prove that:
+    the interval then is Wilson's for as many exams as the rarer class has.
     """
     areas, covariance = delong(labels, scores[None])
     auc, error = float(areas[0]), float(np.sqrt(covariance[0, 0]))
@@ -74,10 +78,10 @@ def delong(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
     Args:
         labels: (n,) 0 or 1, both present.
-        scores: (classifiers, n), higher means rather 1; ties count one half.
+        scores: (classifiers, n), higher for class 1; ties count one half.
 
     Returns:
-        (classifiers,) and (classifiers, classifiers).
+        Areas (classifiers,) and covariance (classifiers, classifiers).
 
     Source: DeLong et al. 1988, Biometrics 44:837, by midranks as in Sun and Xu 2014, IEEE SPL 21:1389.
     """
@@ -100,33 +104,19 @@ def _covariance(components: np.ndarray) -> np.ndarray:
     return centred @ centred.T / max(1, count - 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class AucDifference:
-    """Difference of two areas under the ROC curve on the same exams, with its 95 % interval and two-sided p.
+def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """DeLong's paired test of two classifiers by their scores (n,) of the same exams.
 
-    z and p are NaN where both curves are without variance, a perfect one against a constant one.
+    Returns:
+        value (area of `first` less that of `second`), low and high (95 % interval), z, and the two-sided p. z and p are
+        NaN if neither area has variance, as of a perfect classifier against a constant one.
     """
-
-    value: float
-    low: float
-    high: float
-    z: float
-    p: float
-
-
-def delong_test(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> AucDifference:
-    """DeLong's paired test of `first` against `second`, scores (n,) of the same exams."""
     areas, covariance = delong(labels, np.stack([first, second]))
     difference = float(areas[0] - areas[1])
     error = float(np.sqrt(max(0.0, covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])))
     z = difference / error if error > 1e-12 else 0.0 if abs(difference) < 1e-12 else float("nan")
-    return AucDifference(
-        value=difference,
-        low=difference - Z * error,
-        high=difference + Z * error,
-        z=z,
-        p=float(2 * norm.sf(abs(z))),
-    )
+    low, high, p = difference - Z * error, difference + Z * error, float(2 * norm.sf(abs(z)))
+    return {"value": difference, "low": low, "high": high, "z": z, "p": p}
 
 
 def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[str, float]:
@@ -134,14 +124,14 @@ def mcnemar(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[s
 
     Args:
         labels: (n,) 0 or 1.
-        first: (n,) classes called by one.
-        second: (n,) classes called by the other.
+        first: (n,) classes that the first classifier calls.
+        second: (n,) classes that the second classifier calls.
 
     Returns:
         first_only_right and second_only_right (exams), and the two-sided p of the binomial test between them.
     """
-    right, other = first == labels, second == labels
-    b, c = int((right & ~other).sum()), int((~right & other).sum())
+    first_right, second_right = first == labels, second == labels
+    b, c = int((first_right & ~second_right).sum()), int((~first_right & second_right).sum())
     p = float(binomtest(b, b + c).pvalue) if b + c else 1.0
     return {"first_only_right": b, "second_only_right": c, "p": p}
 
@@ -156,16 +146,16 @@ def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int =
 
 
 def calibration_bins(labels: np.ndarray, probabilities: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
-    """(mean probability, share of class 1, exams) of each bin of equal width that holds any exam."""
+    """(mean probability, share of class 1, number of exams) of each bin of equal width that is not empty."""
     observed, predicted = calibration_curve(labels, probabilities, n_bins=bins)
     counts = np.bincount(np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], probabilities))
     return list(zip(predicted.tolist(), observed.tolist(), counts[counts > 0].tolist(), strict=True))
 
 
 def youden_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold of the largest sensitivity + specificity; of equals the one nearest to 0.5.
+    """The threshold of the largest sensitivity + specificity; of equally good ones the nearest to 0.5.
 
-    It lies half-way between two neighbouring probabilities, so that no exam sits on it.
+    It lies half-way between two neighbouring probabilities, so that no exam lies on it.
 
     Source: Youden 1950, Cancer 3:32.
     """

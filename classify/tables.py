@@ -6,18 +6,18 @@ from rich.console import Console
 from rich.table import Table
 
 from classify.config import ClassifyConfig
+from classify.figures import NAMES
+from classify.statistics import interval_text
 
 
 def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
     """Print the scores of each split and the commands that come next."""
     console = Console()
     splits = [split for split in ("val", "test") if split in result]
-    table = Table(
-        title=f"{result['task']}, threshold {result['threshold']['value']:.3f}: {result['threshold']['source']}"
-    )
-    table.add_column("")
+    threshold = result["threshold"]
+    table = Table("", title=f"{result['task']}, threshold {threshold['value']:.3f}: {threshold['source']}")
     for split in splits:
-        table.add_column({"val": "inner validation", "test": "test"}[split], justify="right")
+        table.add_column(NAMES[split], justify="right")
     for name in ("auc", "accuracy", "sensitivity", "specificity"):
         cells = [interval_text(result[split][name]) for split in splits]
         table.add_row({"auc": "AUC"}.get(name, name), *cells)
@@ -29,13 +29,9 @@ def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
     folder = cfg.run_folder
-    console.print(f"result:  {folder}: result.json, per_exam.csv, roc.png, calibration.png", soft_wrap=True)
     console.print(
-        f"next:    python -m classify.predict --run {folder} --input {cfg.data.data_root or 'DIR'}", soft_wrap=True
+        f"result:  {folder}: result.json, per_exam.csv, roc.png, calibration.png\n"
+        f"next:    python -m classify.predict --run {folder} --input {cfg.data.data_root or 'DIR'}\n"
+        f"         python -m classify.compare {folder} OTHER_RUN",
+        soft_wrap=True,
     )
-    console.print(f"         python -m classify.compare {folder} OTHER_RUN", soft_wrap=True)
-
-
-def interval_text(score: dict[str, float]) -> str:
-    """A value and its 95 % interval."""
-    return f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})"

@@ -43,12 +43,12 @@ COLUMNS = ["validation_auc", "validation_accuracy", "validation_loss"]
 def run(cfg: ClassifyConfig, fabric: Fabric | None = None, exams: ExamSet | None = None) -> dict[str, Any]:
     """Train, choose weights and threshold on the inner validation, score; write `model.safetensors`, `result.json`.
 
-    One plane; several planes are run by `classify.planes.run`.
+    One plane only; for several see `classify.planes.run`.
 
     Args:
         cfg: all settings of the run.
-        fabric: where to compute; None: as the settings say.
-        exams: those of `cfg.data`, if they are open already.
+        fabric: where to compute; None: made from the settings.
+        exams: the exams of `cfg.data`; None: opened here.
 
     Returns:
         The content of `result.json`.
@@ -62,7 +62,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None, exams: ExamSet | None
 
 
 def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet, Classifier, ModelCard]:
-    """Everything in which a mistake can be found before training: the exams, and the classifier's first weights."""
+    """The exams, the classifier with its initial weights and its card: all mistakes are found before training."""
     exams = exams or open_exams(cfg.data, labelled=True)
     if cfg.test and not len(exams.positions("test")):
         raise UserError(f"{exams.root} has no test exams of {exams.task}; add them, or leave them out with --no-test")
@@ -96,7 +96,7 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
 def run_plane(
     cfg: ClassifyConfig, fabric: Fabric, exams: ExamSet, classifier: Classifier, card: ModelCard
 ) -> dict[str, Any]:
-    """Train and score one classifier of one plane."""
+    """Train and score one classifier with what `prepare` returned."""
     with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run:
         fabric.barrier()
         positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)
@@ -137,7 +137,7 @@ def _fit(
     card: ModelCard,
     positions: np.ndarray,
 ) -> float:
-    """Train the classifier on the exams at `positions` and write the selected weights; training exams per second."""
+    """Train the classifier on the exams at `positions` and write the selected weights; returns exams per second."""
     labelled, validation = len(positions), exams.positions("val")
     if cfg.oversample:
         positions = oversampled(positions, exams.labels[positions], cfg.seed)
@@ -175,20 +175,17 @@ def _fit(
 
 
 def selection_rule(select: str) -> Callable[[Metrics], tuple[float, ...]] | None:
-    """How to rank weights by their validation metrics; None keeps the last ones."""
+    """The rank of weights by their validation metrics, see `engine.supervised.Task.rank`; None keeps the last ones."""
     if select == "last":
         return None
     if select == "loss":
         return lambda metrics: (-metrics["validation_loss"],)
-    # Few exams give many equal AUCs: of equal ones the lower loss wins.
+    # With few exams many AUCs are equal: of equal ones the lower loss wins.
     return lambda metrics: (metrics[f"validation_{select}"], -metrics["validation_loss"])
 
 
 def oversampled(positions: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Positions with exams of the rarer class repeated at random until both classes are equally frequent.
-
-    Each is repeated equally often, give or take one; the sampler shuffles them.
-    """
+    """Positions in which exams of the rarer class repeat, equally often or once more, until both classes are equal."""
     counts = np.bincount(labels, minlength=2)
     rarer = positions[labels == counts.argmin()]
     whole, rest = divmod(int(counts.max() - counts.min()), len(rarer))
@@ -197,7 +194,7 @@ def oversampled(positions: np.ndarray, labels: np.ndarray, seed: int) -> np.ndar
 
 
 def decay(schedule: str) -> Callable[[int, int, int], float]:
-    """The factor on the learning rate as a function of optimiser step (0-based), steps, and steps per epoch."""
+    """The factor of the learning rate as a function of optimiser step (0-based), steps, and steps per epoch."""
     return {
         "milestones": lambda step, steps, epoch: 0.1 ** ((step >= 0.6 * steps) + (step >= 0.8 * steps)),
         "exponential": lambda step, steps, epoch: 0.98 ** (step // epoch),
@@ -230,7 +227,7 @@ def _score(cfg: ClassifyConfig, fabric: Fabric, folder: Path, exams: ExamSet) ->
 
 
 def choose_threshold(cfg: ClassifyConfig, validation: pd.DataFrame) -> dict[str, Any]:
-    """The probability from which an exam is called positive, and how it was chosen."""
+    """The probability from which an exam is called positive (value), and how it was chosen (source)."""
     if cfg.threshold == "fixed":
         return {"value": 0.5, "source": "fixed"}
     labels = validation["label"].to_numpy()

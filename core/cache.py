@@ -1,4 +1,4 @@
-"""The cache folder: decoded data, and anything else that can be made again, kept between runs."""
+"""The cache folder: decoded data, and other files that can be rebuilt, kept between runs."""
 
 import os
 import sys
@@ -9,10 +9,9 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """``$FEWSLICE_CACHE``, else ``$XDG_CACHE_HOME/fewslice``, else ``~/.cache/fewslice``; it need not exist."""
-    if chosen := os.environ.get("FEWSLICE_CACHE"):
-        return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "fewslice"
+    if folder := os.environ.get("FEWSLICE_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewslice"
 
 
 def made_once(name: str, message: str, make: Callable[[Path], object]) -> Path:

@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 def parse_command(kind: type[T], program: str, examples: Sequence[str], **settings: Any) -> T:
-    """The instance of a dataclass that a command line describes.
+    """Parse a command line into an instance of a dataclass.
 
     Args:
-        kind: documented fields, which become the flags.
-        program: shown in the help, e.g. "python -m data.inspect".
+        kind: the dataclass; its documented fields become the flags.
+        program: name in the help, e.g. "python -m data.inspect".
         examples: arguments of the program, shown at the end of the help.
-        settings: further settings of `tyro.cli`.
+        settings: further arguments of `tyro.cli`.
     """
     try:
         return tyro.cli(kind, prog=program, **settings)

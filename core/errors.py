@@ -1,4 +1,4 @@
-"""Mistakes that a user can fix, and how a command line ends on one."""
+"""Errors that a user can fix, and how a command line reports them."""
 
 import os
 import sys
@@ -17,10 +17,9 @@ def first_and_count(problems: Sequence[object]) -> str:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """End the process with exit code 2 and one sentence on a `UserError`.
+    """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
 
-    Wraps the body of every ``__main__``. ``FEWSLICE_TRACEBACK=1`` shows the traceback as well.
-    Anything but ``UserError`` and ``OSError`` is a bug and keeps its traceback.
+    Any other exception is a bug and keeps its traceback, as all do with ``FEWSLICE_TRACEBACK=1``.
     """
     try:
         yield

@@ -10,7 +10,7 @@ from typing import Any
 def write_atomically(path: Path, write: Callable[[Path], object], *, sync: bool = False) -> None:
     """Write a file so that readers see the previous content or the new one, never a part.
 
-    Processes that write the same file at once do not disturb each other; the last one stays.
+    If several processes write the same file at once, the last one to finish determines its content.
 
     Args:
         path: the file; its folder must exist.
@@ -37,5 +37,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON atomically; what JSON does not know (paths, numbers of NumPy) becomes a string."""
+    """Write JSON atomically; values of types that JSON lacks (paths, NumPy numbers) become strings."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")

@@ -1,4 +1,4 @@
-"""Locks between processes, held on a file; the operating system frees them when their holder dies."""
+"""File locks between processes; the operating system releases a lock when the process that holds it dies."""
 
 import errno
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ class Locked(Exception):
 
 @contextmanager
 def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the lock of a file, which is made if absent and left behind empty.
+    """Hold a lock on a file.
 
     Args:
-        path: the lock file.
-        wait: wait for the holder to release it, or to die.
+        path: the lock file; created if absent, and never removed.
+        wait: wait until no other process holds the lock.
 
     Yields:
-        True; False where the file system has no locks, so that nothing is held.
+        True; False, without a lock, on a file system that has none.
 
     Raises:
-        Locked: without `wait`, if another process holds it.
-        OSError: if the lock file cannot be made.
+        Locked: if `wait` is False and another process holds the lock.
+        OSError: if the lock file cannot be created.
     """
     lock = FileLock(path, fallback_to_soft=False)  # a soft lock would outlive its holder
     try:

@@ -1,4 +1,4 @@
-"""A progress bar for work that goes through many files."""
+"""A progress bar for loops over many files."""
 
 import sys
 from collections.abc import Iterable
@@ -11,6 +11,6 @@ T = TypeVar("T")
 
 
 def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
-    """Show a bar on standard error while iterating; nothing where that is no terminal, and nothing stays."""
-    shown = sys.stderr.isatty()
-    return track(items, description, total, console=Console(stderr=True), disable=not shown, transient=True)
+    """Show a bar on standard error while iterating and erase it at the end; no bar if that is not a terminal."""
+    hidden = not sys.stderr.isatty()
+    return track(items, description, total, console=Console(stderr=True), disable=hidden, transient=True)

@@ -1,4 +1,4 @@
-"""Marks on the fields of configuration dataclasses: what a setting affects, and where `--help` shows it."""
+"""Marks for the annotations of configuration fields: what a setting affects, and its group in `--help`."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -12,7 +12,7 @@ class Affects(Enum):
 
     RESULT = "the result"
     EXECUTION = "only how and where the result is computed"
-    OUTPUT = "only what is written, drawn or scored besides, and where files are"
+    OUTPUT = "only additional files, plots and scores, and where files are"
     INVOCATION = "only this one invocation of the command; it is not saved"
 
 
@@ -23,13 +23,13 @@ Invocation = Annotated[T, Affects.INVOCATION]
 
 @dataclass(frozen=True)
 class Group:
-    """Mark of the first setting of a group in `--help`."""
+    """Mark of the first setting of a group in `--help`; the settings after it join the group."""
 
     title: str
 
 
 class SetBySweep:
-    """Mark of settings that a sweep sets for each of its runs, or has no use for."""
+    """Mark of settings of a run that `python -m sweep` does not offer, because it sets them itself or ignores them."""
 
 
 class MayGrow:

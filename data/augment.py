@@ -175,12 +175,8 @@ def cut(
 ) -> None:
     """Apply a crop: one multiplication z-scores and jitters the cut-out, one interpolation resizes it.
 
-    Args:
-        crop: of this image's shape.
-        image: (rows, columns), any units.
-        out: (size, size) float32, filled.
-        statistics: mean and standard deviation that z-score the image.
-        bicubic: interpolate bicubically instead of bilinearly.
+    Fills `out`, (size, size) float32, from `image`, (rows, columns) in any units, for whose shape `crop` was drawn;
+    `statistics` are the mean and standard deviation that z-score the image.
     """
     scale, offset = crop.affine(statistics)
     part = np.multiply(_part(crop, image), np.float32(scale), dtype=np.float32)

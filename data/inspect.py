@@ -47,13 +47,13 @@ class Inspect:
 
 @dataclass
 class Report:
-    """Findings. ``problems`` make files unfit for training; ``warnings`` do not."""
+    """What was found in a data set: ``problems`` make files unfit for training, ``warnings`` do not."""
 
     problems: list[dict[str, str]] = field(default_factory=list)
     warnings: list[dict[str, str]] = field(default_factory=list)
     volumes: list[dict[str, Any]] = field(default_factory=list)
     voxels: Counter = field(default_factory=Counter)
-    """Label value -> voxels."""
+    """Number of voxels of each label value."""
 
     def error(self, file: Path, what: str) -> None:
         """Note a file unfit for training."""
@@ -177,9 +177,7 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
         return {split: int((rows["split"] == split).sum()) for split in SPLITS}
 
     def spread(names: list[str]) -> dict[str, list[float]]:
-        if volumes.empty:
-            return {}
-        columns = {name: volumes[name] for name in names}
+        columns = {} if volumes.empty else {name: volumes[name] for name in names}
         return {name: [float(f) for f in (c.min(), c.median(), c.max())] for name, c in columns.items()}
 
     return {
@@ -204,11 +202,10 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Show a report of ``inspect_dataset`` as tables."""
     counts = Table("", *SPLITS, title=f"{report['subjects']} subjects", title_justify="left")
-    counts.add_row("subjects", *(str(report["subjects_per_split"][split]) for split in SPLITS))
-    counts.add_row("labelled slices", *(str(report["labelled_slices"][split]) for split in SPLITS))
-    for group, subjects in report["groups"].items():
-        if group:
-            counts.add_row(f"subjects {group}", *(str(subjects[split]) for split in SPLITS))
+    rows = {"subjects": report["subjects_per_split"], "labelled slices": report["labelled_slices"]}
+    rows |= {f"subjects {group}": subjects for group, subjects in report["groups"].items() if group}
+    for name, row in rows.items():
+        counts.add_row(name, *(str(row[split]) for split in SPLITS))
     console.print(counts)
     console.print(f"{report['unlabelled_slices']} slices without labels, {report['files']} image files read")
 

@@ -15,12 +15,7 @@ EXAMPLES = ("--out hearts --subjects 10 --sheet hearts.png", "--dataset mrnet --
 
 @dataclass(frozen=True, kw_only=True)
 class PhantomConfig:
-    """Write a synthetic data set in the file layout of a real one.
-
-    Examples:
-      python -m data.phantom --out hearts --subjects 10 --sheet hearts.png
-      python -m data.phantom --out knees --dataset mrnet --matrix large
-    """
+    """Write a synthetic data set in the file layout of a real one."""
 
     out: Path
     """Output folder; training/ (mrnet: train/ and valid/) must not exist in it."""

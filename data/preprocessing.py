@@ -15,10 +15,9 @@ EXACT = 2.0**49
 def preprocess(
     image: np.ndarray, statistics: tuple[float, float], spacing: tuple[float, float], spacing_mm: float | None
 ) -> np.ndarray:
-    """z-score a slice (rows, columns) with `statistics`, its mean and standard deviation, and `resample` it.
+    """z-score a slice with `statistics`, its mean and standard deviation, and `resample` it: (rows, columns) float32.
 
-    Returns:
-        (rows, columns) float32; with `spacing_mm` None on the slice's own pixels.
+    With `spacing_mm` None it keeps the pixels of its file.
     """
     image = z_score(image, *statistics)
     return image if spacing_mm is None else resample(image, spacing, spacing_mm)
@@ -31,13 +30,9 @@ def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
 
 
 def resample(image: np.ndarray, spacing: tuple[float, float], to_mm: float, *, label: bool = False) -> np.ndarray:
-    """An image on a grid of square pixels.
+    """An image (rows, columns) of some spacing (row_mm, column_mm), resampled to square pixels with sides of `to_mm`.
 
-    Args:
-        image: (rows, columns).
-        spacing: (row_mm, column_mm) of the image.
-        to_mm: side of the new pixels.
-        label: take the nearest class index instead of interpolating.
+    A `label` map takes the nearest class index instead of interpolating.
     """
     rows, columns = (max(1, round(n * mm / to_mm)) for n, mm in zip(image.shape, spacing, strict=True))
     shrinks = rows * columns < image.size

@@ -13,48 +13,28 @@ from data.preprocessing import preprocess, resample
 from data.readers.acdc import ACDC_CLASSES, index_acdc
 from data.readers.folder import index_folder
 from data.readers.images import Problems
-from data.splits import refuse_overlap
+from data.splits import SplitTable, refuse_overlap
 from data.store import SliceStore, open_store
-from data.synthetic import is_synthetic
 
 Normalisation = Literal["image", "dataset"]
 """z-score a slice with its own mean and standard deviation, or with those of the training slices."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
-    """Slices, their splits and their classes.
+class Dataset(SplitTable):
+    """Slices, their splits and their classes. ``table`` is that of ``store``, one row per slice.
 
     ``classes`` are names, background first; a label map's value is a position in them. Just ("background",)
     when nothing is labelled.
     """
 
-    name: str
-    root: Path
     store: SliceStore
     classes: tuple[str, ...]
 
-    @property
-    def table(self) -> pd.DataFrame:
-        """The store's table, one row per slice."""
-        return self.store.table
-
-    @property
-    def synthetic(self) -> bool:
-        """Whether the images are generated: scores reached on them say nothing about patients."""
-        return is_synthetic(self.root)
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """subject -> split, for ``save_splits`` beside a run."""
-        return dict(zip(self.table["subject"], self.table["split"], strict=True))
-
     def positions(self, split: str, labelled: bool | None = None) -> np.ndarray:
         """Row positions of a split, ascending; ``labelled`` keeps slices with (True) or without labels."""
-        chosen = self.table["split"] == split
-        if labelled is not None:
-            chosen &= self.table["labelled"] == labelled
-        return np.flatnonzero(chosen)
+        rows = super().positions(split)
+        return rows if labelled is None else rows[self.table["labelled"].to_numpy()[rows] == labelled]
 
 
 def load_dataset(
@@ -68,8 +48,7 @@ def load_dataset(
 
     Args:
         dataset: "acdc", or "folder" for any other layout, see ``data.readers.folder``.
-        root: folder of the data set.
-        subject_pattern: regular expression giving the subject of a file ("folder" only).
+        subject_pattern: regular expression that finds the subject in a file's path ("folder" only).
         splits_file: JSON of subjects per split, written if absent ("folder" only; ACDC's split is fixed).
 
     Raises:
@@ -79,7 +58,8 @@ def load_dataset(
     table, classes = index_dataset(dataset, root, subject_pattern, splits_file)
     refuse_overlap(table)
     store = open_store(table, root)
-    return Dataset(name=dataset, root=root, store=store, classes=check_labels(store.table, classes))
+    classes = check_labels(store.table, classes)
+    return Dataset(name=dataset, root=root, table=store.table, store=store, classes=classes)
 
 
 def index_dataset(
@@ -107,12 +87,12 @@ def check_labels(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[str, ..
     """
     maps = table.loc[table["labelled"], ["label_file", "label_values"]].drop_duplicates()
     values = {int(value) for line in maps["label_values"].unique() for value in line.split()} | {0}
-    if not classes and values != set(range(len(values))):
-        raise UserError(
-            f"the label maps hold the values {sorted(values)}, which leave a gap: renumber them 0, 1, 2, ... "
-            'or name every class in a dataset.json, {"labels": {"background": 0, "name": 1}}'
-        )
     if not classes:
+        if values != set(range(len(values))):
+            raise UserError(
+                f"the label maps hold the values {sorted(values)}, which leave a gap: renumber them 0, 1, 2, ... "
+                'or name every class in a dataset.json, {"labels": {"background": 0, "name": 1}}'
+            )
         return ("background", *map(str, range(1, len(values))))
     if wrong := sorted(value for value in values if value >= len(classes)):
         lines = maps["label_values"].str.split().map(lambda line: bool({*map(int, line)} & {*wrong}))

@@ -68,8 +68,6 @@ class ExamsSource:
 
 SliceSource = AcdcSource | FolderSource
 ExamSource = MrnetSource | ExamsSource
-Source = SliceSource | ExamSource
-"""Told apart by `dataset`."""
 
 S = TypeVar("S", AcdcSource, FolderSource, MrnetSource, ExamsSource)
 
@@ -80,11 +78,7 @@ def with_demo_data(source: S) -> S:
 
 
 def find_root(dataset: str, data_root: Path | None, labels: Path | None = None) -> Path:
-    """The folder of a data set: `data_root`, else that of its CSV file, else a demonstration, made on first use.
-
-    Raises:
-        UserError: for a layout without a demonstration.
-    """
+    """`data_root`, else the folder of the CSV file, else synthetic demonstration data; a UserError if there is none."""
     if data_root is not None or labels is not None:
         return Path(data_root or Path(labels or "").parent).expanduser()
     if dataset == "acdc":
@@ -111,9 +105,7 @@ def open_slices(source: SliceSource) -> Dataset:
 def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
     """Index and check the exams of a source; see `data.readers.exams`.
 
-    Args:
-        source: which exams.
-        labelled: False for pretraining: MRNet's exams without a row in a CSV file count as well.
+    With `labelled` False, for pretraining, MRNet's exams without a row in a CSV file count as well.
 
     Raises:
         UserError: if labels are needed and the source names none.
@@ -126,5 +118,4 @@ def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
         return load_mrnet(root, task=task, plane=source.plane, split_seed=source.split_seed)
     if labelled and source.labels is None:
         raise UserError("--dataset exams needs --labels FILE.csv with the columns path,label")
-    seed, pattern = source.split_seed, source.subject_pattern
-    return load_exams(root, labels=source.labels, split_seed=seed, subject_pattern=pattern)
+    return load_exams(root, labels=source.labels, split_seed=source.split_seed, subject_pattern=source.subject_pattern)

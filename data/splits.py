@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +13,34 @@ import pandas as pd
 
 from core.errors import UserError
 from core.files import write_json
+from data.synthetic import is_synthetic
 
 SPLITS = ("train", "val", "test")
 FEWEST_EXAMS = 2
-"""One of each class: fewer train no classifier."""
+"""Smallest labelled subset of exams, one of each class."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitTable:
+    """What data sets of slices and of exams have in common: a table with the columns subject and split."""
+
+    name: str
+    root: Path
+    table: pd.DataFrame
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are generated: scores reached on them say nothing about patients."""
+        return is_synthetic(self.root)
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """subject -> split, for ``save_splits`` beside a run."""
+        return dict(zip(self.table["subject"], self.table["split"], strict=True))
+
+    def positions(self, split: str) -> np.ndarray:
+        """Row positions of a split, ascending."""
+        return np.flatnonzero(self.table["split"] == split)
 
 
 def acdc_split(subject: str) -> str:
@@ -38,7 +63,6 @@ def split_subjects(subjects: Iterable[str], seed: int = 0, test: bool = True) ->
 
     Args:
         subjects: names; their order and repetitions do not matter.
-        seed: random seed.
         test: False if the data set has a test set already: then about 7 train to 1 val.
 
     Returns:
@@ -64,8 +88,6 @@ def load_splits(path: Path) -> dict[str, str]:
     """Read subject -> split from a file of ``save_splits``, or raise a UserError that says what is wrong with it."""
     try:
         lists = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the path of the splits file") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}): correct it, or remove it to draw a new split") from None
     if not isinstance(lists, dict) or not all(
@@ -81,7 +103,7 @@ def load_splits(path: Path) -> dict[str, str]:
 
 
 def refuse_overlap(table: pd.DataFrame) -> None:
-    """Raise a UserError, naming subject, splits and files, if slices of one subject stand in two splits."""
+    """Raise a UserError, naming subject, splits and files, if a subject has slices in two splits."""
     pairs = table.drop_duplicates(["subject", "split"])
     twice = pairs[pairs.duplicated("subject", keep=False)].sort_values("subject", kind="stable")
     if len(twice):
@@ -108,7 +130,6 @@ def labelled_subset(
         table: index or store table, one row per slice.
         fraction: share of the slices (or patients), in (0, 1].
         unit: what is counted: "slice" as in the paper, or "patient", which is how scans are annotated.
-        seed: random seed.
 
     Returns:
         Row positions in ``table``, ascending, int64.
@@ -144,7 +165,6 @@ def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.nd
     Args:
         table: of an `ExamSet`, one row per exam.
         fraction: share of the training exams, in (0, 1]; at least two are drawn.
-        seed: random seed.
 
     Returns:
         Row positions in ``table``, ascending, int64.
@@ -154,11 +174,11 @@ def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.nd
     """
     if not 0 < fraction <= 1:
         raise UserError(f"labelled fraction {fraction} is outside (0, 1]: choose a share such as 0.1")
-    pool = table[table["split"] == "train"].assign(position=lambda rows: np.flatnonzero(table["split"] == "train"))
-    by_class = pool.assign(subject=pool["exam"], group=pool["label"].astype(str))
-    if by_class["group"].nunique() < 2:
-        raise UserError(f"all training exams are of class {', '.join(by_class['group'].unique())}: label some of both")
-    order = _stratified(by_class, np.random.default_rng(seed))
+    pool = table.assign(position=np.arange(len(table)), subject=table["exam"], group=table["label"].astype(str))
+    pool = pool[pool["split"] == "train"]
+    if pool["group"].nunique() < 2:
+        raise UserError(f"all training exams are of class {', '.join(pool['group'].unique())}: label some of both")
+    order = _stratified(pool, np.random.default_rng(seed))
     label = dict(zip(pool["exam"], pool["label"], strict=True))
     firsts = [next(exam for exam in order if label[exam] == value) for value in (0, 1)]
     order = firsts + [exam for exam in order if exam not in firsts]

@@ -95,13 +95,11 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
     """
     folder = cache_folder() / "slices"
     place = folder / files_digest(table, root)
-    packed = _read(place)
-    if packed is None:
+    if (packed := _read(place)) is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with file_lock(place.with_suffix(".lock"), wait=True) as alone:
-                packed = _read(place)
-                if packed is None:
+                if (packed := _read(place)) is None:
                     if alone:
                         _remove_leftovers(folder, place.name)
                     packed = _pack(table, root, place)

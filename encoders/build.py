@@ -1,4 +1,4 @@
-"""Encoders by their name: 2D networks of timm, the same over the frames of a clip, and video networks."""
+"""Build encoders by name: 2D networks of timm, the same applied to the frames of a clip, and video networks."""
 
 import difflib
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ def build_clip_encoder(
 
 
 def feature_width(encoder: nn.Module) -> int:
-    """Width of the feature vector of an image (in MobileNetV3 more than the last feature map has)."""
+    """Length of an image's feature vector, which may differ from the channels of the last feature map (MobileNetV3)."""
     width: Any = getattr(encoder, "head_hidden_size", None) or encoder.num_features
     return int(width)
 
@@ -96,7 +96,7 @@ class MaxPoolFrames(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (N, channels, T, H, W) -> (N, features)."""
-        # Global average pooling, with whatever layers the network puts after it.
+        # Global average pooling and any layers that the network has after it.
         return self.frame_encoder.forward_head(self.feature_maps(clips))  # type: ignore[operator]
 
 
@@ -127,7 +127,7 @@ class VideoEncoder(nn.Module):
 
 
 def recompute_activations(encoder: nn.Module) -> None:
-    """Let every residual block store only its input and compute the rest again in the backward pass, in place.
+    """Checkpoint activations, in place: each residual block stores its input and is recomputed in the backward pass.
 
     Gradients, running statistics and names of tensors do not change; training takes about a third more arithmetic.
     Copies of the encoder (BYOL's target) stay independent of it.
@@ -139,7 +139,7 @@ def recompute_activations(encoder: nn.Module) -> None:
 
 
 def _blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The largest parts that are not sequences: residual blocks, or whole stages where a stage is a class."""
+    """The residual blocks, or whole stages in networks whose stages are not sequences of blocks."""
     for child in network.children():
         if isinstance(child, nn.Sequential) or hasattr(child, "forward_features"):
             yield from _blocks(child)
@@ -187,7 +187,7 @@ def _unsuitable(name: str) -> str:
     try:
         with torch.device("meta"):
             reductions = timm.create_model(name, features_only=True).feature_info.reduction()
-    except Exception:  # whatever a model without feature maps raises
+    except Exception:  # models without feature maps raise errors of many types
         return "has no feature maps"
     # The three pyramids that segmentation_models accepts: from full, half or quarter resolution down.
     if reductions not in [[first * 2**i for i in range(len(reductions))] for first in (1, 2, 4)]:

@@ -1,4 +1,4 @@
-"""The card of an encoder file: `encoder.json` beside `encoder.safetensors` says where the weights come from."""
+"""The card of an encoder file: `encoder.json` beside `encoder.safetensors` describes the weights and their origin."""
 
 import logging
 from importlib.metadata import version
@@ -29,7 +29,7 @@ class EncoderCard(BaseModel):
     network: Network
     """BYOL's target (moving average) or online network, a U-Net's encoder, or one that was not trained here."""
     normalisation: dict[str, Any]
-    """How the intensities of its training images were normalised: `over` one "image" or one "exam"."""
+    """How the training images were normalised: `over` says over what intensities were z-scored, "image" or "exam"."""
     lineage: list[dict[str, Any]]
     """Every training stage from the first: stage, source, data (name, hash), steps, versions."""
     sha256: str | None = None
@@ -40,7 +40,7 @@ def read_card(path: str | Path) -> EncoderCard | None:
     """Read the card beside a safetensors file; None if there is none.
 
     Raises:
-        UserError: if it is not a card of this format, or belongs to other weights.
+        UserError: if the JSON file is not a card of this format, or belongs to other weights.
     """
     path, file = Path(path), Path(path).with_suffix(".json")
     if path.suffix != ".safetensors" or not file.is_file():
@@ -63,8 +63,8 @@ def say_normalisation(card: EncoderCard | None, over: str) -> None:
     """Log one line if an encoder was trained on images that were normalised in another way than those of this run.
 
     Args:
-        card: of the encoder file; None for foreign files, whose normalisation is unknown.
-        over: what this run z-scores together: one "image", one "exam" or the whole "dataset".
+        card: the encoder file's card; None for foreign files, whose normalisation is unknown.
+        over: over what this run z-scores intensities: one "image", one "exam" or the whole "dataset".
     """
     trained_over = card.normalisation.get("over", over) if card else over
     if trained_over != over:
@@ -73,5 +73,5 @@ def say_normalisation(card: EncoderCard | None, over: str) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that decide a stage's result, for its entry in the lineage."""
+    """Versions of the packages that affect a training stage's result, for its entry in the lineage."""
     return {package: version(package) for package in ("fewslice", "torch", "timm")}

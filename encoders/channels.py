@@ -7,18 +7,18 @@ from torch import Tensor
 def adapt_channels(weight: Tensor, in_channels: int, base_channels: int | None = None) -> Tensor:
     """Adapt the weight of a first convolution to another number of input channels.
 
-    To one channel the weights are summed, so a grey image gives what the image replicated to all of the
-    old channels gave. To k channels they are repeated, cut to k and scaled by old / k, which keeps the
-    same equality for a replicated grey image whenever the old channels divide k.
+    For one channel the weights are summed, so that a grey image gives the same result as the image replicated to all
+    old channels did. For k channels they are repeated, cut to k and scaled by old / k; a replicated grey image then
+    gives the same result if the number of old channels divides k.
 
     Args:
         weight: (out, in, height, width), or (out, in, time, height, width).
-        in_channels: channels of the images at hand.
-        base_channels: channels of the images it was trained on, by default ``in``; fewer in stems that fold space
-            into depth.
+        in_channels: channels of the new images.
+        base_channels: channels of the images it was trained on; None: ``in``. In stems that rearrange blocks of pixels
+            into channels, ``in`` is a multiple of it.
 
     Returns:
-        The weight with in_channels in place of in, the same tensor where nothing changes.
+        The adapted weight; the same tensor if nothing changes.
 
     Source: timm's ``adapt_input_conv``.
     """

@@ -1,4 +1,4 @@
-"""Weight files of other software: safe reading, and the layouts in which they keep an encoder."""
+"""Weight files of other software: safe reading, and the layouts in which they store an encoder."""
 
 import pickle
 import zipfile
@@ -53,8 +53,8 @@ PREFIXES: tuple[str, ...] = (
 # lightly saves nn.Sequential(*list(resnet.children())[:-1]), whose parts have numbers for names.
 RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 HEADS = ("fc.", "classifier.", "head.")
-# Classes of the settings that training checkpoints keep beside their weights: replaced by empty objects.
-SETTINGS = (
+# Classes of settings that training checkpoints hold besides their weights; empty objects replace their instances.
+SETTINGS_CLASSES = (
     *("argparse.Namespace", "collections.defaultdict", "numpy.", "omegaconf.", "pathlib.", "typing."),
     *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")),
     *("lightning.", "lightning_fabric.", "pytorch_lightning."),
@@ -65,11 +65,11 @@ class Layout(NamedTuple):
     """One way to read a file's content as an encoder's tensors."""
 
     where: str
-    """Path to the state dict in the file, and the prefix of the encoder's names."""
+    """Keys that lead to the state dict in the file, then the prefix of the encoder's tensors, joined by " > "."""
     state: State
     """Tensors by timm's names."""
     outside: list[str]
-    """Keys beside the encoder: projectors, other networks."""
+    """Keys of tensors that are not the encoder's: projectors, other networks."""
 
 
 def layouts(payload: Mapping[str, Any]) -> Iterator[Layout]:
@@ -124,8 +124,8 @@ def read_weights(path: Path) -> Mapping[str, Any]:
 
 def _read_torch(path: Path) -> Any:
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
-    # Classes of SETTINGS are not imported; anything else that is not a tensor is refused.
-    stand_ins: list[Any] = [(_stand_in(name), name) for name in unsafe if name.startswith(SETTINGS)]
+    # Classes of SETTINGS_CLASSES are not imported; anything else that is not a tensor is refused.
+    stand_ins: list[Any] = [(_stand_in(name), name) for name in unsafe if name.startswith(SETTINGS_CLASSES)]
     with torch.serialization.safe_globals(stand_ins):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -1,6 +1,6 @@
-"""Weights that are downloaded: timm's of natural images, torchvision's of videos.
+"""Download pretrained weights: timm's of natural images, torchvision's of videos.
 
-A UserError says so if there are none, or they cannot be downloaded.
+Both functions raise a UserError if there are no weights for an encoder or they cannot be downloaded.
 """
 
 from pathlib import Path
@@ -19,13 +19,13 @@ from encoders.names import VIDEO_ENCODERS, is_video
 
 
 def timm_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
-    """timm's own weights of a 2D network, and their entry in the lineage."""
+    """timm's weights of a 2D network, adapted to `channels` input channels, and their entry in the lineage."""
     if is_video(name):
         raise UserError(f"{name} has no ImageNet weights; pass kinetics or a file instead.")
     repository = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None)
     try:
         if repository and not huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"):
-            # Without a connection the hub's own client tries again for most of a minute.
+            # Fails at once without a connection; the hub's client would retry for most of a minute.
             huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
         encoder = timm.create_model(name, pretrained=True, in_chans=channels, num_classes=0)
     except Exception as error:  # no network, no such weights, a broken download: many types
@@ -33,7 +33,7 @@ def timm_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
         raise UserError(
             f"the ImageNet weights of {name} could not be fetched ({reason}); pass a file instead, e.g. --init FILE."
         ) from error
-    # timm's tag says what the weights were trained on and how ("a1_in1k"): not always ImageNet
+    # timm's tag names training data and procedure ("a1_in1k"); the data are not always ImageNet
     tag = encoder.pretrained_cfg.get("tag", "")
     data = {"name": "imagenet" if tag.endswith("_in1k") and "_ft_" not in tag else f"timm {tag}", "hash": None}
     entry = {"stage": "generalist", "source": f"timm {name.split('.')[0]}.{tag}", "data": data}

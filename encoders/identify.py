@@ -1,4 +1,4 @@
-"""Which network a weight file holds, so that `--init FILE` determines the architecture."""
+"""Identify the network in a weight file, so that `--init FILE` determines the architecture."""
 
 import json
 from collections.abc import Mapping
@@ -28,17 +28,17 @@ class Identity(NamedTuple):
 
     architecture: str
     norm: str | None
-    """None where the file does not say it."""
+    """None if the file does not specify it."""
 
 
 def identify(path: Path) -> Identity | None:
-    """Tell the architecture from a card beside the file, or else from the tensors in it.
+    """Identify a network by the card beside its file, or else by the names and shapes of its tensors.
 
     Args:
         path: an encoder file or its folder, a trained U-Net of `segment`, or a file of other software.
 
     Returns:
-        None if it is not known; loading then tells whether the file fits the requested encoder.
+        None if the network is unknown or the file unreadable; loading then checks it against the requested encoder.
     """
     path = path / "encoder.safetensors" if path.is_dir() else path
     if not path.is_file():
@@ -51,19 +51,20 @@ def identify(path: Path) -> Identity | None:
             return Identity(model["encoder"], model["norm"])
         payload = read_weights(path)
     except (UserError, ValueError, KeyError, TypeError):
-        return None  # the same file is read again to load it, and then the error is reported
+        return None  # loading reads the file again and reports the error
     names = [name for name in (payload.get("arch"), *CANDIDATES) if isinstance(name, str)]
     fitting = [name for layout in layouts(payload) for name in names if _fits(layout.state, name)]
-    # a smaller network's tensors may be among those of a larger one
+    # the largest: all tensors of a smaller network may be among those of a larger one
     return Identity(max(fitting, key=lambda name: len(_shapes(name))), None) if fitting else None
 
 
 def _fits(state: State, name: str) -> bool:
-    """Whether the tensors are those of a network, its classifier and the number of input channels apart."""
+    """Whether a state dict holds a network's tensors, with any classifier and any number of input channels."""
     shapes = _shapes(name)
-    start = {key: 2 if key in ("conv1.weight", "stem.0.weight") else 0 for key in shapes}
+    skipped = {"conv1.weight": 2, "stem.0.weight": 2}  # output and input channels of the first convolution
     return bool(shapes) and all(
-        key in state and state[key].shape[start[key] :] == shape[start[key] :] for key, shape in shapes.items()
+        key in state and state[key].shape[skipped.get(key, 0) :] == shape[skipped.get(key, 0) :]
+        for key, shape in shapes.items()
     )
 
 

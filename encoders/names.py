@@ -1,4 +1,4 @@
-"""Names of the 3D encoders, in a file of their own because importing torch takes seconds."""
+"""Names of the 3D encoders, in a separate file that does not import torch, which takes seconds."""
 
 VIDEO_ENCODERS = ("r3d_18", "mc3_18", "r2plus1d_18")
 """torchvision's video ResNets."""

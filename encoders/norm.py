@@ -1,4 +1,4 @@
-"""Batch normalisation, and the two replacements, group norm and frozen batch norm, that do not use batch statistics."""
+"""Replace batch norm by group norm or frozen batch norm, which do not use batch statistics."""
 
 from functools import cache
 from typing import Literal, TypeVar
@@ -15,10 +15,10 @@ def replace_norm(module: Module, norm: Norm) -> Module:
     """Replace every batch normalisation (1D, 2D, 3D) below ``module``, in place.
 
     Args:
-        module: any network; a network that is itself a batch normalisation is returned replaced.
-        norm: "batch" changes nothing; "group" puts GroupNorm with the same scale and shift in its place;
-            "frozen" keeps the running statistics fixed, in training too; before or after loading weights makes no
-            difference. Scale and shift stay trainable and all state dict keys the same.
+        module: any network; if it is itself a batch normalisation, its replacement is returned.
+        norm: "batch" changes nothing; "group" replaces by GroupNorm with the same scale and shift; "frozen" keeps the
+            running statistics fixed, in training too. Scale and shift stay trainable and their keys in the state dict
+            the same. Weights may be loaded before or after.
     """
     if norm == "batch":
         return module

@@ -1,7 +1,7 @@
-"""Loading and saving encoder weights.
+"""Load and save encoder weights.
 
-They are saved as ``encoder.safetensors`` with timm's key names, which timm and segmentation_models load without this
-package, and ``encoder.json`` (``EncoderCard``), which says where they come from. Files of other software load as well.
+Weights are saved as ``encoder.safetensors`` with timm's key names, which timm and segmentation_models load without this
+package, and ``encoder.json`` (``EncoderCard``), which describes their origin. Files of other software load as well.
 """
 
 import logging
@@ -48,12 +48,12 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
     """Load pretrained weights into an encoder made by ``build_encoder`` or ``build_clip_encoder``.
 
     Args:
-        encoder: changed in place; of ``MaxPoolFrames`` its 2D encoder.
+        encoder: changed in place; in a ``MaxPoolFrames``, its 2D encoder is.
         source: "imagenet" for timm's weights, "kinetics" for torchvision's of a video network (both need a network
             connection), an ``encoder.safetensors`` or its folder, or a foreign file: safetensors or a torch file of
             plain tensors in any layout of ``UNWRAP`` and ``PREFIXES``. Files with Python code are never opened.
         name: timm's or torchvision's name of the encoder.
-        in_channels: of the encoder; a first convolution of another number is adapted (``adapt_channels``).
+        in_channels: input channels of the encoder; ``adapt_channels`` adapts weights for another number.
 
     Raises:
         UserError: if the file cannot be read or is of another architecture: if anything but a head is missing or a
@@ -86,7 +86,7 @@ def save_encoder(
     """Write ``encoder.safetensors`` and ``encoder.json``, each atomically.
 
     ``timm.create_model(name, in_chans=in_channels, num_classes=0, checkpoint_path=FILE)`` loads the file,
-    unless its norm is "group", which timm cannot build. Of a max-pool model its 2D encoder is written.
+    unless its norm is "group", which timm cannot build. Of a ``MaxPoolFrames`` the 2D encoder is written.
 
     Args:
         encoder: from ``build_encoder`` or ``build_clip_encoder``, or the ``encoder`` of a ``tu-`` U-Net of
@@ -124,7 +124,7 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     """Load ``source`` into ``network``, whose tensor k has the name ``names[k]`` in timm."""
     payload: Mapping[str, Any]
     entry: dict[str, Any] = {}
-    card, made_as = None, None
+    card, declared = None, None
     if str(source) in ("imagenet", "kinetics"):
         payload, entry = kinetics_weights(name) if str(source) == "kinetics" else timm_weights(name, channels)
     else:
@@ -134,15 +134,15 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         if card is None:
             data = {"name": "unknown", "hash": None}
             entry = {"stage": "foreign", "source": path.name, "data": data, "sha256": sha256(path)}
-        made_as = card.architecture if card else payload.get("arch")
+        declared = card.architecture if card else payload.get("arch")
     if card and card.architecture.split(".")[0] != name.split(".")[0]:
         raise UserError(f"{source} holds a {card.architecture}, not a {name}; build a {card.architecture} for it.")
 
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     if card and card.norm == "group" and any(key.endswith("running_mean") for key in wanted):
         raise UserError(f"{source} was trained with group normalisation; build the encoder with norm 'group'.")
-    readings = [_adapted(layout, wanted, name, channels) for layout in layouts(payload)]
-    where, state, outside = max(readings, key=lambda layout: _fit(layout.state, wanted), default=Layout("", {}, []))
+    adapted = [_adapted(layout, wanted, name, channels) for layout in layouts(payload)]
+    where, state, outside = max(adapted, key=lambda layout: _fit(layout.state, wanted), default=Layout("", {}, []))
     missing = sorted(wanted.keys() - state.keys())
     lacking = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(HEADS)]
     differing = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
@@ -151,8 +151,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         for key in sorted(differing)[:1]:
             shapes = f"{tuple(state[key].shape)} in the file, {tuple(wanted[key].shape)} in the network"
             wrong += [f"holds {len(differing)} of other shapes ({key}: {shapes})"]
-        made = f" (it says it is a {made_as})" if isinstance(made_as, str) else ""
-        wrong_file = f"{source} does not hold a {name}{made}: it {' and '.join(wrong)}"
+        declaration = f" (the file says it is a {declared})" if isinstance(declared, str) else ""
+        wrong_file = f"{source} does not hold a {name}{declaration}: it {' and '.join(wrong)}"
         raise UserError(f"{wrong_file}; pass the architecture of the file.")
 
     loaded = {key: state.get(names[key], value) for key, value in network.state_dict().items()}
@@ -183,21 +183,22 @@ def _adapted(layout: Layout, wanted: State, name: str, channels: int) -> Layout:
     for module in (first,) if isinstance(first, str) else first or ():
         key = f"{module}.weight"
         if key in wanted and key in state and state[key].shape[1] != wanted[key].shape[1]:
-            folded = wanted[key].shape[1] // channels  # pixels per channel in stems that fold space into depth
-            state[key] = adapt_channels(state[key].float(), channels, state[key].shape[1] // folded)
+            pixels = wanted[key].shape[1] // channels  # more than 1 in stems that rearrange pixels into channels
+            state[key] = adapt_channels(state[key].float(), channels, state[key].shape[1] // pixels)
     return layout._replace(state=state)
 
 
 def _fit(state: State, wanted: State) -> int:
+    """How well a file's tensors fit the network: one point for each name, one more for an equal shape."""
     common = wanted.keys() & state.keys()
     return len(common) + sum(wanted[key].shape == state[key].shape for key in common)
 
 
 def _timm_names(features: nn.Module, name: str) -> dict[str, str]:
-    """Names in timm's whole network of the tensors of its ``features_only`` one, which is a part of it.
+    """From tensor names in timm's ``features_only`` network to those in its whole network.
 
-    Source: ``timm.models._features``, which keeps a name, joins its first two parts by an underscore, or
-    wraps the whole network as ``body`` or ``model``.
+    Source: ``timm.models._features``, which keeps a name, joins its first two parts by an underscore, or wraps the
+    whole network as ``body`` or ``model``.
     """
     with torch.device("meta"):
         whole = timm.create_model(name, num_classes=0).state_dict()

@@ -1,1 +1,1 @@
-"""How training runs: accumulation, EMA, schedules, the loop, checkpoints, run directories."""
+"""What every training run needs: configuration, command line, sampler, training loop, checkpoints, run folder."""

@@ -13,7 +13,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values; the previous file stays until the new one is safely on disk.
 
     Raises:
-        UserError: when the disk is full or not writable; the previous checkpoint is untouched.
+        UserError: if the disk is full or the folder not writable; the previous checkpoint stays.
     """
 
     def write(file: Path) -> None:
@@ -25,7 +25,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
         reason: BaseException | None = error
-        while reason and not isinstance(reason, OSError):  # torch hides a full disk behind an error of its own
+        while reason and not isinstance(reason, OSError):  # torch raises another error in its place on a full disk
             reason = reason.__context__
         raise UserError(
             f"cannot write the checkpoint {path} ({reason or error}); {kept}: make room and continue with --resume"
@@ -33,7 +33,7 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read back what `write_checkpoint` wrote, on the CPU, never unpickling code."""
+    """Read a checkpoint to the CPU, without unpickling code; a UserError says if it is missing or damaged."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

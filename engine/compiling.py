@@ -1,4 +1,4 @@
-"""Compile the networks of a training step with torch.compile, where that pays."""
+"""Compile the networks of a training step with torch.compile if the run is long enough to gain by it."""
 
 import logging
 from typing import Any, Literal
@@ -10,7 +10,8 @@ from torch import nn
 log = logging.getLogger("fewslice")
 
 PAYS_FROM = 5000
-"""Micro-batches of a run. An estimate (a minute or two of compiling, some 10 ms gained by each), not yet measured."""
+"""Micro-batches from which compiling saves time: an estimate, not measured (compiling takes one or two minutes, and
+saves some 10 ms in each)."""
 
 
 def compile_method(
@@ -19,10 +20,10 @@ def compile_method(
     """Compile a method with torch.compile; on failure log one warning and run it uncompiled.
 
     Args:
-        module: the method's owner; its state and the names in it do not change.
+        module: the object whose method is compiled; its state and the names in it do not change.
         name: name of a method that takes and returns tensors.
-        wanted: "auto" compiles runs of `PAYS_FROM` micro-batches or more on one CUDA device; of several, synchronised
-            norms would break the network into pieces too small to gain by it.
+        wanted: "auto" compiles runs of `PAYS_FROM` micro-batches or more on one CUDA device. On several, synchronised
+            batch norms would split the network into pieces too small to gain by it.
         fabric: where the module runs.
         micro_batches: number of calls in this run.
     """
@@ -32,18 +33,19 @@ def compile_method(
     import torch._functorch.config as functorch  # slow to import
 
     plain = getattr(module, name)
-    fused = None
+    compiled = None
 
     def call(*tensors: Any) -> Any:
-        nonlocal fused
+        nonlocal compiled
         try:
-            # a program for each size of a batch: a run has two or three
-            fused = fused or torch.compile(plain, dynamic=False)
-            with functorch.patch(force_non_lazy_backward_lowering=True):  # the backward as well, so that it fails here
-                return fused(*tensors)
+            # compiled again for each batch size, of which a run has two or three
+            compiled = compiled or torch.compile(plain, dynamic=False)
+            # the backward pass is compiled now as well, so that its failure is caught here
+            with functorch.patch(force_non_lazy_backward_lowering=True):
+                return compiled(*tensors)
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # of many types; what is wrong with the network itself comes up again below
+        except Exception as error:  # of many types; an error in the network itself is raised again below
             reason = " ".join(str(error).split())[:200]
             log.warning(f"torch.compile failed ({reason}); going on without it, as with --compile no")
             setattr(module, name, plain)

@@ -1,4 +1,4 @@
-"""Configurations: frozen dataclasses whose fields say what they affect, read from and written as JSON."""
+"""Configurations: frozen dataclasses whose fields are marked with what they affect, and their JSON files."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +23,18 @@ class RunSettings:
     seed: Annotated[int, Group("run"), SetBySweep] = 0
     """Random seed for the labelled subset, weight initialisation, data order and augmentation; 0 or more."""
     micro_batch_size: int | None = None
-    """Samples of one backward pass on one device; None: the whole share of the device."""
+    """Samples of one backward pass on one device; None: the device's whole share of `batch_size`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Floating-point precision; auto: bf16 on a GPU that supports it, else fp32."""
     device: Execution[Literal["auto", "cpu", "cuda"]] = "auto"
     """Device to compute on; auto: a GPU if there is one."""
     devices: Annotated[int, Affects.EXECUTION, SetBySweep] = 1
-    """Processes per machine, one device each (under torchrun its own count is used)."""
+    """Processes per machine, one device each (under torchrun, torchrun's count is used)."""
     nodes: Annotated[int, Affects.EXECUTION, SetBySweep] = 1
     """Number of machines."""
     compile: Execution[Literal["auto", "yes", "no"]] = "auto"
-    """Compile the networks with torch.compile, which takes minutes at the start; auto: for long runs on one GPU. Never
-    together with `--checkpoint-activations`."""
+    """Compile the networks with torch.compile, which takes minutes at the start; auto: for long runs on one GPU. No
+    effect with `--checkpoint-activations`."""
     workers: Execution[int] = 0
     """Data loading processes; 0 loads in the training process."""
     checkpoint_every: Execution[int] = 100
@@ -58,7 +58,7 @@ class RunSettings:
         return "no" if getattr(self, "checkpoint_activations", False) else self.compile
 
     def require_above_0(self, *names: str) -> None:
-        """Refuse settings that are 0, negative or not finite; None counts as not set.
+        """Raise a UserError if a setting is 0, negative or not finite; None counts as not set.
 
         Raises:
             UserError: naming the flag and its value.
@@ -66,7 +66,7 @@ class RunSettings:
         self._require("must be above 0", lambda value: value > 0, names)
 
     def require_at_least_0(self, *names: str) -> None:
-        """Refuse settings that are negative or not finite; None counts as not set."""
+        """Raise a UserError if a setting is negative or not finite; None counts as not set."""
         self._require("must be 0 or more", lambda value: value >= 0, names)
 
     def _require(self, what: str, holds: Callable[[float], bool], names: Sequence[str]) -> None:
@@ -76,13 +76,9 @@ class RunSettings:
                 raise UserError(f"--{name.replace('_', '-')} {value}: {what}")
 
 
-NAMED_STARTS = ("random", "imagenet", "kinetics")
-"""Starts of an encoder that are no file."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SupervisedSettings(RunSettings):
-    """Settings that training a U-Net and training a classifier share."""
+    """Settings that are common to training a U-Net and training a classifier."""
 
     init: Annotated[str, Group("network"), SetBySweep] = "random"
     """Start of the encoder: random; imagenet (timm's weights, downloaded); kinetics (torchvision's weights of 3D
@@ -120,8 +116,9 @@ class SupervisedSettings(RunSettings):
 
     @property
     def start_name(self) -> str:
-        """The start of the encoder as part of a folder's name."""
-        return self.init if self.init in NAMED_STARTS else Path(self.init).resolve().parent.name
+        """`init` as part of a folder's name."""
+        named = self.init in ("random", "imagenet", "kinetics")  # else a file
+        return self.init if named else Path(self.init).resolve().parent.name
 
 
 @cache
@@ -137,8 +134,8 @@ def affects(kind: type, name: str) -> Affects:
 
 
 def marked(kind: type, mark: type) -> list[str]:
-    """The settings of a configuration class that bear a mark."""
-    return [name for name, found in marks(kind).items() if mark in found]
+    """The settings of a configuration class that have a mark."""
+    return [name for name, of_setting in marks(kind).items() if mark in of_setting]
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -203,56 +200,45 @@ RENAMED = {
     "views": "augmentation",
 }
 """Settings of version 0.1 and their present names: old flags and saved files keep working for one version."""
-RENAMED_VALUES = {("pool", "everyone"): "all"}
 
 
-def _merged(default: Any, values: Mapping[str, Any], refusal: str) -> dict[str, Any]:
-    """The default's settings with `values` in their place, group by group; an unknown name is refused."""
-    merged, values = plain(default), _updated(type(default), values)
+def _merged(default: Any, values: Mapping[str, Any], error: str) -> dict[str, Any]:
+    """The default's settings, replaced by `values` group by group; `error` and the name for an unknown setting."""
+    merged, values = plain(default), _in_present_spelling(type(default), values)
     if unknown := sorted(str(name) for name in values.keys() - merged.keys()):
-        raise UserError(f"{refusal} {', '.join(unknown)}")
+        raise UserError(f"{error} {', '.join(unknown)}")
     for name, value in values.items():
         if is_dataclass(group := getattr(default, name)) and isinstance(value, Mapping):
-            # of a tagged union (the data set) the file's tag chooses the class whose defaults fill the gaps
-            tagged = next((kind for kind in alternatives(type(default), name) if _tag(kind) == _tag_of(value)), None)
-            group = tagged() if tagged and not isinstance(group, tagged) else group
-            value = _merged(group, value, f"{refusal} {name}.")
+            # the file's data set layout chooses the class whose defaults fill the gaps
+            layout = alternatives(type(default), name).get(str(value.get("dataset")))
+            group = layout() if layout and not isinstance(group, layout) else group
+            value = _merged(group, value, f"{error} {name}.")
         merged[name] = value
     return merged
 
 
-def alternatives(kind: type, name: str) -> tuple[type, ...]:
-    """The classes of a field that is a union of dataclasses tagged by `dataset`; () for other fields."""
-    hint = get_type_hints(kind)[name]
-    return tuple(each for each in get_args(hint) if isinstance(each, type) and is_dataclass(each) and _tag(each))
+def alternatives(kind: type, name: str) -> dict[str, Any]:
+    """The classes of a field that is a union of data set layouts, by their `dataset`; empty for other fields."""
+    return {each.dataset: each for each in get_args(get_type_hints(kind)[name]) if hasattr(each, "dataset")}
 
 
-def _tag(kind: Any) -> str | None:
-    return getattr(kind, "dataset", None)
-
-
-def _tag_of(values: Mapping[str, Any]) -> Any:
-    return values.get("dataset")
-
-
-def _updated(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of version 0.1 under their present names and in their present groups."""
+def _in_present_spelling(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, those of version 0.1 replaced by their present names, values and groups."""
     names = {f.name for f in fields(kind)}
-    updated: dict[str, Any] = {}
-    for old, value in values.items():
-        name = old if old in names else RENAMED.get(old, old)
-        updated[name] = RENAMED_VALUES.get((old, value), value) if isinstance(value, str) else value
-    if "clip" in updated and "clip" not in names:  # the largest gradient norm, or the one way to pool frames
-        limit = updated.pop("clip")
-        updated |= {"max_grad_norm": limit} if "max_grad_norm" in names else {}
-    if "data" in names and "data" not in updated and (kinds := alternatives(kind, "data")):
-        # version 0.1 kept the settings of all kinds of data sets side by side
-        every = {f.name for each in kinds for f in fields(each)}
-        flat = {name: updated.pop(name) for name in list(updated) if name in every - names}
+    present = {name if name in names else RENAMED.get(name, name): value for name, value in values.items()}
+    if values.get("pool") == "everyone":
+        present["unlabelled_splits"] = "all"
+    if "clip" in present and "clip" not in names:  # the largest gradient norm, or the one way to pool frames
+        limit = present.pop("clip")
+        present |= {"max_grad_norm": limit} if "max_grad_norm" in names else {}
+    if "data" in names and "data" not in present and (layouts := alternatives(kind, "data")):
+        # version 0.1 had the settings of all layouts side by side
+        of_layouts = {f.name for layout in layouts.values() for f in fields(layout)} - names
+        flat = {name: present.pop(name) for name in list(present) if name in of_layouts}
         if flat.get("dataset") or flat.get("data_root"):
-            chosen = next((each for each in kinds if _tag(each) == flat.get("dataset")), kinds[0])
-            known = {f.name for f in fields(chosen)}
-            updated["data"] = {"dataset": _tag(chosen)} | {
-                k: v for k, v in flat.items() if k in known and v is not None
+            layout = layouts.get(str(flat.get("dataset")), next(iter(layouts.values())))
+            known = {f.name for f in fields(layout)}
+            present["data"] = {"dataset": layout.dataset} | {
+                name: value for name, value in flat.items() if name in known and value is not None
             }
-    return updated
+    return present

@@ -24,11 +24,11 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     Args:
         device: "auto" (CUDA where there is one), "cpu" or "cuda".
         precision: "auto" (bf16 on a GPU that has it, else fp32), "fp32", "bf16" or "fp16".
-        devices: processes per node, one per device; under torchrun its own count wins.
+        devices: processes per node, one per device; under torchrun, torchrun's count is used.
         nodes: machines.
 
     Raises:
-        UserError: when CUDA is asked for and there is none.
+        UserError: if `device` is "cuda" and there is no GPU, or `precision` is "fp16" on the CPU.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,7 +63,7 @@ def channels_last(network: Network) -> Network:
 
 
 def synchronise_norms(network: Network, fabric: Fabric, norm: str) -> Network:
-    """Let batch norms of several GPUs share their statistics; on CPU processes torch cannot."""
+    """Let batch norms of several GPUs share their statistics; torch cannot do so on the CPU."""
     if fabric.world_size > 1 and norm == "batch" and fabric.device.type == "cuda":
         return convert_sync_batchnorm(network)  # timm's keeps the activation of its fused norms
     return network
@@ -75,11 +75,10 @@ def scales_gradients(fabric: Fabric) -> bool:
 
 
 def show_messages(main: bool = True) -> None:
-    """Send our messages to the terminal (the first process only)."""
+    """Show fewslice's log messages on standard output; `main` is False in all processes but the first."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     log.setLevel(logging.INFO if main else logging.ERROR)
-    if not any(isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout for handler in log.handlers
-               if not isinstance(handler, logging.FileHandler)):  # fmt: skip
+    if not any(getattr(handler, "stream", None) is sys.stdout for handler in log.handlers):
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def cosine_tau(step: int, steps: int, base: float = 0.99) -> float:
-    """Decay rate of the average in optimiser step `step` (0-based) of `steps`: `base` at first, near 1 at last.
+    """Decay rate of the average in optimiser step `step` (0-based) of `steps`: from `base` at step 0 to near 1.
 
     Counts optimiser steps, never micro-steps. Source: Grill et al. 2020, section 3.3.
     """
@@ -19,7 +19,7 @@ def cosine_tau(step: int, steps: int, base: float = 0.99) -> float:
 def update_average(target: Iterable[Tensor], online: Iterable[Tensor], tau: float) -> None:
     """target <- tau * target + (1 - tau) * online, in place.
 
-    For BYOL, parameters only: its target network sees the views in training mode, so the running statistics of its
-    batch norms are already those of its own activations. An average that is only evaluated needs those as well.
+    For BYOL, pass parameters only: the target network runs in training mode, so its batch norms gather running
+    statistics of their own activations. For an average that is only evaluated, pass the running statistics as well.
     """
     torch._foreach_lerp_(list(target), list(online), 1 - tau)

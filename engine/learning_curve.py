@@ -1,4 +1,4 @@
-"""The picture of how training went."""
+"""Plot of losses and validation score over training."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The training loop: accumulate gradients over micro-batches, take an optimiser step, move the average."""
+"""The training loop: gradient accumulation, optimiser steps, logging, checkpoints and interruption."""
 
 import logging
 import math
@@ -29,12 +29,12 @@ Metrics = dict[str, float]
 
 
 class Interrupted(SystemExit):
-    """The run was asked to stop; its state is saved. Exit code 128 + the signal's number."""
+    """Raised after SIGINT or SIGTERM, once the run's state is saved; the exit code is 128 + the signal's number."""
 
 
 @dataclass(kw_only=True)
 class Training:
-    """What an optimiser step needs, and what is done beside it."""
+    """Everything that `train` works with."""
 
     fabric: Fabric
     run: RunFolder
@@ -45,7 +45,7 @@ class Training:
     samples: Dataset[Any]
     """Indexed by `engine.sampler.Sample`."""
     data: str
-    """Digest of the data; a run is not continued on other data."""
+    """Digest of the data; a run cannot be resumed on other data."""
     steps: int
     learning_rate: Callable[[int], float]
     """Learning rate of optimiser step 0, 1, ..."""
@@ -60,7 +60,7 @@ class Training:
     """Names of the metrics that `observe` may return."""
     workers: int = 0
     on_device: bool = False
-    """The samples are made on the device: no worker processes, no pinned memory."""
+    """Whether the samples are made on the device, without worker processes and pinned memory."""
     checkpoint_every: int = 100
     """Optimiser steps between checkpoints; 0: only when the run is interrupted."""
     log_every: int = 10
@@ -82,8 +82,8 @@ class Training:
         state = read_checkpoint(self.run.checkpoint)
         if state["data"] != self.data:
             raise UserError(
-                f"{self.run.path} was trained on other data than there is now (digest {state['data']}, now "
-                f"{self.data}); pass the same --data-root, or start again with --overwrite"
+                f"{self.run.path} was trained on other data (digest {state['data']}, now {self.data}); "
+                "pass the same --data-root, or start again with --overwrite"
             )
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -93,7 +93,7 @@ class Training:
 
 
 def train(t: Training, *, resume: bool = False) -> float:
-    """Take the optimiser steps that are left and return the training samples per second.
+    """Take the remaining optimiser steps and return the training samples per second, validation not counted.
 
     The gradient of a step is the mean over its effective batch, accumulated over micro-batches; then come one
     optimiser step, one `after_step` and the clearing of the gradients (docs/methods.md, gradient accumulation).
@@ -106,7 +106,7 @@ def train(t: Training, *, resume: bool = False) -> float:
     t.run.open_metrics(["step", "epoch", "learning_rate", "loss", "samples_per_second", *t.columns], first)
     loader = iter(_loader(t, first))
     seen, began, paused = 0, time.perf_counter(), 0.0
-    with _stop_on_signals() as stop, _progress(t, first) as advance:
+    with _stop_on_signals() as signals, _progress(t, first) as advance:
         for step in range(first, t.steps):
             for group in t.optimiser.param_groups:
                 group["lr"] = t.learning_rate(step)
@@ -130,37 +130,36 @@ def train(t: Training, *, resume: bool = False) -> float:
                 t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.max_grad_norm, error_if_nonfinite=False)
             # The average follows real optimiser steps only: it must not move after micro-batches, nor after a step
             # that the fp16 scaler skipped.
-            stepped = _optimiser_step(t)
-            if stepped:
+            if _optimiser_step(t):
                 t.after_step(step + 1)
             t.optimiser.zero_grad(set_to_none=True)
 
             done = step + 1
-            stopping = _asked_to_stop(t, done, stop)
+            stopping = _asked_to_stop(t, done, signals)
             ending = done == t.steps or stopping
             saving = stopping or bool(t.checkpoint_every and (ending or done % t.checkpoint_every == 0))
             due = ending or saving or done % t.log_every == 0
             # Read before observing and saving, so that a network with a loss that is not finite is never kept.
-            loss_now = _read_losses(t, done) if due else 0.0
-            pause = time.perf_counter()
+            mean_loss = _read_losses(t, done) if due else None
+            pause_began = time.perf_counter()
             metrics = t.observe(done, done == t.steps)
-            paused += time.perf_counter() - pause
+            paused += time.perf_counter() - pause_began
             if due or metrics:
-                loss_now = loss_now if due else _read_losses(t, done)
+                mean_loss = _read_losses(t, done) if mean_loss is None else mean_loss
                 speed = seen * t.sampler.devices / max(1e-9, time.perf_counter() - began - paused)
                 row = {
                     "step": done,
                     "epoch": done / t.sampler.steps_per_epoch,
                     "learning_rate": t.learning_rate(step),
-                    "loss": loss_now,
+                    "loss": mean_loss,
                     "samples_per_second": speed,
                 }
                 t.run.record(row | metrics)
-                advance(done, loss_now, speed)
+                advance(done, mean_loss, speed)
             if saving:
                 _save(t, done)
             if stopping and done < t.steps:
-                raise _interrupted(t, done, stop)
+                raise _interrupted(t, done, signals)
     return seen * t.sampler.devices / max(1e-9, time.perf_counter() - began - paused)
 
 
@@ -179,7 +178,7 @@ def _loader(t: Training, first: int) -> DataLoader[Any]:
 
 
 def collate(samples: Any) -> Any:
-    """Collate samples into a batch; data sets with `__getitems__` return the batch itself, without a copy."""
+    """Collate samples into a batch; a tensor, which data sets with `__getitems__` return, is the batch already."""
     return samples if isinstance(samples, Tensor) else default_collate(samples)
 
 
@@ -197,12 +196,10 @@ def _optimiser_step(t: Training) -> bool:
 
 def _read_losses(t: Training, done: int) -> float:
     """Mean loss since the last reading, over all devices. The only place where the loop waits for the device."""
-    losses = t.fabric.all_reduce(torch.stack(t.losses), reduce_op="mean")
-    values = losses.tolist()
+    values = t.fabric.all_reduce(torch.stack(t.losses), reduce_op="mean").tolist()
     t.losses.clear()
-    for k, value in enumerate(values):
+    for step, value in enumerate(values, start=done - len(values) + 1):
         if not math.isfinite(value):
-            step = done - len(values) + k + 1
             raise UserError(
                 f"the loss became {value} at optimiser step {step}; the last checkpoint is kept in "
                 f"{t.run.path}: lower --lr, or try --precision fp32"
@@ -216,21 +213,21 @@ def _save(t: Training, done: int) -> None:
     t.fabric.barrier()
 
 
-def _asked_to_stop(t: Training, done: int, stop: list[int]) -> bool:
-    """Whether a signal came. Several processes must agree at the same step; they do so only every `log_every` steps,
-    as it costs an exchange."""
+def _asked_to_stop(t: Training, done: int, signals: list[int]) -> bool:
+    """Whether a signal arrived. Several processes must agree on the step; as that costs an exchange between them, they
+    do so only every `log_every` steps."""
     if t.sampler.devices == 1:
-        return bool(stop)
+        return bool(signals)
     if done % t.log_every:
         return False
-    count = t.fabric.all_reduce(torch.tensor(float(len(stop)), device=t.fabric.device), reduce_op="sum")
+    count = t.fabric.all_reduce(torch.tensor(float(len(signals)), device=t.fabric.device), reduce_op="sum")
     return bool(count > 0)
 
 
-def _interrupted(t: Training, done: int, stop: list[int]) -> Interrupted:
+def _interrupted(t: Training, done: int, signals: list[int]) -> Interrupted:
     log.info(f"stopped at step {done} of {t.steps}, saved in {t.run.path}; continue with --resume")
     t.run.close()
-    return Interrupted(128 + (stop[0] if stop else signal.SIGTERM))
+    return Interrupted(128 + (signals[0] if signals else signal.SIGTERM))
 
 
 @contextmanager

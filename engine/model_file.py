@@ -16,7 +16,7 @@ from encoders.norm import Norm
 
 
 class ModelCard(BaseModel):
-    """What must be known to use any trained model."""
+    """Content of `model.json`: what is needed to build and use any trained model; tasks add fields."""
 
     encoder: str
     """Name of the encoder."""
@@ -25,9 +25,9 @@ class ModelCard(BaseModel):
     dataset: str
     """Name and digest of the training data."""
     init: str
-    """Start of the encoder."""
+    """Start of the encoder: the setting `init`."""
     lineage: list[dict[str, Any]] = []
-    """The stages that made the start, see `encoders.card.EncoderCard`."""
+    """Training stages of the encoder before this run, see `encoders.card.EncoderCard`."""
 
 
 Card = TypeVar("Card", bound=ModelCard)
@@ -45,9 +45,9 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
     """Read back what `save_model` wrote, in evaluation mode on the CPU.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
         kind: the card's class.
-        build: a network for a card, with any weights.
+        build: builds a network for a card, with any weights.
 
     Raises:
         UserError: if the folder holds no finished model, or its two files do not belong together.
@@ -58,7 +58,7 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
             raise UserError(f"{folder} holds no trained model ({path.name} is missing); pass a finished --run")
     try:
         card = read_json_card(sidecar, kind)
-        with torch.random.fork_rng(devices=[]):  # the first weights are thrown away and must not shift later draws
+        with torch.random.fork_rng(devices=[]):  # the discarded initial weights must not shift later random numbers
             network = build(card)
         network.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
@@ -68,7 +68,7 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
 
 
 def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
-    """A card from its file.
+    """Read a card.
 
     Raises:
         UserError: if the file is not such a card.

@@ -16,7 +16,7 @@ def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust_coefficien
         modules: all modules to train.
         lr: peak learning rate, already scaled to the effective batch.
         weight_decay: for weights with two or more dimensions.
-        trust_coefficient: trust coefficient eta.
+        trust_coefficient: eta in the paper.
 
     Source: You et al. 2017, Large batch training of convolutional networks.
     """

@@ -1,4 +1,4 @@
-"""The run folder: a run's configuration, its metrics, its checkpoint and its result."""
+"""The run folder: configuration, metrics, checkpoint and result of one run."""
 
 import csv
 import json
@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from engine.config import RunSettings, affects, read_config, result_settings, sa
 log = logging.getLogger("fewslice")
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """`config.json`, `metrics.csv`, TensorBoard events, `train.log`, `checkpoint.pt` and `result.json`.
 
     Args:
         path: the folder; made if it does not exist.
-        config: the resolved configuration, whose `resume` continues what is there and whose `overwrite` deletes it.
+        config: the run's configuration; its `resume` continues the run in the folder, its `overwrite` deletes it.
         main: False on all processes but the first, which alone writes.
 
     Raises:
@@ -34,7 +35,6 @@ class RunFolder:
         self.path, self.main = path, main
         self.checkpoint = path / "checkpoint.pt"
         self._metrics: Any = None
-        self._columns: list[str] = []
         if not main:
             return
         _claim(path, config)
@@ -49,23 +49,22 @@ class RunFolder:
             return
         from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
 
-        self._columns = columns
         path = self.path / "metrics.csv"
         kept = []
         if path.exists():
             with path.open(newline="") as file:
                 kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
         self._metrics = path.open("w", newline="", buffering=1)
-        writer = csv.DictWriter(self._metrics, columns, restval="")
-        writer.writeheader()
-        writer.writerows(kept)
+        self._rows = csv.DictWriter(self._metrics, columns, restval="")
+        self._rows.writeheader()
+        self._rows.writerows(kept)
         self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
 
     def record(self, row: Mapping[str, float]) -> None:
         """Write one row of metrics; `row["step"]` is the number of optimiser steps taken."""
         if self._metrics is None:
             return
-        csv.DictWriter(self._metrics, self._columns, restval="").writerow(row)
+        self._rows.writerow(row)
         for name, value in row.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(row["step"]))
@@ -74,9 +73,6 @@ class RunFolder:
         """Write `result.json`: its presence says that the run is finished."""
         if self.main:
             write_json(self.path / "result.json", result)
-
-    def __enter__(self) -> "RunFolder":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -92,7 +88,7 @@ class RunFolder:
 
 
 def _claim(path: Path, config: RunSettings) -> None:
-    """Make the folder this run's own, or say why not."""
+    """Make or empty the folder for a new run, or check that the run in it can be resumed; UserError if neither."""
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     if not occupied:
         os.makedirs(path, exist_ok=True)
@@ -126,7 +122,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _changed(path: Path, config: RunSettings) -> list[str]:
-    """The settings that affect the result and differ from those of the run in the folder, in words."""
+    """Messages about settings that affect the result and differ from those of the run in the folder."""
     try:
         before = result_settings(read_config(type(config), path / "config.json"))
     except UserError as error:  # a run of another command

@@ -1,6 +1,6 @@
-"""Which samples each optimiser step sees, on each device and in each micro-batch.
+"""The samples of each optimiser step, on each device and in each micro-batch.
 
-A pure function of (seed, step): there is no state to save or restore. A run that resumes at step k, or uses other
+They are a pure function of (seed, step), without state to save or restore. A run that resumes at step k, or uses other
 devices or other micro-batches, sees the same samples with the same random augmentation.
 """
 
@@ -78,7 +78,7 @@ class StepSampler:
 
     def micro_steps(self, step: int) -> int:
         """Number of micro-batches of one step, the same on every device."""
-        return self._micro_steps(len(self.batch(step)))
+        return len(self.micro_batches(step))
 
     def micro_batches(self, step: int) -> list[tuple[list[Sample], float]]:
         """This device's micro-batches of one step, each with its weight in the step's loss.
@@ -89,30 +89,19 @@ class StepSampler:
         """
         batch = self.batch(step)
         share = batch[self.device :: self.devices]
+        largest_share = math.ceil(len(batch) / self.devices)
         micro_batches = []
-        for k in range(self._micro_steps(len(batch))):
-            samples = share[k * self.micro_batch_size : (k + 1) * self.micro_batch_size]
+        for first in range(0, largest_share, self.micro_batch_size):
+            samples = share[first : first + self.micro_batch_size]
             weight = len(samples) * self.devices / len(batch)
             micro_batches.append((samples or batch[:1], weight))
         return micro_batches
-
-    def _micro_steps(self, batch: int) -> int:
-        """Micro-batches in the largest share of a batch of this many samples."""
-        return math.ceil(math.ceil(batch / self.devices) / self.micro_batch_size)
 
 
 def sampler_of(
     settings: RunSettings, fabric: Fabric, count: int, batch_size: int, *, wrap: bool = False
 ) -> StepSampler:
-    """The samples that this process sees of `count` items.
-
-    Args:
-        settings: of the run: seed and micro-batch size.
-        fabric: the processes that share each batch.
-        count: number of items.
-        batch_size: samples of one optimiser step.
-        wrap: see `StepSampler`.
-    """
+    """The sampler of this process, for a run's seed and micro-batch size; the rest as in `StepSampler`."""
     share = math.ceil(batch_size / fabric.world_size)
     return StepSampler(
         count=count,
@@ -128,7 +117,7 @@ def sampler_of(
 class MicroBatchSampler(torch.utils.data.Sampler[list[Sample]]):
     """All micro-batches of steps `first` to `last - 1` in one pass, for a DataLoader's `batch_sampler`.
 
-    One pass over the whole run: worker processes live as long as it does, nothing restarts between epochs.
+    One pass covers the whole run, so that worker processes do not restart between epochs.
     """
 
     def __init__(self, sampler: StepSampler, first: int, last: int) -> None:

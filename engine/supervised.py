@@ -1,4 +1,4 @@
-"""Supervised training from few labels: what training a U-Net and training a classifier of exams share."""
+"""Supervised training, common to the U-Net and the exam classifier."""
 
 import copy
 import json
@@ -33,8 +33,8 @@ class Supervised(nn.Module):
     Args:
         network: inputs (N, ...) -> logits.
         loss: logits and targets -> mean over the samples.
-        averaged: keep a moving average of the network beside it. (torch's `AveragedModel` copies the weights at its
-            first update, which is not the same average.)
+        averaged: keep a moving average of the network as well. (torch's `AveragedModel` copies the weights at its
+            first update, which gives another average.)
     """
 
     def __init__(self, network: nn.Module, loss: nn.Module, *, averaged: bool) -> None:
@@ -44,11 +44,11 @@ class Supervised(nn.Module):
 
     @property
     def kept(self) -> nn.Module:
-        """The network to evaluate and to keep: the moving average if there is one."""
+        """The network to evaluate and to save: the moving average if there is one."""
         return self.network if self.average is None else self.average
 
     def move_average(self, decay: float) -> None:
-        """Move the average towards the network; to be called after each real optimiser step."""
+        """Move the average, if there is one, towards the network; call it after each real optimiser step."""
         if self.average is None:
             return
         update_average(self.average.parameters(), self.network.parameters(), decay)
@@ -63,7 +63,7 @@ class Supervised(nn.Module):
         return self.loss(self.logits(inputs).float(), targets)  # the loss in fp32 whatever the network's precision
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """The network's logits in a training step; a method of its own so that it can be compiled."""
+        """The network's logits in a training step, a separate method so that it can be compiled."""
         return self.network(inputs)
 
 
@@ -73,13 +73,13 @@ def _statistics(network: nn.Module) -> list[Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is particular to one supervised task."""
+    """The parts of supervised training in which tasks differ."""
 
     loss: nn.Module
     samples: Dataset[Any]
     """Inputs and targets, indexed by `engine.sampler.Sample`."""
     data: str
-    """Digest of the data; a run is not continued on other data."""
+    """Digest of the data; a run cannot be resumed on other data."""
     validate: Callable[[nn.Module], Metrics]
     """Metrics of a network on the validation split; called in the main process."""
     save: Callable[[nn.Module], None]
@@ -89,9 +89,9 @@ class Task:
     score: str
     """The metric that the learning curve shows, higher is better."""
     select: str
-    """Which weights are kept, in words."""
+    """Description, for `kept.json`, of the weights that are kept."""
     rank: Callable[[Metrics], tuple[float, ...]] | None
-    """Metrics of a validation -> a tuple, the larger the better; None keeps the last weights."""
+    """From the metrics of a validation to a tuple that is larger for better weights; None keeps the last weights."""
     max_grad_norm: float | None = None
     figures: bool = True
     """Draw the learning curve."""
@@ -109,18 +109,18 @@ def fit(
     evaluate_every: int,
     learning_rate: Callable[[int], float],
 ) -> float:
-    """Train a network in place, validate it on the way and keep the weights that the task's rule selects.
+    """Train a network in place, validate it regularly and save the weights that rank highest by `task.rank`.
 
     Args:
-        settings: of the run.
+        settings: the run's configuration.
         fabric: where to compute.
         run: the run folder.
-        network: with its first weights; parameters without gradient stay as they are.
+        network: the initialised network; parameters that require no gradient do not change.
         task: loss, samples and validation.
         sampler: the samples of each step.
         steps: optimiser steps.
         evaluate_every: optimiser steps between validations.
-        learning_rate: of optimiser step 0, 1, ...
+        learning_rate: learning rate of optimiser step 0, 1, ...
 
     Returns:
         Training samples per second.
@@ -162,7 +162,7 @@ def fit(
             steps=steps,
             learning_rate=learning_rate,
             max_grad_norm=task.max_grad_norm,
-            # A young average follows the network closely: it would else hold on to the random start.
+            # In its first steps the average follows the network closely, or the random start would weigh too much.
             after_step=lambda step: supervised.move_average(min(settings.ema_decay, step / (step + 10))),
             observe=observe,
             columns=task.columns,
@@ -179,6 +179,6 @@ def fit(
 
 
 def say_random_start(settings: SupervisedSettings) -> None:
-    """Point to pretraining where a run starts from random weights."""
+    """Log a hint at pretraining if a run starts from random weights."""
     if settings.init == "random":
         log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")

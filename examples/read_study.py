@@ -13,7 +13,7 @@ import pandas as pd
 
 def read_study(folder: Path) -> None:
     """Print the scores of a finished study of segmentation."""
-    results = pd.read_csv(folder / "results.csv")  # a row for each training and split
+    results = pd.read_csv(folder / "results.csv")  # a row for each training run and split
     results = results[results["split"] == "val"]
     dice = results.pivot_table(index="labelled_slices", columns="pipeline", values="dice", aggfunc=["mean", "std"])
     print("Validation Dice, mean and standard deviation over seeds:", dice.round(3), sep="\n")

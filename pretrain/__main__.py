@@ -14,7 +14,7 @@ def main() -> None:
         cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
         from pretrain.stages import run
 
-        # a generalist stage reads no data set, so that none needs to be there
+        # a generalist stage reads no data set: do not make the synthetic one
         result = run(cfg if cfg.stage == "generalist" else with_data(cfg))
         print(f"encoder: {result['encoder']}")
         following = ["python", "-m", "segment", "--labelled-fraction", "0.02"]

@@ -1,4 +1,4 @@
-"""Signs of a collapsed representation: two cheap metrics of the projections of a batch."""
+"""Two cheap metrics of a batch's projections that show whether the representation collapses."""
 
 import torch
 import torch.nn.functional as F

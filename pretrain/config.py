@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from core.errors import UserError
 from core.settings import Execution, Group, SetBySweep
@@ -50,9 +50,9 @@ class PretrainConfig(RunSettings):
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes of the views."""
     second_blur: Annotated[float | None, Group("second view")] = None
-    """Probability, in [0, 1], of blur in the second view; None: that of the first."""
+    """Probability, in [0, 1], of blur in the second view; None: as in the first view."""
     second_solarise: float | None = None
-    """Probability, in [0, 1], of solarisation in the second view; None: that of the first."""
+    """Probability, in [0, 1], of solarisation in the second view; None: as in the first view."""
 
     encoder: Annotated[str, Group("network")] = "resnet50"
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50; for exams also r3d_18, mc3_18
@@ -122,18 +122,14 @@ class PretrainConfig(RunSettings):
 
     @property
     def on_clips(self) -> bool:
-        """Whether this stage's samples are clips: those of exams are; natural images are single images, so that only a
-        3D encoder, whose weights are a file, sees clips in a generalist stage."""
+        """Whether the encoder of this stage takes clips: on exams it does, in a generalist stage only if it is 3D."""
         return self.on_exams and (self.stage != "generalist" or is_video(self.encoder))
 
     @property
     def second_augmentation(self) -> Augmentation:
         """The augmentation of the second view."""
-        return replace(
-            self.augmentation,
-            blur=self.augmentation.blur if self.second_blur is None else self.second_blur,
-            solarise=self.augmentation.solarise if self.second_solarise is None else self.second_solarise,
-        )
+        second: dict[str, Any] = {"blur": self.second_blur, "solarise": self.second_solarise}
+        return replace(self.augmentation, **{name: value for name, value in second.items() if value is not None})
 
     @property
     def run_folder(self) -> Path:
@@ -177,7 +173,7 @@ def demo() -> PretrainConfig:
 def exam_paper() -> PretrainConfig:
     """Manna et al. 2022, BYOLMed3D; with `--encoder resnet18` Ray 2022, BYOLMed2D.
 
-    Weight decay and trust coefficient are not given there and stay those of the slices.
+    These papers state no weight decay and no trust coefficient: both stay as in `paper`.
     """
     return PretrainConfig(
         stage="specialist",
@@ -203,7 +199,7 @@ def exam_default() -> PretrainConfig:
 
 
 def exam_demo() -> PretrainConfig:
-    """Small enough for two CPU cores and four minutes. It checks that the software runs and is no evidence."""
+    """`demo` for exams."""
     return replace(
         exam_paper(),
         encoder="resnet18",
@@ -240,7 +236,7 @@ EXAMPLES = (
 
 
 def presets_for(flags: Mapping[str, str]) -> Presets:
-    """The presets for the data set and the encoder ("" if none is named) of a command line."""
+    """The presets for the data set and the encoder ("" if neither flag nor file sets it) of a command line."""
     if flags.get("dataset") not in EXAMS:
         return PRESETS
     return {**EXAM_PRESETS, "demo": video_demo} if is_video(flags["encoder"]) else EXAM_PRESETS

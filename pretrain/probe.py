@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.metrics import jaccard_score
 from torch import nn
 
 from data.slices import Dataset, Slices
@@ -19,12 +20,11 @@ class Probe:
     averaged over classes. It compares epochs of one run and is no segmentation score. The encoder is frozen.
 
     Args:
-        dataset: with labelled slices in the train and val splits.
-        size: slices are resized to squares of this side, pixels.
+        dataset: data set with labelled slices in the train and val splits.
+        size: side in pixels of the squares that the slices are resized to.
     """
 
     def __init__(self, dataset: Dataset, size: int = 128) -> None:
-        self.classes = len(dataset.classes)
         self.splits = {split: _squares(dataset, split, size) for split in ("train", "val")}
 
     @torch.no_grad()
@@ -40,13 +40,8 @@ class Probe:
         classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
         classifier.fit(features[0].numpy(), labels[0].numpy())
         predicted, reference = classifier.predict(features[1].numpy()), labels[1].numpy()
-
-        scores = []
-        for label in range(1, self.classes):
-            p, r = predicted == label, reference == label
-            if (p | r).any():
-                scores.append((p & r).sum() / (p | r).sum())
-        return float(np.mean(scores)) if scores else float("nan")
+        classes = [label for label in np.union1d(predicted, reference) if label]  # without the background, 0
+        return float(jaccard_score(reference, predicted, labels=classes, average="macro")) if classes else float("nan")
 
     def _features(self, encoder: nn.Module, device: torch.device, split: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(pixels, features) and (pixels,) class indices on the grid of stride 8."""
@@ -62,6 +57,7 @@ class Probe:
 
 
 def _squares(dataset: Dataset, split: str, size: int) -> tuple[torch.Tensor, list[np.ndarray]]:
+    """Labelled slices (N, 1, size, size) evenly spread over a split, and their label maps in full size."""
     positions = dataset.positions(split, labelled=True)
     positions = positions[np.linspace(0, len(positions) - 1, min(len(positions), MOST_SLICES)).astype(int)]
     slices = Slices(store=dataset.store, positions=positions)

@@ -1,7 +1,7 @@
 """The images or exams of one pretraining stage, as pairs of augmented views."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,16 +27,13 @@ log = logging.getLogger("fewslice")
 Augmenters = tuple[Augmenter, Augmenter]
 """The augmentation of the first and of the second view."""
 
-NAMED_WEIGHTS = ("imagenet", "kinetics")
-"""Values of `--generalist` that are downloaded weights."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageImages:
     """The images or exams of one stage."""
 
     samples: TorchDataset[Tensor]
-    """Two views of each, indexed by `engine.sampler.Sample`."""
+    """Two views of each image or exam, indexed by `engine.sampler.Sample`."""
     on_device: bool = False
     """Whether the views are made on the device."""
     count: int
@@ -44,20 +41,18 @@ class StageImages:
     name: str
     """Name of the data set."""
     hash: str
-    """Digest of its content."""
+    """Digest of the data set's content."""
 
 
-def natural_images(
-    generalist: str, encoder: str, augmenters: Augmenters, *, count: int, seed: int
-) -> StageImages | None:
+def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count: int, seed: int) -> StageImages | None:
     """The natural images to pretrain on.
 
     Args:
         generalist: "procedural", a folder of images, or weights: a file, "imagenet" or "kinetics".
         encoder: name of the encoder.
-        augmenters: of the two views.
+        augmenters: augmentation of the two views.
         count: number of procedural images.
-        seed: of the procedural images.
+        seed: random seed of the procedural images.
 
     Returns:
         The images; None if `generalist` is weights.
@@ -66,12 +61,12 @@ def natural_images(
         UserError: if there is no such file or folder, or the encoder takes no single images.
     """
     path = Path(generalist)
-    if generalist in NAMED_WEIGHTS or path.is_file() or (path / "encoder.safetensors").is_file():
+    if generalist in ("imagenet", "kinetics") or path.is_file() or (path / "encoder.safetensors").is_file():
         return None
     if is_video(encoder):
         raise UserError(
             f"--generalist {generalist}: {encoder} takes clips and cannot be pretrained on single images; "
-            "pass kinetics or an encoder file, or take --stage specialist"
+            "pass kinetics or an encoder file, or use --stage specialist"
         )
     images: Images
     if generalist == "procedural":
@@ -95,15 +90,15 @@ def target_slices(
     device: torch.device,
     cache_on_device: Literal["auto", "yes", "no"],
 ) -> StageImages:
-    """Every slice, labelled or not, of the subjects of some splits.
+    """All slices of the subjects of some splits, labelled or not.
 
     Raises:
-        UserError: if there is none, or they cannot be kept in the device's memory as asked for.
+        UserError: if the splits have no slice, or the slices cannot be kept on the device as `cache_on_device` asks.
     """
-    slices = Slices(store=dataset.store, positions=_of_splits(dataset.positions, splits))
+    slices = Slices(store=dataset.store, positions=np.flatnonzero(dataset.table["split"].isin(splits)))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
-    subjects = dataset.store.table["subject"].iloc[slices.positions].nunique()
+    subjects = dataset.table["subject"].iloc[slices.positions].nunique()
     log.info(f"pretraining on {len(slices)} slices of {subjects} subjects of {dataset.name}")
     cached = _is_cached(slices, augmenters, device, cache_on_device)
     return StageImages(
@@ -116,12 +111,12 @@ def target_slices(
 
 
 def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, clip_frames: int) -> StageImages:
-    """The exams of the subjects of some splits, of which clips are drawn. Their labels are not used.
+    """All exams of the subjects of some splits; clips are drawn from them, and labels are not used.
 
     Raises:
-        UserError: if there is none.
+        UserError: if the splits have no exam.
     """
-    positions = _of_splits(exams.positions, splits)
+    positions = np.flatnonzero(exams.table["split"].isin(splits))
     if not len(positions):
         raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
     log.info(f"pretraining on clips of {clip_frames} frames of {len(positions)} exams of {exams.name}")
@@ -134,17 +129,14 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
     )
 
 
-def _of_splits(positions: Callable[[str], np.ndarray], splits: Sequence[str]) -> np.ndarray:
-    """Positions of all slices or exams of some splits, ascending."""
-    return np.sort(np.concatenate([positions(split) for split in splits]))
-
-
 def _is_cached(
     slices: Slices, augmenters: Augmenters, device: torch.device, wanted: Literal["auto", "yes", "no"]
 ) -> bool:
     """Whether the slices are kept in the device's memory and the views are made there."""
     if wanted == "yes" and not can_cache(slices, augmenters):
-        raise UserError("--cache-on-device yes goes with plain bilinear crops: leave out blur, bicubic and affine maps")
+        raise UserError(
+            "--cache-on-device yes does not go with blur, bicubic interpolation or affine maps: leave them out"
+        )
     if wanted != "auto":
         return wanted == "yes"
     if device.type != "cuda" or not can_cache(slices, augmenters):

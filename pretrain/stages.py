@@ -1,4 +1,4 @@
-"""The chain of stages: natural images, then the target images, an encoder travelling as a file in between."""
+"""The chain of stages: natural images, then the target images; an encoder file links them."""
 
 import logging
 from dataclasses import replace
@@ -20,12 +20,9 @@ from engine.run_folder import RunFolder
 from pretrain.config import PretrainConfig
 from pretrain.probe import Probe
 from pretrain.sources import StageImages, natural_images, target_exams, target_slices
-from pretrain.train import Stage, facts_of_encoder, train_stage
+from pretrain.train import facts_of_encoder, train_stage
 
 log = logging.getLogger("fewslice")
-
-Start = tuple[nn.Module, list[dict[str, Any]]]
-"""An encoder with its first weights, and the stages that made them."""
 
 
 def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
@@ -40,36 +37,24 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     show_messages(fabric.global_rank == 0)
 
-    # Whatever can be wrong is found before anything is written: the name, the data, the file of weights.
+    # Mistakes are found before anything is written: in the encoder's name, the data and the file of weights.
     if not (cfg.on_clips and is_video(cfg.encoder)):
         require_encoder(cfg.encoder)
     natural = None
     if cfg.stage != "specialist":
-        drawn = {"count": cfg.generalist_images, "seed": cfg.seed}
-        natural = natural_images(cfg.generalist, cfg.encoder, _augmenters(cfg), **drawn)
+        natural = natural_images(cfg.generalist, cfg.encoder, _augmenters(cfg), cfg.generalist_images, cfg.seed)
     target, probe = _target(cfg, fabric.device) if cfg.stage != "generalist" else (None, None)
     start = _start(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
 
     with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run_folder:
         fabric.barrier()
-        if cfg.stage == "generalist" and natural is None:
-            result = _adopt(cfg, run_folder, start)
+        if cfg.stage == "hierarchical" and natural is not None:
+            start = _start(cfg, _generalist_file(cfg, fabric))
+        encoder, lineage = start or _start(cfg)
+        if images := target or natural:
+            result = train_stage(cfg, fabric, run_folder, images, encoder, lineage, probe)
         else:
-            if cfg.stage == "hierarchical" and natural is not None:
-                start = _start(cfg, _generalist_file(cfg, fabric))
-            encoder, lineage = start or _start(cfg)
-            images, epochs = (natural, cfg.generalist_epochs) if target is None else (target, cfg.target_epochs)
-            assert images is not None
-            stage = Stage(
-                name=cfg.stage,
-                images=images,
-                epochs=epochs,
-                steps=cfg.steps,
-                encoder=encoder,
-                lineage=lineage,
-                probe=probe,
-            )
-            result = train_stage(cfg, fabric, run_folder, stage)
+            result = _save_untrained(cfg, run_folder, encoder, lineage)
         run_folder.write_result(result)
     return result
 
@@ -89,8 +74,8 @@ def _augmenters(cfg: PretrainConfig) -> tuple[Augmenter, Augmenter]:
     return Augmenter(cfg.augmentation, cfg.image_size), Augmenter(cfg.second_augmentation, cfg.image_size)
 
 
-def _start(cfg: PretrainConfig, source: str | None = None) -> Start:
-    """The encoder with random weights, or with those of a file or a download."""
+def _start(cfg: PretrainConfig, source: str | None = None) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The encoder with random weights, or with those of a file or a download; and the stages that trained them."""
     # Seeded here so that the heads, which are drawn next, are the same whatever weights the encoder gets.
     torch.manual_seed(cfg.seed)
     if cfg.on_clips:
@@ -106,22 +91,22 @@ def _start(cfg: PretrainConfig, source: str | None = None) -> Start:
 
 
 def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:
-    """The natural-image encoder of a hierarchical run, pretrained first if it is not there yet."""
+    """The natural-image encoder of a hierarchical run, pretrained now unless an earlier run has done so."""
     out: Path = cfg.run_folder / "generalist"
     if not (out / "result.json").exists():
         log.info(f"stage 1 of 2: generalist, in {out}")
-        started = (out / "config.json").exists()
-        first = replace(cfg, stage="generalist", out=out, resume=started, overwrite=False, keep_epochs=(), steps=None)
+        resume = (out / "config.json").exists()
+        first = replace(cfg, stage="generalist", out=out, resume=resume, overwrite=False, keep_epochs=(), steps=None)
         run(first, fabric)
     fabric.barrier()
     log.info(f"stage 2 of 2: {cfg.stage}, in {cfg.run_folder}")
     return str(out / "encoder.safetensors")
 
 
-def _adopt(cfg: PretrainConfig, run_folder: RunFolder, start: Start | None) -> dict[str, Any]:
-    """A generalist that needs no training: foreign weights written as an encoder file of our format."""
-    assert start is not None
-    encoder, lineage = start
+def _save_untrained(
+    cfg: PretrainConfig, run_folder: RunFolder, encoder: nn.Module, lineage: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Write the weights that `--generalist` names in this project's format; a generalist stage does no more then."""
     if run_folder.main:
         save_encoder(encoder, run_folder.path, network="foreign", lineage=lineage, **facts_of_encoder(cfg))
     return {

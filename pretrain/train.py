@@ -1,9 +1,8 @@
-"""The training of one pretraining stage: BYOL on its images, and the encoder file at the end."""
+"""Training of one pretraining stage: BYOL on its images, and the encoder file at the end."""
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,40 +33,32 @@ SMALLEST_BATCH = 8
 """Samples per backward pass and device below which batch norm's statistics are so noisy that the run warns."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage: its images, its length and the encoder it starts from."""
-
-    name: str
-    """Of the lineage: generalist, specialist or hierarchical."""
-    images: StageImages
-    epochs: float
-    """Passes over the images."""
-    steps: int | None = None
-    """Optimiser steps in place of epochs."""
-    encoder: nn.Module
-    """With its first weights."""
-    lineage: list[dict[str, Any]]
-    """The stages that made these weights."""
-    probe: Probe | None = None
-
-
-def train_stage(cfg: PretrainConfig, fabric: Fabric, run: RunFolder, stage: Stage) -> dict[str, Any]:
+def train_stage(
+    cfg: PretrainConfig,
+    fabric: Fabric,
+    run: RunFolder,
+    images: StageImages,
+    encoder: nn.Module,
+    lineage: list[dict[str, Any]],
+    probe: Probe | None,
+) -> dict[str, Any]:
     """Pretrain an encoder with BYOL and write it.
 
     Args:
-        cfg: settings of the method, the optimiser and the run.
+        cfg: settings of the stage, the method, the optimiser and the run.
         fabric: where to compute.
         run: the run folder.
-        stage: what to train on and from which weights.
+        images: images or exams to train on.
+        encoder: encoder with its initial weights.
+        lineage: earlier stages, whose result the initial weights are.
+        probe: linear probe to follow the encoder with; None: no probe.
 
     Returns:
         The content of `result.json`.
     """
-    images = stage.images
     byol = Byol(
-        channels_last(stage.encoder),
-        feature_width(stage.encoder),
+        channels_last(encoder),
+        feature_width(encoder),
         projector_hidden=cfg.projector_hidden,
         predictor_hidden=cfg.predictor_hidden,
         outputs=cfg.projection,
@@ -76,7 +67,8 @@ def train_stage(cfg: PretrainConfig, fabric: Fabric, run: RunFolder, stage: Stag
     byol = synchronise_norms(byol, fabric, cfg.norm)
     sampler = sampler_of(cfg, fabric, images.count, cfg.batch_size)
     _warn_of_small_batches(cfg.norm, sampler)
-    steps = stage.steps or max(1, round(stage.epochs * sampler.steps_per_epoch))
+    epochs = cfg.generalist_epochs if cfg.stage == "generalist" else cfg.target_epochs
+    steps = cfg.steps or max(1, round(epochs * sampler.steps_per_epoch))
     warmup = _warmup(round(cfg.warmup_epochs * sampler.steps_per_epoch), steps)
     lr = cfg.lr * cfg.batch_size / 256  # the linear scaling rule of large-batch training, as in BYOL
     compile_method(byol, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
@@ -90,16 +82,23 @@ def train_stage(cfg: PretrainConfig, fabric: Fabric, run: RunFolder, stage: Stag
     def export(folder: Path, step: int) -> None:
         if run.main:
             network = byol.target_encoder if cfg.export == "target" else byol.encoder
-            lineage = [*stage.lineage, _entry(cfg, stage, step)]
-            save_encoder(network, folder, network=cfg.export, lineage=lineage, **facts_of_encoder(cfg))
+            stages = [*lineage, _lineage_entry(cfg, images, step)]
+            save_encoder(network, folder, network=cfg.export, lineage=stages, **facts_of_encoder(cfg))
 
-    observer = _Observer(byol, stage.probe, fabric.device, cfg.log_every, cfg.probe_every)
     epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, steps)
+    latest: Metrics = {}
 
     def observe(step: int, last: bool) -> Metrics:
         if step in epochs_kept:
             export(run.path / f"epoch-{epochs_kept[step]}", step)
-        return observer(step, last)
+        metrics: Metrics = {}
+        if step % cfg.log_every == 0 or last:
+            metrics |= collapse_metrics(byol.last_projections)
+            _warn_of_collapse(metrics["projection_std"], step)
+        if probe is not None and (step % cfg.probe_every == 0 or last):
+            metrics["probe_jaccard"] = probe(byol.target_encoder, fabric.device)
+        latest.update(metrics)
+        return metrics
 
     if 0 in epochs_kept and not (cfg.resume and run.checkpoint.exists()):
         export(run.path / "epoch-0", 0)
@@ -135,7 +134,7 @@ def train_stage(cfg: PretrainConfig, fabric: Fabric, run: RunFolder, stage: Stag
         images.unit: images.count,
         "steps": steps,
         "seed": cfg.seed,
-        **observer.latest,
+        **latest,
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
         "encoder": str(run.path / "encoder.safetensors"),
@@ -143,16 +142,15 @@ def train_stage(cfg: PretrainConfig, fabric: Fabric, run: RunFolder, stage: Stag
 
 
 def facts_of_encoder(cfg: PretrainConfig) -> dict[str, Any]:
-    """What the card of every encoder of a run says alike: arguments of `save_encoder`."""
+    """The arguments of `save_encoder` that are the same for all encoders of a run."""
     normalisation = {"kind": "z-score", "over": "exam" if cfg.on_clips else "image"}
     return {"name": cfg.encoder, "in_channels": 1, "norm": cfg.norm, "normalisation": normalisation}
 
 
-def _entry(cfg: PretrainConfig, stage: Stage, steps: int) -> dict[str, Any]:
+def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict[str, Any]:
     """The stage's entry in the lineage of its encoder."""
-    images = stage.images
     entry: dict[str, Any] = {
-        "stage": stage.name,
+        "stage": cfg.stage,
         "data": {"name": images.name, "hash": images.hash, images.unit: images.count},
         "augmentation": plain(cfg.augmentation),
         "second_augmentation": plain(cfg.second_augmentation),
@@ -168,37 +166,18 @@ def _entry(cfg: PretrainConfig, stage: Stage, steps: int) -> dict[str, Any]:
 
 
 def _warmup(wanted: int, steps: int) -> int:
-    """Optimiser steps of warm-up: at most half of the stage, so that short runs also reach their peak rate."""
+    """Optimiser steps of warm-up: at most half of the stage, so that short runs also reach the full learning rate."""
     if wanted > steps // 2:
         log.info(f"warm-up shortened from {wanted} to {steps // 2} optimiser steps, half of this stage")
     return min(wanted, steps // 2)
 
 
 def _epochs_kept(epochs: Sequence[int], steps_per_epoch: int, steps: int) -> dict[int, int]:
-    """Optimiser step -> epoch after which the encoder is written as well."""
+    """The epochs of `--keep-epochs` by the optimiser step that ends them."""
     kept = {round(epoch * steps_per_epoch): epoch for epoch in epochs}
     if beyond := [epoch for step, epoch in kept.items() if step > steps]:
         log.warning(f"--keep-epochs {' '.join(map(str, beyond))} lie beyond this run's {steps} steps and are not kept")
     return kept
-
-
-class _Observer:
-    """Metrics of a stage beside its loss: signs of collapse, and the linear probe."""
-
-    def __init__(self, byol: Byol, probe: Probe | None, device: torch.device, log_every: int, probe_every: int) -> None:
-        self.byol, self.probe, self.device = byol, probe, device
-        self.log_every, self.probe_every = log_every, probe_every
-        self.latest: Metrics = {}
-
-    def __call__(self, step: int, last: bool) -> Metrics:
-        metrics: Metrics = {}
-        if step % self.log_every == 0 or last:
-            metrics |= collapse_metrics(self.byol.last_projections)
-            _warn_of_collapse(metrics["projection_std"], step)
-        if self.probe is not None and (step % self.probe_every == 0 or last):
-            metrics["probe_jaccard"] = self.probe(self.byol.target_encoder, self.device)
-        self.latest |= metrics
-        return metrics
 
 
 def _warn_of_small_batches(norm: str, sampler: StepSampler) -> None:
@@ -210,7 +189,7 @@ def _warn_of_small_batches(norm: str, sampler: StepSampler) -> None:
             f"statistics; use --micro-batch-size {SMALLEST_BATCH} or more, or --norm group"
         )
     if sampler.devices > 1 and not torch.cuda.is_available():
-        log.warning("batch norm on several CPU processes takes each one's own statistics; --norm group does not")
+        log.warning("on several CPU processes each computes batch norm's statistics alone; --norm group has none")
 
 
 def _warn_of_collapse(projection_std: float, step: int) -> None:

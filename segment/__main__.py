@@ -15,7 +15,7 @@ def main() -> None:
 
         result = run(with_data(cfg))
         if "dice" in result:  # only the main process scores
-            print_result(result, cfg)
+            print_result(result, cfg.run_folder, cfg.data.data_root)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def clinical_errors(per_volume: pd.DataFrame) -> dict[str, dict[str, float]]:
         per_volume: as for `read_outs`.
 
     Returns:
-        Per read-out, in its own unit: ``prediction`` and ``reference`` (means), ``bias`` (mean error) and
-        ``mean_absolute_error``, over the ``count`` patients that have it on both sides; ``missing`` lack it.
+        Per read-out, in its unit: ``prediction`` and ``reference`` (means), ``bias`` (mean error) and
+        ``mean_absolute_error`` over the ``count`` patients with both values; ``missing`` counts the others.
     """
     table = read_outs(per_volume)
     result = {}

@@ -24,7 +24,7 @@ class SegmentConfig(SupervisedSettings):
     test: Annotated[Output[bool], Group("scoring"), SetBySweep] = False
     """Score the test split as well; look at it once, when every choice has been made."""
     select: Literal["last", "best"] = "last"
-    """Weights to keep: the last, or those of the best validation Dice (which then is no unbiased estimate)."""
+    """Weights to keep: the last, or those of the best validation Dice (which then is a biased estimate)."""
     evaluate_every: int = 70
     """Validate every N optimiser steps."""
     keep_largest_component: Literal["auto", "yes", "no"] = "no"
@@ -38,7 +38,7 @@ class SegmentConfig(SupervisedSettings):
     image_size: Annotated[int, Group("images")] = 224
     """Side of a training image in pixels; a multiple of 32."""
     spacing_mm: float | None = None
-    """Resample slices to square pixels of this size in mm; None: keep the file's own pixels."""
+    """Resample slices to square pixels of this size in mm; None: do not resample."""
     normalisation: Normalisation = "image"
     """z-score each slice by itself (image) or with the statistics of the training slices (dataset)."""
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(jitter=0.2))
@@ -82,7 +82,7 @@ def paper() -> SegmentConfig:
 
 
 def default() -> SegmentConfig:
-    """A smaller U-Net at 1.5 mm that trains on a CPU; two of three crops contain foreground."""
+    """A smaller U-Net on pixels of 1.5 mm that trains on a CPU; two of three crops contain foreground."""
     return SegmentConfig(
         encoder="resnet18",
         image_size=96,

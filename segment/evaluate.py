@@ -3,14 +3,13 @@
 The masks may come from any program: NIfTI volumes or PNG and TIFF images, matched by name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
@@ -19,6 +18,7 @@ from core.progress import progress
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
 from data.readers.images import IMAGE_SUFFIXES, is_image, label_stack, read_labels, read_volume, stem
 from segment.metrics import foreground, score_volume, summarise
+from segment.tables import result_tables
 
 EXAMPLES = ("--prediction OUT --reference DIR", "--prediction OUT --reference DIR --classes liver tumour --partial")
 
@@ -73,13 +73,13 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
     """Pair the masks of two folders by name.
 
     Args:
-        prediction: folder, searched with its subfolders.
-        reference: the same.
-        partial: leave out what only one folder has.
+        prediction: folder of predicted masks, searched with its subfolders.
+        reference: folder of reference masks, searched alike.
+        partial: leave out the masks that only one folder has.
 
     Returns:
-        {name: (prediction file, reference file)}, sorted. The name is the stem without ``_gt``; where stems
-        repeat in a folder, it is the path inside it.
+        {name: (prediction file, reference file)}, sorted. The name is the stem without ``_gt``, or the path inside
+        the folder where several masks of a folder have the same stem.
 
     Raises:
         UserError: if a folder is missing or has no masks, or (without ``partial``) a mask has no counterpart.
@@ -91,7 +91,7 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
     names = sorted(predicted.keys() & true.keys())
     if not names:
         raise UserError(
-            f"no mask in {prediction} has the name of one in {reference} "
+            f"no mask in {prediction} has the name of a mask in {reference} "
             f"(such as {min(predicted)} and {min(true)}): rename one side"
         )
     for folder, missing in ((prediction, true.keys() - predicted), (reference, predicted.keys() - true)):
@@ -109,7 +109,7 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: pass the folder that holds the masks")
     files = [file for file in sorted(folder.rglob("*")) if is_image(file)]
-    # ACDC keeps the images beside the masks.
+    # ACDC keeps images beside the masks: only the masks end in _gt.
     files = [file for file in files if stem(file).endswith("_gt")] or files
     masks: dict[Path, Path] = {}
     for file in files:
@@ -123,7 +123,7 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
 
 
 def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Score one pair of files; both are assumed to lie on the same grid, with the spacing of the reference.
+    """Score one pair of files, which are assumed to lie on the same grid, with the spacing of the reference.
 
     Args:
         name: name of the pair; ``patientNNN_frameFF`` with an Info.cfg beside the reference is ACDC.
@@ -132,13 +132,13 @@ def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[
         classes: foreground names of labels 1, 2, ...
 
     Returns:
-        A row per frame: ``subject``, ``group``, ``phase``, ``frame`` and those of `score_volume`.
+        A row per frame: ``subject``, ``group``, ``phase``, ``frame`` and the scores of `score_volume`.
 
     Raises:
         UserError: if the shapes differ, or a label is not a whole number or has no name.
     """
     true = read_volume(reference)
-    # Other programs lose the spacing: the reference says where the slices lie, too.
+    # Other programs may lose the spacing, which also tells the axis of the slices: that of the reference is used.
     predicted = replace(read_volume(prediction), spacing=true.spacing)
     if predicted.shape.shape != true.shape.shape:
         raise UserError(
@@ -161,7 +161,7 @@ def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[
 
 
 def _identity(name: str, frame: int, reference: Path) -> dict[str, Any]:
-    """Subject, group, phase and frame; of ACDC with the Info.cfg beside the reference, else just the name."""
+    """Subject, group, phase and frame; for names not like ACDC's, the name is the subject and the rest unknown."""
     acdc = parse_name(name)
     if not (acdc and acdc.is_patient and acdc.frame is not None):
         return {"subject": name, "group": "", "phase": "", "frame": frame}
@@ -173,38 +173,6 @@ def _identity(name: str, frame: int, reference: Path) -> dict[str, Any]:
 def _numbered_classes(pairs: dict[str, tuple[Path, Path]]) -> list[str]:
     top = max(int(read_labels(file).max()) for pair in pairs.values() for file in pair)
     return [f"label_{label}" for label in range(1, max(top, 1) + 1)]
-
-
-def result_tables(result: dict[str, Any]) -> Iterator[Table]:
-    """The summary of `segment.metrics.summarise` as tables: scores, then clinical read-outs."""
-    counts = f"{result['patients']} patients, {result['volumes']} volumes"
-    table = Table(title=f"mean over {counts}; slice-wise Jaccard {_format(result['slice_jaccard'], 4)}")
-    _add_columns(table, "phase", "class", "Dice", "Jaccard", "HD95 mm", "ASSD mm", "both empty", "one empty")
-    for phase, scores in {"all": result, **result.get("phases", {})}.items():
-        for name in scores["dice"]:
-            overlap = [_format(scores[measure][name], 4) for measure in ("dice", "jaccard")]
-            distance = [_format(scores[measure][name], 2) for measure in ("hd95_mm", "assd_mm")]
-            empty = [str(counts.get(name, sum(counts.values()))) for counts in scores["not_counted"].values()]
-            table.add_row(phase, name, *overlap, *distance, *empty)
-        table.add_section()
-    yield table
-    if "clinical" in result:
-        table = Table(title="clinical read-outs: means over patients, errors of the prediction")
-        _add_columns(table, "read-out", "predicted", "reference", "bias", "absolute error", "patients", "missing")
-        for name, values in result["clinical"].items():
-            *numbers, count, missing = values.values()
-            table.add_row(name, *(_format(number, 1) for number in numbers), str(count), str(missing))
-        yield table
-
-
-def _add_columns(table: Table, *headings: str) -> None:
-    for heading in headings:
-        is_name = heading in ("phase", "class", "read-out")
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name)
-
-
-def _format(number: float | None, digits: int) -> str:
-    return "–" if number is None else f"{number:.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from segment.metrics import foreground, mean_dice
 
-# Okabe and Ito, "Color Universal Design" (2008), the brightest first: they lie on grey images.
+# Okabe and Ito, "Color Universal Design" (2008), the brightest first, as they are drawn on grey images.
 COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
 
 
@@ -45,8 +45,8 @@ def panel_case(
         prediction: label map of the same shape.
         spacing: (slice_mm, row_mm, column_mm).
     """
-    shown = reference if reference.any() else prediction
-    index = int(np.argmax((shown > 0).sum(axis=(1, 2))))
+    labels = reference if reference.any() else prediction
+    index = int(np.argmax((labels > 0).sum(axis=(1, 2))))
     return {
         "title": f"{title}, slice {index + 1} of {len(image)}",
         "image": image[index],
@@ -64,7 +64,7 @@ def prediction_panel(
     Args:
         cases: each with ``title``, ``image`` (rows, columns), ``reference`` and ``prediction`` (label maps of
             that shape) and ``aspect`` (row_mm / column_mm); see `panel_case`.
-        path: file to write; its suffix gives the format (.png, .pdf, .svg).
+        path: file to write; its suffix determines the format (.png, .pdf, .svg).
         classes: foreground names, for the legend.
 
     Source: Kalapos and Gyires-Toth 2022, figure 5.
@@ -92,7 +92,7 @@ def prediction_panel(
 
 
 def _window(reference: np.ndarray, prediction: np.ndarray, aspect: float) -> tuple[slice, slice]:
-    """A square (in mm) half as wide again as all foreground, within the image; the image if there is none."""
+    """A square (in mm) of 1.5 times the width of all foreground, cut to the image; the image without foreground."""
     marked = np.argwhere((reference > 0) | (prediction > 0))
     if not len(marked):
         return slice(None), slice(None)
@@ -105,7 +105,7 @@ def _window(reference: np.ndarray, prediction: np.ndarray, aspect: float) -> tup
 
 
 def _draw_labels(axis: Axes, labels: np.ndarray, aspect: float) -> None:
-    """Translucent label map with its outlines."""
+    """Draw a translucent label map with its outlines."""
     for label in range(1, int(labels.max()) + 1):
         mask = labels == label
         if mask.any():

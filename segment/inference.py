@@ -1,4 +1,4 @@
-"""Segment whole slices, without cropping, and return label maps on the slices' own grid."""
+"""Segment whole slices, without cropping; label maps lie on the grid of the files."""
 
 import numpy as np
 import torch
@@ -21,11 +21,11 @@ def segment_stack(
 ) -> np.ndarray:
     """Label maps of slices that share a grid.
 
-    Each slice is z-scored and resampled as in training, padded to the stride, segmented whole, cropped back, and its
-    probabilities are resampled to its own grid before the class is chosen.
+    Each slice is z-scored and resampled as in training, padded to a multiple of the stride, segmented whole and cropped
+    back. Its probabilities are resampled to the original grid before the class is chosen.
 
     Args:
-        unet: in evaluation mode.
+        unet: network in evaluation mode.
         stack: (slices, rows, columns), file units.
         spacing: (row_mm, column_mm).
         card: card of the network: preprocessing, test-time augmentation and post-processing.
@@ -52,7 +52,7 @@ def segment_stack(
 
 
 def largest_component(labels: np.ndarray) -> np.ndarray:
-    """Label map with all foreground but its largest connected component set to background."""
+    """Label map in which all foreground outside its largest connected component becomes background."""
     components, count = ndimage.label(labels > 0)
     if count < 2:
         return labels

@@ -40,7 +40,7 @@ def score_volume(
 
     Args:
         prediction: (slices, rows, columns) label map, 0 background, i + 1 the i-th foreground class.
-        reference: the same shape.
+        reference: label map of the same shape.
         spacing: (slice_mm, row_mm, column_mm).
         classes: foreground names; a leading "background" is dropped.
 
@@ -58,13 +58,13 @@ def score_volume(
     classes = foreground(classes)
     if prediction.shape != reference.shape or reference.ndim != 3:
         shapes = f"prediction {prediction.shape}, reference {reference.shape}"
-        raise ValueError(f"both must have one shape (slices, rows, columns): {shapes}")
+        raise ValueError(f"both must have the same shape (slices, rows, columns): {shapes}")
     for label in (min(prediction.min(), reference.min()), max(prediction.max(), reference.max())):
         if not 0 <= label <= len(classes):
             raise ValueError(f"label {label} has no name among background, {', '.join(classes)}")
 
     confusion = _confusion(prediction, reference, len(classes) + 1)
-    both = np.diagonal(confusion, axis1=1, axis2=2)  # (slices, classes) voxels, as all three
+    both = np.diagonal(confusion, axis1=1, axis2=2)  # (slices, classes) voxels, as `predicted` and `true` below
     predicted, true = confusion.sum(axis=1), confusion.sum(axis=2)
     union = predicted + true - both
     slice_jaccard = np.where(union == 0, 1.0, both / np.maximum(union, 1)).mean()
@@ -100,7 +100,7 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
 
     Args:
         prediction: (slices, rows, columns) boolean.
-        reference: the same shape.
+        reference: mask of the same shape.
         spacing: (slice_mm, row_mm, column_mm).
 
     Returns:
@@ -110,12 +110,12 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
     """
     if not (prediction.any() and reference.any()):
         return math.nan, math.nan
-    import torch  # these two take seconds to import
+    import torch  # torch and MONAI take seconds to import
     from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 
     if len(reference) == 1:
         prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
-    # One voxel beyond both masks holds all that is surface, and is a small part of the image.
+    # The bounding box of both masks and one voxel around it hold the whole surface: smaller and faster than the image.
     box = tuple(slice(max(at.min() - 1, 0), at.max() + 2) for at in np.nonzero(prediction | reference))
     one_hot = [torch.from_numpy(mask[box].copy())[None, None] for mask in (prediction, reference)]
     settings: dict[str, Any] = {"include_background": True, "spacing": [float(mm) for mm in spacing]}
@@ -127,10 +127,10 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
 
 
 def summarise(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """The result of many volumes, ready for JSON (None where nothing was counted).
+    """The mean scores of many volumes, ready for JSON (None where nothing was counted).
 
     Args:
-        per_volume: one row per volume: ``subject``, ``phase`` ("ED", "ES" or "") and those of `score_volume`.
+        per_volume: one row per volume: ``subject``, ``phase`` ("ED", "ES" or "") and the scores of `score_volume`.
         classes: foreground names; a leading "background" is dropped.
 
     Returns:
@@ -138,7 +138,7 @@ def summarise(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any
         then over patients; a patient's "mean" is over the classes counted in it. ``slice_jaccard``: over all
         slices. ``not_counted``: {"both_empty", "one_empty"}, volumes per class; the first have no score, the
         second have Dice 0 and no distance. ``patients`` and ``volumes``: counts. ``phases``: the same for ED
-        and for ES, where known. ``clinical``: see `clinical_errors`, where RV, MYO and LV are known as well.
+        and for ES, if there are such rows. ``clinical``: see `clinical_errors`; with both phases and RV, MYO, LV.
     """
     classes = foreground(classes)
     result = _scores(per_volume, classes)
@@ -174,7 +174,7 @@ def _scores(rows: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _clean(value: Any) -> Any:
-    """The same with plain Python numbers at every level, None for NaN."""
+    """A nested result with plain Python numbers, None for NaN."""
     if isinstance(value, Mapping):
         return {key: _clean(item) for key, item in value.items()}
     if isinstance(value, float | np.floating):

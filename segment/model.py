@@ -26,7 +26,7 @@ class ModelCard(model_file.ModelCard):
     statistics: tuple[float, float]
     """Mean and standard deviation, in file units, used if `normalisation` is "dataset"."""
     spacing_mm: float | None
-    """Pixel size the network was trained at, in mm; None: the file's own."""
+    """Pixel size in mm that slices are resampled to; None: they are not resampled."""
     flip_tta: bool = Field(default=False, validation_alias=AliasChoices("flip_tta", "mirror"))
     """Average each prediction with that of the left-right flipped slice."""
     keep_largest_component: bool = Field(

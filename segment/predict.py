@@ -1,6 +1,5 @@
 """`python -m segment.predict --run RUN --input FILE|DIR --output DIR`: label maps on the images' own grids."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +8,12 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.images import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
-
-log = logging.getLogger("fewslice")
-
+from segment.tables import table_of
 
 EXAMPLES = ("--run RUN --input scan.nii.gz --output OUT", "--run RUN --input DIR --output OUT")
 
@@ -42,11 +38,11 @@ def run(cfg: Predict) -> pd.DataFrame:
     A file that cannot be read does not stop the others; it is reported at the end.
 
     Returns:
-        One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS` (for 2D images without
-        spacing, thousandths of pixels).
+        One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS` (in units of 1000 pixels for
+        2D images, which have no spacing).
 
     Raises:
-        UserError: if nothing can be read, or some files could not, after the others are done.
+        UserError: if there is no image, or after all others are done, if some files could not be read.
     """
     files = list(_images(cfg.input, cfg.output))
     if not files:
@@ -71,11 +67,10 @@ def run(cfg: Predict) -> pd.DataFrame:
             problems.append(str(error))
             continue
         counts = [np.bincount(frame.ravel(), minlength=len(card.classes)) for frame in labels]
-        who = _frames(file, len(labels))
-        for (subject, phase, frame), count in zip(who, counts, strict=True):
+        for (subject, phase, frame), count in zip(_frames(file, len(labels)), counts, strict=True):
             millilitres = count * row_mm * column_mm * slice_mm / 1000
-            named = {f"volume_ml_{name}": millilitres[k] for k, name in enumerate(card.classes) if k}
-            rows.append({"file": str(target), "subject": subject, "phase": phase, "frame": frame} | named)
+            volumes = {f"volume_ml_{name}": millilitres[k] for k, name in enumerate(card.classes) if k}
+            rows.append({"file": str(target), "subject": subject, "phase": phase, "frame": frame} | volumes)
     table = pd.DataFrame(rows)
     if rows:
         table.to_csv(cfg.output / "volumes.csv", index=False, float_format="%.3f")
@@ -88,14 +83,14 @@ def run(cfg: Predict) -> pd.DataFrame:
 def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
     """End-diastolic and end-systolic volume and ejection fraction of each 4D file, and of each subject's 3D files.
 
-    ED and ES are the frames so named; in a 4D file without names, those of the largest and the smallest volume.
+    ED and ES are the frames of these phases; in a 4D file without phases, the largest and the smallest volume.
 
     Args:
         table: rows of `run`.
         chamber: class name, "LV" or "RV".
 
     Returns:
-        One row per source that has both: source (4D file or subject), ed_ml, es_ml, ejection_fraction (%).
+        One row per 4D file or subject that has both phases: source (its name), ed_ml, es_ml, ejection_fraction (%).
     """
     volume, fractions = f"volume_ml_{chamber}", []
     cine = table.groupby("file")["frame"].transform("size") > 1
@@ -115,7 +110,7 @@ def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
 
 
 def _images(path: Path, output: Path) -> Iterator[Path]:
-    """The images to segment: not label maps (`_gt`), and nothing in the output folder."""
+    """The images to segment, without label maps (`_gt`) and without files in the output folder."""
     if not path.exists():
         raise UserError(f"{path} does not exist; --input takes an image or a folder of images")
     if output.resolve() == (path if path.is_dir() else path.parent).resolve():
@@ -139,25 +134,20 @@ def _frames(file: Path, count: int) -> list[tuple[str, str, int]]:
 def _print(table: pd.DataFrame, output: Path) -> None:
     console = Console()
     classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
-    planar = table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all()
-    if not planar:
-        volumes_table = Table(title="volumes")
-        for heading in ("file", "phase", "frame", *(f"{name} mL" for name in classes)):
-            volumes_table.add_column(heading, justify="left" if heading in ("file", "phase") else "right")
-        for _, row in table[
-            (table["phase"] != "") | (table.groupby("file")["frame"].transform("size") == 1)
-        ].iterrows():
+    if not table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all():
+        summary = table_of("volumes", "file", "phase", "frame", *(f"{name} mL" for name in classes))
+        is_single = table.groupby("file")["frame"].transform("size") == 1
+        for _, row in table[(table["phase"] != "") | is_single].iterrows():
             volumes = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
-            volumes_table.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *volumes)
-        if volumes_table.row_count:
-            console.print(volumes_table)
-        for chamber in ("LV", "RV"):
-            if chamber in classes:
-                for _, row in ejection_fractions(table, chamber).iterrows():
-                    console.print(
-                        f"{row['source']}: {chamber} {row['ed_ml']:.0f} mL at ED, {row['es_ml']:.0f} mL at ES, "
-                        f"ejection fraction {row['ejection_fraction']:.0f} %"
-                    )
+            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *volumes)
+        if summary.row_count:
+            console.print(summary)
+        for chamber in (name for name in ("LV", "RV") if name in classes):
+            for _, row in ejection_fractions(table, chamber).iterrows():
+                console.print(
+                    f"{row['source']}: {chamber} {row['ed_ml']:.0f} mL at ED, {row['es_ml']:.0f} mL at ES, "
+                    f"ejection fraction {row['ejection_fraction']:.0f} %"
+                )
     console.print(f"written: {table['file'].nunique()} label maps and volumes.csv in {output}", soft_wrap=True)
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
-from core.errors import UserError
 from data.slices import Dataset
 from segment.figures import panel_case, prediction_panel, worst_median_best
 from segment.inference import segment_stack
@@ -19,7 +18,7 @@ from segment.model import ModelCard
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledVolume:
-    """One labelled volume of the store."""
+    """One labelled volume of a data set."""
 
     subject: str
     group: str
@@ -52,7 +51,7 @@ def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
 
 
 def predict_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str) -> list[np.ndarray]:
-    """Label maps (slices, rows, columns) of the labelled volumes of a split, in their order. Restores training mode."""
+    """Label maps (slices, rows, columns) of the `labelled_volumes` of a split; the network's mode is restored."""
     training = unet.training
     unet.eval()
     predictions = [segment_stack(unet, v.image, v.spacing[1:], card) for v in labelled_volumes(dataset, split)]
@@ -61,16 +60,11 @@ def predict_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str
 
 
 def split_dice(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) -> float:
-    """Foreground Dice of a split: per volume and class, averaged per patient, then over patients; 0 without any.
-
-    The primary score without its distances, cheap enough to follow training with.
-    """
+    """The mean Dice of `score_split` alone, cheap enough to follow training with; 0 if no class was counted."""
     rows = [
         {"subject": volume.subject} | dice_per_class(prediction, volume.reference, dataset.classes)
         for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True)
     ]
-    if not rows:
-        return 0.0
     patients = pd.DataFrame(rows).groupby("subject").mean()
     return float(np.nan_to_num(patients.mean(axis=1).mean()))
 
@@ -82,19 +76,14 @@ def score_split(
 
     Returns:
         The summary of `segment.metrics.summarise`.
-
-    Raises:
-        UserError: when the split has no labelled volume.
     """
     classes = dataset.classes[1:]
     volumes = list(labelled_volumes(dataset, split))
     rows = []
     for volume, prediction in zip(volumes, predictions, strict=True):
         score = score_volume(prediction, volume.reference, volume.spacing, classes)
-        who = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
-        rows.append(who | score)
-    if not rows:
-        raise UserError(f"{dataset.root} has no labelled volume in the {split} split to score")
+        origin = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
+        rows.append(origin | score)
     folder.mkdir(parents=True, exist_ok=True)
     per_volume = pd.DataFrame(rows)
     per_volume.to_csv(folder / "per_volume.csv", index=False)
@@ -110,7 +99,7 @@ def _draw_panel(
     classes: Sequence[str],
     file: Path,
 ) -> None:
-    """The worst, the median and the best volume."""
+    """Draw the worst, the median and the best volume."""
     dice = mean_dice(per_volume, classes)
     cases = []
     for name, k in worst_median_best(per_volume, classes).items():

@@ -1,15 +1,15 @@
-"""Print the scores of a finished segmentation run."""
+"""Tables of segmentation scores on the terminal."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-
-from segment.config import SegmentConfig
-from segment.evaluate import result_tables
+from rich.table import Table
 
 
-def print_result(result: dict[str, Any], cfg: SegmentConfig) -> None:
-    """Print the scores per class and the commands that come next."""
+def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> None:
+    """Print the scores of a finished run and the next command, with `images`, the folder of the data set, if any."""
     console = Console()
     scores = {"val": result} | ({"test": result["test"]} if "test" in result else {})
     for split, summary in scores.items():
@@ -18,9 +18,44 @@ def print_result(result: dict[str, Any], cfg: SegmentConfig) -> None:
             console.print(table)
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
-    folder = cfg.run_folder
     console.print(
-        f"result:  {folder}: result.json, per_volume.csv, predictions.png, learning_curve.png", soft_wrap=True
+        f"result:  {folder}: result.json, per_volume.csv, predictions.png, learning_curve.png\n"
+        f"next:    python -m segment.predict --run {folder} --input {images or 'FILE.nii.gz'} --output OUT",
+        soft_wrap=True,
     )
-    images = cfg.data.data_root or "FILE.nii.gz"
-    console.print(f"next:    python -m segment.predict --run {folder} --input {images} --output OUT", soft_wrap=True)
+
+
+def result_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """The summary of `segment.metrics.summarise` as tables: scores, then clinical read-outs."""
+    title = f"mean over {result['patients']} patients, {result['volumes']} volumes; "
+    title += f"slice-wise Jaccard {_format(result['slice_jaccard'], 4)}"
+    table = table_of(title, "phase", "class", "Dice", "Jaccard", "HD95 mm", "ASSD mm", "both empty", "one empty")
+    for phase, scores in {"all": result, **result.get("phases", {})}.items():
+        for name in scores["dice"]:
+            overlap = [_format(scores[measure][name], 4) for measure in ("dice", "jaccard")]
+            distance = [_format(scores[measure][name], 2) for measure in ("hd95_mm", "assd_mm")]
+            empty = [str(counts.get(name, sum(counts.values()))) for counts in scores["not_counted"].values()]
+            table.add_row(phase, name, *overlap, *distance, *empty)
+        table.add_section()
+    yield table
+    if "clinical" in result:
+        title = "clinical read-outs: means over patients, errors of the prediction"
+        headings = ("read-out", "predicted", "reference", "bias", "absolute error", "patients", "missing")
+        table = table_of(title, *headings)
+        for name, values in result["clinical"].items():
+            *numbers, count, missing = values.values()
+            table.add_row(name, *(_format(number, 1) for number in numbers), str(count), str(missing))
+        yield table
+
+
+def table_of(title: str, *headings: str) -> Table:
+    """An empty table with names on the left and numbers on the right of their columns."""
+    table = Table(title=title)
+    for heading in headings:
+        is_name = heading in ("phase", "class", "read-out", "file")
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=is_name and heading != "file")
+    return table
+
+
+def _format(number: float | None, digits: int) -> str:
+    return "–" if number is None else f"{number:.{digits}f}"

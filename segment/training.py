@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from scipy import ndimage
@@ -39,8 +38,8 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
 
     Args:
         cfg: all settings of the run.
-        fabric: where to compute; None: as the settings say.
-        dataset: that of `cfg.data`, if it is open already.
+        fabric: where to compute; None: made from the settings.
+        dataset: the data set of `cfg.data`; None: opened here.
 
     Returns:
         The content of `result.json`.
@@ -53,7 +52,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     show_messages(main)
     dataset = dataset or open_slices(cfg.data)
     positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset)
-    # Whatever can be wrong with the data is found before training, not after it.
+    # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     labelled = dataset.table.iloc[positions]
 
@@ -69,7 +68,9 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     with RunFolder(cfg.run_folder, cfg, main=main) as run:
         fabric.barrier()
         if main:
-            _save_subset(run.path, labelled, dataset)
+            columns = ["subject", "group", "phase", "frame", "slice", "file"]
+            labelled[columns].to_csv(run.path / "labelled_slices.csv", index=False)
+            save_splits(run.path / "splits.json", dataset.splits)
         say_random_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(
@@ -117,8 +118,8 @@ def _fit(
     """Train the U-Net in place and write it.
 
     Returns:
-        Training images per second, and the kept network's label maps of the validation split (empty if they were
-        made before the run was resumed).
+        Training images per second, and the kept network's label maps of the validation split (none if its weights
+        were saved before the run was resumed).
     """
     slices = Slices(
         store=dataset.store,
@@ -170,19 +171,18 @@ def _fit(
 def _score(
     cfg: SegmentConfig, fabric: Fabric, folder: Path, dataset: Dataset, validation: list[np.ndarray]
 ) -> dict[str, Any]:
-    """Score the kept network on the validation split, and on the test split if asked for."""
-    result: dict[str, Any] = {}
-    unet, card = None, None
-    if cfg.test or not validation:
+    """Score the kept network on the validation split, and with `--test` on the test split.
+
+    `validation` holds its label maps of the validation split, or none if they are yet to be predicted.
+    """
+    predictions = {"val": validation} if validation else {}
+    if missing := [split for split in (("val", "test") if cfg.test else ("val",)) if split not in predictions]:
         unet, card = load_unet(folder)
         channels_last(unet.to(fabric.device))
-        validation = validation or predict_split(unet, card, dataset, "val")
-    result |= score_split(validation, dataset, "val", folder, figures=cfg.figures)
+        predictions |= {split: predict_split(unet, card, dataset, split) for split in missing}
+    result = score_split(predictions["val"], dataset, "val", folder, figures=cfg.figures)
     if cfg.test:
-        assert unet is not None
-        assert card is not None
-        predictions = predict_split(unet, card, dataset, "test")
-        result["test"] = score_split(predictions, dataset, "test", folder / "test", figures=cfg.figures)
+        result["test"] = score_split(predictions["test"], dataset, "test", folder / "test", figures=cfg.figures)
     return result
 
 
@@ -204,14 +204,6 @@ def _card(cfg: SegmentConfig, dataset: Dataset, positions: np.ndarray, lineage: 
 
 
 def _is_one_component(dataset: Dataset, positions: np.ndarray) -> bool:
-    """Whether the foreground of at least 99 % of the given labelled slices is one connected component."""
+    """Whether the foreground of at least 99 % of the labelled slices that have any is one connected component."""
     counts = [ndimage.label(dataset.store.label(i) > 0)[1] for i in positions]
-    marked = [count for count in counts if count]
-    return bool(marked) and sum(count == 1 for count in marked) >= 0.99 * len(marked)
-
-
-def _save_subset(folder: Path, labelled: pd.DataFrame, dataset: Dataset) -> None:
-    """Write which slices carried labels, and which subject was in which split."""
-    columns = ["subject", "group", "phase", "frame", "slice", "file"]
-    labelled[columns].to_csv(folder / "labelled_slices.csv", index=False)
-    save_splits(folder / "splits.json", dataset.splits)
+    return any(counts) and bool(counts.count(1) >= 0.99 * np.count_nonzero(counts))

@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _test_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Packed slices of this session's tests, apart from the user's; a test may set a folder of its own."""
+    """Keep the packed slices of the tests out of the user's cache; a test may set another folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -48,9 +48,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train in float64, where the order of a sum changes nothing that a mistake would change.
+    """Train in float64, so that results differ by a mistake only and not by the order of a sum.
 
-    In float32 a ReLU close to its kink, or a norm of few values, amplifies rounding from step to step.
+    In float32 a ReLU close to its kink, or a norm over few values, amplifies rounding errors from step to step.
     """
     import engine.devices
 
@@ -60,7 +60,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def no_stale_handlers() -> Iterator[None]:
-    """Remove the log handlers of a command run in this process: its terminal is gone with the test."""
+    """Remove the log handlers that a command leaves in this process: they write to the closed output of the test."""
     yield
     log = logging.getLogger("fewslice")
     for handler in log.handlers[:]:
@@ -69,17 +69,16 @@ def no_stale_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_acdc() -> Path:
-    """The training folder of the real ACDC: $FEWSLICE_ACDC or ../shared/acdc/training; the test skips without it."""
-    folder = Path(os.environ.get("FEWSLICE_ACDC", REPOSITORY.parent / "shared/acdc/training"))
-    if not folder.is_dir():
-        pytest.skip("needs the real ACDC training set: set FEWSLICE_ACDC")
-    return folder
+    """The training folder of the real ACDC, named by FEWSLICE_ACDC; the test skips without it."""
+    if not (folder := os.environ.get("FEWSLICE_ACDC")):
+        pytest.skip("needs the real ACDC data set: set FEWSLICE_ACDC to its training folder")
+    return Path(folder)
 
 
 def assert_close(ours: "Tensor", theirs: "Tensor", tolerance: float = 1e-4, msg: str | None = None) -> None:
-    """Equal but for the rounding of another order of sums: to the tolerance times the largest magnitude.
+    """Assert that two tensors are equal to within `tolerance` times the largest magnitude.
 
-    For float32 networks whose batches, kernels or memory layouts differ; which of these a CPU has is its own affair.
+    For float32 networks whose batches, kernels or memory layouts differ, and with them the order of sums.
     """
     import torch
 
@@ -87,7 +86,7 @@ def assert_close(ours: "Tensor", theirs: "Tensor", tolerance: float = 1e-4, msg:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120, failure: Callable[[], str] = str) -> None:
-    """Return as soon as the condition holds; fail with `failure()` if it does not within the given seconds."""
+    """Return as soon as the condition holds; fail with the message `failure()` after this many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, failure() or f"not within {seconds} seconds"
@@ -95,11 +94,11 @@ def wait_until(condition: Callable[[], object], seconds: float = 120, failure: C
 
 
 def run_killed(module: str, *arguments: str | Path, at: str, when: str) -> None:
-    """Run `python -m module arguments` until it sends itself SIGKILL: no race between it and its killer.
+    """Run `python -m module arguments` until it sends itself SIGKILL, at an exactly repeatable moment.
 
     Args:
-        at: a method as "module:Class.method"; the process dies right after a call of it
-        when: for which an expression of its arguments `args` and of `calls` (the list of all so far) is true.
+        at: a method as "module:Class.method"; the process dies right after a call of it.
+        when: condition of that call: an expression of its arguments `args` and of `calls`, the list of all so far.
     """
     place, _, name = at.partition(":")
     owner, _, method = name.partition(".")
@@ -196,12 +195,12 @@ def make_study(root: Path, out: Path, **settings):
         base.segment, encoder="resnet10t", image_size=32, spacing_mm=3.0, steps=4, batch_size=4, evaluate_every=2
     )
     grid = {"pipelines": ("random", "specialist"), "fractions": (0.1, 0.5), "seeds": (0, 1)}
-    own = {"data": AcdcSource(data_root=root), "out": out, "threads": 1, "device": "cpu"}
-    return replace(base, pretrain=pretraining, segment=training, **(grid | own | settings))
+    defaults = {"data": AcdcSource(data_root=root), "out": out, "threads": 1, "device": "cpu"}
+    return replace(base, pretrain=pretraining, segment=training, **(grid | defaults | settings))
 
 
 def run_here(cfg) -> None:
-    """Make a study in this process, without an executor: what every executor must come to."""
+    """Run a study in this process, without an executor; every executor must give the same results."""
     from core.files import write_json
     from engine.config import plain
     from sweep.study.grid import plan, unit

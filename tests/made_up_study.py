@@ -77,11 +77,12 @@ def made_up_study(
             for index, score in enumerate(scores):
                 if task == "classify":
                     label = index % 2
-                    own = {"exam": f"{index:04d}", "label": label, "probability": rng.beta(2 + label, 3 - label)}
+                    scores_row = {"exam": f"{index:04d}", "label": label, "probability": rng.beta(2 + label, 3 - label)}
                 else:
-                    own = {"subject": f"patient{index:03d}", "phase": "ED"}
-                    own |= {f"{m}_{c}": score - s for m, s in (("dice", 0), ("jaccard", 0.1)) for c in ("RV", "LV")}
-                details.append(key | {"split": "val"} | own)
+                    scores_row = {"subject": f"patient{index:03d}", "phase": "ED"}
+                    for c in ("RV", "LV"):
+                        scores_row |= {f"dice_{c}": score, f"jaccard_{c}": score - 0.1}
+                details.append(key | {"split": "val"} | scores_row)
             for step in range(25, 151, 25):
                 score = (1 - error) * (1 - np.exp(-SPEED.get(stage, 0.02) * step)) + rng.normal(0, 0.003)
                 curves.append(key | {"step": step, "score": score, "loss": error})

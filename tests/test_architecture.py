@@ -22,7 +22,7 @@ BELOW = {
 """What each room may import, besides itself. Between the stages an encoder travels as a file."""
 FILES = [file for room in BELOW for file in sorted((ROOT / room).rglob("*.py"))]
 HANDS_OVER = "samples"
-"""Folder of `data` that hands samples to a network."""
+"""Folder of `data` with the PyTorch data sets."""
 SLOW = {"torch", "torchvision", "timm", "monai", "lightning_fabric", "segmentation_models_pytorch"}
 
 
@@ -35,7 +35,7 @@ def imported(nodes: list[ast.stmt] | ast.AST) -> Iterator[str]:
             yield (node.module or ".").split(".")[0] if not node.level else "."
 
 
-def test_there_is_something_to_look_at():
+def test_files_of_every_room_are_checked():
     assert {"data", "encoders", "engine", "pretrain", "segment"} <= {file.relative_to(ROOT).parts[0] for file in FILES}
 
 
@@ -43,9 +43,9 @@ def test_there_is_something_to_look_at():
 def test_imports_go_one_way(file):
     """Imports inside functions count as well."""
     room = file.relative_to(ROOT).parts[0]
-    found = set(imported(ast.parse(file.read_text())))
-    assert "." not in found, "imports are absolute"
-    wrong = found & (BELOW.keys() | {"tests", "benchmarks"}) - BELOW[room] - {room}
+    modules = set(imported(ast.parse(file.read_text())))
+    assert "." not in modules, "imports are absolute"
+    wrong = modules & (BELOW.keys() | {"tests", "benchmarks"}) - BELOW[room] - {room}
     assert not wrong, f"{room} must not import {', '.join(sorted(wrong))}"
 
 
@@ -59,7 +59,7 @@ def test_no_file_is_over_400_lines():
 
 
 def test_reading_data_does_not_wait_for_torch():
-    """Importing torch takes seconds; only what hands samples to a network may do so on import."""
+    """Importing torch takes seconds; only the modules of `data/samples` may import it at the top."""
     slow = {
         file.name
         for file in (ROOT / "data").rglob("*.py")

@@ -12,7 +12,7 @@ STILL = {"flip": 0.0, "jitter": 0.0}
 
 
 def disc() -> tuple[np.ndarray, np.ndarray]:
-    """Signed distance to a circle, pixels, positive inside; and its label map."""
+    """Signed distance to a circle in pixels, positive inside, and the label map of the circle."""
     y, x = np.mgrid[:ROWS, :COLUMNS]
     image = (25 - np.hypot(y - 58, x - 47)).astype(np.float32)
     return image, (image > 0).astype(np.uint8)
@@ -26,7 +26,7 @@ PRESETS = {
 
 
 @pytest.mark.parametrize("recipe", PRESETS.values(), ids=PRESETS)
-def test_the_same_seed_is_the_same_view(recipe):
+def test_the_same_seed_gives_the_same_view(recipe):
     image, label = disc()
     kept = image.copy(), label.copy()
     views = Augmenter(recipe, 48)
@@ -41,7 +41,7 @@ def test_the_same_seed_is_the_same_view(recipe):
     np.testing.assert_array_equal(label, kept[1])
 
 
-def test_read_only_slices_are_taken():
+def test_read_only_slices_are_augmented_without_an_error():
     image, label = disc()
     image.flags.writeable = label.flags.writeable = False
     for recipe in PRESETS.values():
@@ -150,7 +150,7 @@ def test_flips_come_half_the_time():
     assert np.mean(flipped) == pytest.approx(0.5, abs=0.1)
 
 
-def test_solarising_mirrors_what_lies_above_the_mean():
+def test_solarising_reflects_values_above_the_mean():
     image = disc()[0]
     view = Augmenter(Augmentation(crop="fixed", solarise=1, **STILL), 64)(image, 0)[0]
     plain = Augmenter(Augmentation(crop="fixed", **STILL), 64)(image, 0)[0]
@@ -203,7 +203,7 @@ def test_cut_views_equal_the_reference_step_by_step(recipe, dtype):
 
 @pytest.mark.parametrize("shape", [(120, 100), (60, 200), (300, 40)], ids=["slice", "wide", "tall"])
 def test_cut_views_follow_the_distribution_of_the_reference(shape):
-    """What a view did, read from views of coordinates and of constants: Kolmogorov-Smirnov against albumentations."""
+    """Kolmogorov-Smirnov tests against albumentations of traits read from views of coordinates and of constants."""
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     zero, one = np.zeros_like(x), np.ones_like(x)
     still, loud = Augmentation(jitter=0), Augmentation(jitter=0.8, brightness=0.3, contrast=0.2)
@@ -233,7 +233,7 @@ def test_only_plain_resized_crops_are_cut():
 @pytest.mark.parametrize(
     "recipe", [Augmentation(), Augmentation(affine=1, blur=1, solarise=1)], ids=["cut", "composed"]
 )
-def test_z_scoring_on_the_way_is_z_scoring_before(recipe):
+def test_z_scoring_while_augmenting_equals_z_scoring_before(recipe):
     image = (disc()[0] * 7 + 300).astype(np.int16)
     statistics = float(image.mean()), float(image.std())
     for seed in range(5):

@@ -24,25 +24,25 @@ FEW = ["--encoder", "resnet10t", "--image-size", "32", "--batch-size", "4", "--s
 
 @pytest.fixture(autouse=True)
 def _apart(tmp_path, monkeypatch, no_stale_handlers):
-    """Runs go below the test's own folder."""
+    """Run each test in its temporary folder, so that runs are written there."""
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def refused(monkeypatch, capsys) -> Callable[..., str]:
-    """Runs a command that must be refused; returns what it says, on one line."""
+    """Run a command that must be refused; return its error message in one line."""
 
     def command(main: Callable[[], None], *arguments: str | Path) -> str:
         monkeypatch.setattr(sys, "argv", ["prog", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
             main()
-        said = capsys.readouterr()
+        message = capsys.readouterr()
         assert stop.value.code == 2
-        assert "Traceback" not in said.out + said.err
-        if not said.err.startswith("error: "):  # tyro's own box
-            return " ".join(re.sub(r"[│╭╮╰╯─]", " ", said.err).split())
-        assert said.err.count("\n") == 1
-        return said.err
+        assert "Traceback" not in message.out + message.err
+        if not message.err.startswith("error: "):  # a box drawn by tyro
+            return " ".join(re.sub(r"[│╭╮╰╯─]", " ", message.err).split())
+        assert message.err.count("\n") == 1
+        return message.err
 
     return command
 
@@ -56,7 +56,7 @@ BOTH = pytest.mark.parametrize("command", COMMANDS)
 
 @pytest.fixture
 def acdc(tiny_acdc, tmp_path) -> Path:
-    """A copy of the data set that may be damaged."""
+    """A copy of the data set for a test to damage."""
     return shutil.copytree(tiny_acdc, tmp_path / "acdc")
 
 
@@ -87,8 +87,8 @@ def put(value: float) -> Callable[[np.ndarray], np.ndarray]:
 @pytest.mark.slow
 def test_missing_root(refused, command, tmp_path):
     main, few = COMMANDS[command]
-    said = refused(main, *few, "--data-root", tmp_path / "nowhere", "--out", "run")
-    assert re.search(r"nowhere is not a folder: --data-root must hold ACDC's training/", said)
+    message = refused(main, *few, "--data-root", tmp_path / "nowhere", "--out", "run")
+    assert re.search(r"nowhere is not a folder: --data-root must hold ACDC's training/", message)
     assert not Path("run").exists()
 
 
@@ -96,12 +96,12 @@ def test_missing_root(refused, command, tmp_path):
 def test_root_without_patients(refused, command, tmp_path):
     (tmp_path / "empty").mkdir()
     main, few = COMMANDS[command]
-    said = refused(main, *few, "--data-root", tmp_path / "empty", "--out", "run")
-    assert re.search(r"empty holds no patientNNN folders: --data-root must", said)
-    said = refused(main, *few, "--dataset", "folder", "--data-root", tmp_path / "empty", "--out", "run")
-    assert re.search(r"empty holds no \.nii, .* images: check --data-root", said)
-    said = refused(main, *few, "--dataset", "folder", "--out", "run")
-    assert "needs --data-root" in said
+    message = refused(main, *few, "--data-root", tmp_path / "empty", "--out", "run")
+    assert re.search(r"empty holds no patientNNN folders: --data-root must", message)
+    message = refused(main, *few, "--dataset", "folder", "--data-root", tmp_path / "empty", "--out", "run")
+    assert re.search(r"empty holds no \.nii, .* images: check --data-root", message)
+    message = refused(main, *few, "--dataset", "folder", "--out", "run")
+    assert "needs --data-root" in message
     assert not Path("run").exists()
 
 
@@ -148,15 +148,15 @@ def test_several_damaged_files_are_counted(refused, acdc):
     for number in (3, 4, 5):
         rewrite(patient(acdc, number), put(np.nan))
     main, few = COMMANDS["segment"]
-    said = refused(main, *few, "--data-root", acdc, "--out", "run")
-    assert re.search(r"patient003_frame01.*\(and 2 more\); `python -m data\.inspect`", said)
+    message = refused(main, *few, "--data-root", acdc, "--out", "run")
+    assert re.search(r"patient003_frame01.*\(and 2 more\); `python -m data\.inspect`", message)
 
 
 def test_a_data_set_without_validation_is_refused_before_training(refused, acdc):
     shutil.rmtree(acdc / "training/patient002")
     main, few = COMMANDS["segment"]
-    said = refused(main, *few, "--data-root", acdc, "--out", "run")
-    assert re.search(r"acdc has no labelled volume in the val split to score; label a val subject", said)
+    message = refused(main, *few, "--data-root", acdc, "--out", "run")
+    assert re.search(r"acdc has no labelled volume in the val split to score; label a val subject", message)
     assert not Path("run").exists()
 
 
@@ -171,8 +171,8 @@ def test_images_without_labels(refused, tmp_path):
     main, few = COMMANDS["segment"]
     (tmp_path / "scans").mkdir()
     nib.Nifti1Image(np.arange(96, dtype=np.int16).reshape(8, 6, 2), np.eye(4)).to_filename(tmp_path / "scans/a.nii")
-    said = refused(main, *few, "--dataset", "folder", "--data-root", tmp_path / "scans", "--out", "run")
-    assert "no training slice has labels" in said
+    message = refused(main, *few, "--dataset", "folder", "--data-root", tmp_path / "scans", "--out", "run")
+    assert "no training slice has labels" in message
     assert not Path("run").exists()
 
 
@@ -187,8 +187,8 @@ def test_a_subject_in_two_splits(refused, command, tmp_path):
     file.write_text(json.dumps({"train": ["case0", "case1"], "val": ["case1"], "test": ["case2"]}))
     main, few = COMMANDS[command]
     options = ("--dataset", "folder", "--data-root", tmp_path / "set", "--splits-file", file, "--out", "run")
-    said = refused(main, *few, *options)
-    assert re.search(r"subject case1 is both in train and in val of .*splits\.json: keep one", said)
+    message = refused(main, *few, *options)
+    assert re.search(r"subject case1 is both in train and in val of .*splits\.json: keep one", message)
     for content, sentence in (
         ("[", "is not JSON"),
         ("[1]", "must hold"),
@@ -206,11 +206,11 @@ def test_a_subject_in_two_splits(refused, command, tmp_path):
 @pytest.mark.parametrize("fraction", ["0", "1.5", "-0.1", "nan", "abc"])
 def test_fraction(refused, fraction, tiny_acdc):
     main, few = COMMANDS["segment"]
-    said = refused(main, *few, "--data-root", tiny_acdc, "--labelled-fraction", fraction, "--out", "run")
+    message = refused(main, *few, "--data-root", tiny_acdc, "--labelled-fraction", fraction, "--out", "run")
     expected = (
         "could not convert string to float: 'abc'" if fraction == "abc" else r"must lie in \(0, 1\], e\.g\. 0\.02"
     )
-    assert re.search(f"--labelled-fraction.* {expected}", said)
+    assert re.search(f"--labelled-fraction.* {expected}", message)
     assert not Path("run").exists()
 
 
@@ -245,25 +245,25 @@ def test_setting(refused, command, flag, value, sentence, tiny_acdc):
 def test_one_value_has_no_statistics(refused, tiny_acdc):
     main, few = COMMANDS["segment"]
     for sizes in (("--batch-size", "1"), ("--batch-size", "5", "--micro-batch-size", "4")):
-        said = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", *sizes)
-        assert re.search(r"micro-batch of one sample.*use --norm group or larger images", said)
+        message = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", *sizes)
+        assert re.search(r"micro-batch of one sample.*use --norm group or larger images", message)
     assert not Path("run").exists()
 
 
 @BOTH
 def test_unknown_encoder(refused, command, tiny_acdc):
     main, few = COMMANDS[command]
-    said = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--encoder", "resnet81")
-    assert re.search(r"encoder 'resnet81' is not a model of timm; the nearest names are .*resnet18", said)
-    said = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--encoder", "vit_tiny_patch16_224")
-    assert re.search(r"vit_tiny_patch16_224' .*; take a convolutional network such as resnet18", said)
+    message = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--encoder", "resnet81")
+    assert re.search(r"encoder 'resnet81' is not a model of timm; the nearest names are .*resnet18", message)
+    message = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--encoder", "vit_tiny_patch16_224")
+    assert re.search(r"vit_tiny_patch16_224' .*; take a convolutional network such as resnet18", message)
     assert not Path("run").exists()
 
 
 def test_unknown_stage(refused, tiny_acdc):
     main, few = COMMANDS["pretrain"]
-    said = refused(main, *few, "--data-root", tiny_acdc, "--stage", "specialists", "--out", "run")
-    assert re.search(r"invalid choice 'specialists'.*generalist.*specialist.*hierarchical", said)
+    message = refused(main, *few, "--data-root", tiny_acdc, "--stage", "specialists", "--out", "run")
+    assert re.search(r"invalid choice 'specialists'.*generalist.*specialist.*hierarchical", message)
     assert not Path("run").exists()
 
 
@@ -271,16 +271,17 @@ def test_unknown_stage(refused, tiny_acdc):
 def test_no_cuda(refused, command, tiny_acdc, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     main, few = COMMANDS[command]
-    said = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--device", "cuda")
-    assert re.search("--device cuda: .* no CUDA device.*; try --device cpu", said)
+    message = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--device", "cuda")
+    assert re.search("--device cuda: .* no CUDA device.*; try --device cpu", message)
     assert not Path("run").exists()
 
 
 @BOTH
 def test_config_file(refused, command, tmp_path):
     main, few = COMMANDS[command]
-    said = refused(main, "--config", "nowhere.json")
-    assert re.search(r"cannot read the configuration nowhere\.json \(No such file.*\); pass a run's config\.json", said)
+    message = refused(main, "--config", "nowhere.json")
+    pattern = r"cannot read the configuration nowhere\.json \(No such file.*\); pass a run's config\.json"
+    assert re.search(pattern, message)
     for content, sentence in (
         ("{", r"cannot read the configuration mine.json \(line 1: expected the node content"),
         ("[1]", "cannot read the configuration .*it holds a list, not settings"),
@@ -318,16 +319,16 @@ INITS = {
 def test_encoder_file(refused, command, tiny_acdc, narrow, tmp_path):
     main, few, flag = INITS[command]
     options = (*few, "--data-root", tiny_acdc, "--out", "run", flag)
-    said = refused(main, *options, narrow, "--encoder", "resnet18")
-    assert re.search(r"encoder\.safetensors holds a resnet10t, not a resnet18; build a resnet10t for it", said)
+    message = refused(main, *options, narrow, "--encoder", "resnet18")
+    assert re.search(r"encoder\.safetensors holds a resnet10t, not a resnet18; build a resnet10t for it", message)
     narrow.with_name("encoder.json").unlink()
-    said = refused(main, *options, narrow, "--encoder", "resnet18")
-    assert re.search(r"encoder\.safetensors does not hold a resnet18: .*; pass the architecture of the file", said)
-    said = refused(main, *options, "missing.pth")
-    assert re.search(r"missing\.pth.*(check the path|pass an encoder file)", said)
+    message = refused(main, *options, narrow, "--encoder", "resnet18")
+    assert re.search(r"encoder\.safetensors does not hold a resnet18: .*; pass the architecture of the file", message)
+    message = refused(main, *options, "missing.pth")
+    assert re.search(r"missing\.pth.*(check the path|pass an encoder file)", message)
     (tmp_path / "text.pth").write_text("hello")
-    said = refused(main, *options, tmp_path / "text.pth")
-    assert re.search(r"text\.pth is neither a safetensors file nor a torch file of tensors", said)
+    message = refused(main, *options, tmp_path / "text.pth")
+    assert re.search(r"text\.pth is neither a safetensors file nor a torch file of tensors", message)
     assert not Path("run").exists()
 
 
@@ -341,11 +342,11 @@ def test_an_output_folder_in_use(refused, command, tiny_acdc, tmp_path, monkeypa
     notes.mkdir()
     (notes / "thesis.txt").write_text("years of work")
     for force in ([], ["--overwrite"], ["--resume"]):
-        said = refused(main, *few, "--data-root", tiny_acdc, "--out", notes, *force)
-        assert re.search(r"notes is not empty and holds no fewslice run; choose another --out", said)
+        message = refused(main, *few, "--data-root", tiny_acdc, "--out", notes, *force)
+        assert re.search(r"notes is not empty and holds no fewslice run; choose another --out", message)
     (notes / "config.json").write_text('{"model": "of another program"}')
-    said = refused(main, *few, "--data-root", tiny_acdc, "--out", notes, "--overwrite")
-    assert "holds no fewslice run" in said
+    message = refused(main, *few, "--data-root", tiny_acdc, "--out", notes, "--overwrite")
+    assert "holds no fewslice run" in message
     assert sorted(file.name for file in notes.iterdir()) == ["config.json", "thesis.txt"]
 
 
@@ -358,8 +359,8 @@ def test_an_earlier_run_is_kept(refused, tiny_acdc, narrow, monkeypatch, capsys)
     capsys.readouterr()
     before = {file: file.read_bytes() for file in Path("run").iterdir() if file.is_file()}
     assert "holds an earlier run; continue it with --resume, replace it with --overwrite" in refused(main, *options)
-    said = refused(main, *options, "--resume", "--lr", "0.5")
-    assert re.search(r"cannot resume run with other settings \(lr was 0\.001 and is now 0\.5\)", said)
+    message = refused(main, *options, "--resume", "--lr", "0.5")
+    assert re.search(r"cannot resume run with other settings \(lr was 0\.001 and is now 0\.5\)", message)
     # A mistake beside --overwrite must not cost the earlier run.
     refused(main, *options, "--overwrite", "--init", narrow, "--encoder", "resnet18")
     refused(main, *options, "--overwrite", "--init", "missing.pth")
@@ -390,14 +391,14 @@ def test_help(command, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
-    said = capsys.readouterr().out
-    assert f"usage: python -m {command} " in said
+    message = capsys.readouterr().out
+    assert f"usage: python -m {command} " in message
     for text in ("--recipe {demo,default,paper}", "--config", "--data-root", "--resume", "examples:\n  python -m"):
-        assert text in said
-    assert "/some/where" not in said
+        assert text in message
+    assert "/some/where" not in message
 
 
 def test_values_keep_their_underscores(monkeypatch, tiny_acdc, refused):
     main, few = COMMANDS["segment"]
-    said = refused(main, *few, f"--data_root={tiny_acdc}", "--out", "run", "--init=my_new_encoder.pth")
-    assert "my_new_encoder.pth" in said
+    message = refused(main, *few, f"--data_root={tiny_acdc}", "--out", "run", "--init=my_new_encoder.pth")
+    assert "my_new_encoder.pth" in message

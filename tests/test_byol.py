@@ -45,7 +45,7 @@ def test_three_steps_against_a_reference(norm):
     f, g, q = (copy.deepcopy(m) for m in (byol.encoder, byol.projector, byol.predictor))
     ft, gt = copy.deepcopy(f), copy.deepcopy(g)
     sgd = torch.optim.SGD([p for p in byol.parameters() if p.requires_grad], lr=0.1)
-    own = torch.optim.SGD([*f.parameters(), *g.parameters(), *q.parameters()], lr=0.1)
+    optimiser = torch.optim.SGD([*f.parameters(), *g.parameters(), *q.parameters()], lr=0.1)
 
     for step, tau in enumerate((0.5, 0.9, 1.0)):
         views = draw(6, step).double()
@@ -62,9 +62,9 @@ def test_three_steps_against_a_reference(norm):
             a = prediction / prediction.norm(dim=1, keepdim=True)
             b = projection / projection.norm(dim=1, keepdim=True)
             expected = expected + (2 - 2 * (a * b).sum(dim=1)).sum() / len(views)
-        own.zero_grad()
+        optimiser.zero_grad()
         expected.backward()
-        own.step()
+        optimiser.step()
         with torch.no_grad():
             for online, target in ((f, ft), (g, gt)):
                 for p, xi in zip(online.parameters(), target.parameters(), strict=True):
@@ -101,7 +101,7 @@ def test_batch_statistics_are_of_one_view_only():
 
 
 def test_one_sample_alone_is_trained_on_under_batch_norm():
-    """The last window of an epoch may hold one sample, of which batch norm has no statistics."""
+    """The last batch of an epoch may hold one sample, too few for batch statistics."""
     loss = build("batch")(draw(1))
     assert loss.isfinite()
     loss.backward()
@@ -133,7 +133,7 @@ def test_the_symmetric_loss_lies_between_0_and_8_and_ignores_the_order_of_views(
     assert byol(views.flip(1)).item() == pytest.approx(loss, rel=1e-4)
 
 
-def test_heads_have_the_widths_asked_for():
+def test_heads_have_the_configured_widths():
     head = mlp(5, 7, 3)
     shapes = [(layer.in_features, layer.out_features) for layer in head if isinstance(layer, nn.Linear)]
     assert shapes == [(5, 7), (7, 3)]

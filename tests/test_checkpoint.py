@@ -9,7 +9,7 @@ from core.errors import UserError
 from engine.checkpoint import read_checkpoint, write_checkpoint
 
 
-def test_what_is_written_comes_back(tmp_path):
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
     state = {"step": 7, "model": {"weight": torch.arange(6.0).reshape(2, 3)}, "rng": torch.get_rng_state()}
     write_checkpoint(tmp_path / "checkpoint.pt", state)
     again = read_checkpoint(tmp_path / "checkpoint.pt")
@@ -39,7 +39,7 @@ def full(*_: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_disk_found_full_at_the_last_moment(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_when_the_file_is_synchronised(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     write_checkpoint(path, {"step": 1})
     monkeypatch.setattr(os, "fsync", full)

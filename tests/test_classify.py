@@ -63,7 +63,7 @@ def tiny(root: Path, out: Path, **settings) -> ClassifyConfig:
 
 @pytest.fixture(scope="module")
 def finished(knees, tmp_path_factory) -> tuple[ClassifyConfig, dict]:
-    """Long enough to see the squares."""
+    """A run that is long enough to learn the bright squares."""
     cfg = tiny(knees, tmp_path_factory.mktemp("run") / "a", epochs=8, lr=2e-3, explain=2)
     return cfg, run(cfg)
 
@@ -296,7 +296,7 @@ def test_probabilities_do_not_depend_on_batching(finished, knees):
 
 
 class Brightness(nn.Module):
-    """Two feature maps: the image's own bright places, at half the resolution, and a constant."""
+    """Two feature maps at half the resolution: the bright places of the image, and a constant."""
 
     num_features = 2
 
@@ -402,9 +402,9 @@ def test_mistakes_in_the_paths(finished, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"nowhere does not exist; --input takes an exam or a folder"):
         predict(cfg.run_folder, tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"empty holds no exam \(\.npy, .*\); give a file or a folder"):
+    with pytest.raises(UserError, match=r"empty holds no exam \(\.npy, .*\); pass a file or a folder"):
         predict(cfg.run_folder, tmp_path / "empty")
-    with pytest.raises(UserError, match=r"one\.npy: give a \.csv file to write"):
+    with pytest.raises(UserError, match=r"one\.npy is not the name of a \.csv file: pass one to write"):
         predict(cfg.run_folder, tmp_path / "one.npy", tmp_path / "one.npy")
     with pytest.raises(UserError, match=r"empty holds no trained model \(model\.safetensors is missing\)"):
         predict(tmp_path / "empty", tmp_path / "one.npy")
@@ -519,7 +519,7 @@ def test_other_exams_are_not_compared(tmp_path):
 
 @pytest.fixture
 def refused(monkeypatch, capsys, tmp_path):
-    """Run the command line in an empty folder; returns what it says on stderr."""
+    """Run the command line in an empty folder; return its error message."""
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)
@@ -553,15 +553,6 @@ def refused(monkeypatch, capsys, tmp_path):
         ("--dataset exams --labels a.csv --planes axial coronal", "--planes axial coronal goes with --dataset mrnet"),
         ("--augmentation.flip 2", "--augmentation.flip 2.0: must lie in [0, 1]"),
         ("--recipe nonsense", "there is no such preset; choose demo, default, paper"),
-    ],
-)
-def test_setting(refused, flags, sentence, knees):
-    assert sentence in refused("--data-root", knees, *flags.split())
-
-
-@pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
         ("--task menisci", "choose acl"),
         ("--plane axial", "choose coronal, sagittal"),
         ("--planes sagittal axial", "choose coronal, sagittal"),
@@ -571,12 +562,12 @@ def test_setting(refused, flags, sentence, knees):
         ("--init imagenet", "r3d_18 has no ImageNet weights"),
     ],
 )
-def test_choice(refused, flags, sentence, knees):
+def test_setting(refused, flags, sentence, knees):
     assert sentence in refused("--data-root", knees, *flags.split())
 
 
 def damaged(root: Path, tmp_path: Path) -> Path:
-    """A copy that can be damaged."""
+    """A copy of the data set for a test to damage."""
     copy = tmp_path / "copy"
     for file in root.rglob("*.*"):
         target = copy / file.relative_to(root)
@@ -626,10 +617,10 @@ def test_the_command_line_prints_the_figures(knees, tmp_path, monkeypatch, capsy
     (tmp_path / "config.json").write_text(json.dumps(plain(cfg)))
     monkeypatch.setattr(sys, "argv", ["classify", "--config", str(tmp_path / "config.json")])
     main()
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("AUC", "sensitivity", "Brier score", "Youden's index", "python -m classify.predict --run"):
-        assert text in said
-    assert "synthetic data" not in said
+        assert text in output
+    assert "synthetic data" not in output
 
 
 def test_exams_of_nifti_files(tmp_path):

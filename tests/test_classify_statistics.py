@@ -58,10 +58,10 @@ def test_delong_interval_as_published(ovarian, name, auc, error, low, high):
 def test_delong_test_as_published(ovarian, name, difference, chi2, p):
     labels, scores = ovarian
     test = delong_test(labels, scores[name], scores["kg"])
-    assert test.value == pytest.approx(difference, abs=5e-5)
-    assert test.z**2 == pytest.approx(chi2, abs=1e-4)
-    assert test.p == pytest.approx(p, abs=1e-4)
-    assert (test.low + test.high) / 2 == pytest.approx(test.value)
+    assert test["value"] == pytest.approx(difference, abs=5e-5)
+    assert test["z"] ** 2 == pytest.approx(chi2, abs=1e-4)
+    assert test["p"] == pytest.approx(p, abs=1e-4)
+    assert (test["low"] + test["high"]) / 2 == pytest.approx(test["value"])
 
 
 def direct(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,8 +98,7 @@ def test_delong_by_hand():
 
 def test_the_same_classifier_does_not_differ_from_itself():
     labels, scores = np.array([0, 1, 0, 1, 1]), np.array([0.1, 0.9, 0.4, 0.3, 0.8])
-    test = delong_test(labels, scores, scores)
-    assert (test.value, test.low, test.high, test.z, test.p) == (0, 0, 0, 0, 1)
+    assert delong_test(labels, scores, scores) == {"value": 0, "low": 0, "high": 0, "z": 0, "p": 1}
 
 
 def test_one_class_has_no_curve():

@@ -21,7 +21,7 @@ from encoders.weights import load_into_unet, load_weights, save_encoder
 
 
 def lively(network: nn.Module) -> nn.Module:
-    """Give scale, shift and statistics of all norms values that matter, and go to eval mode."""
+    """Set scale, shift and statistics of all norms to values other than 0 and 1; return the network in eval mode."""
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -128,7 +128,7 @@ def test_the_channels_of_a_3d_stem_by_hand():
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["r3d_18", "resnet18"])
 @pytest.mark.slow
-def test_own_file_comes_back(name, tmp_path):
+def test_a_saved_encoder_is_loaded_unchanged(name, tmp_path):
     torch.manual_seed(0)
     model = lively(build_clip_encoder(name))
     path = save(model, tmp_path, name)
@@ -220,8 +220,8 @@ def test_norms_in_three_dimensions_do_not_look_at_the_batch(norm):
     model = build_clip_encoder("r3d_18", norm=norm).train()
     with torch.no_grad():
         assert_close(model(clips(3))[:1], model(clips(3)[:1]))
-    found = {type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__}
-    assert found == {"GroupNorm"} if norm == "group" else {"FrozenBatchNorm3d"}
+    norms = {type(module).__name__ for module in model.modules() if "Norm" in type(module).__name__}
+    assert norms == {"GroupNorm"} if norm == "group" else {"FrozenBatchNorm3d"}
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_norms_in_three_dimensions_do_not_look_at_the_batch(norm):
 )
 @pytest.mark.slow
 def test_recomputed_activations_leave_gradients_and_statistics_equal(name, norm):
-    """Two forwards, as in BYOL; dropout included: efficientnet draws its own."""
+    """Two forward passes, as in BYOL; efficientnet has dropout, so the random numbers must repeat as well."""
     results = []
     for checkpoint in (False, True):
         torch.manual_seed(0)

@@ -60,7 +60,7 @@ def test_too_few_frames_repeat_evenly():
         Augmentation(crop="fixed", affine=0.75, jitter=0.5),
     ],
 )
-def test_all_frames_of_a_clip_share_one_draw(recipe):
+def test_all_frames_of_a_clip_share_one_augmentation(recipe):
     frames = np.random.default_rng(0).normal(size=(5, 40, 36)).astype(np.float32)
     views = Augmenter(recipe, SIZE)
     different = set()
@@ -103,7 +103,7 @@ def test_two_clips_show_the_same_frames(exams):
     assert not torch.equal(clips[Sample(2, 12)], pair)
 
 
-def test_each_view_has_its_own_recipe(exams):
+def test_each_view_has_its_augmentation(exams):
     inverted = Augmentation(flip=0, jitter=0, solarise=1.0)
     pair = TwoClips(exams, exams.positions("train"), (Augmenter(STILL, SIZE), Augmenter(inverted, SIZE)), 16)[
         Sample(0, 0)
@@ -144,13 +144,13 @@ def test_whole_clips_are_whole_and_deterministic(exams):
     fewer = whole_clips(exams.frames(i), exams.statistics(i), SIZE, 16, draws=1, seed=7)
     assert torch.equal(fewer[0], first[0])
     assert not torch.equal(whole_clips(exams.frames(i), exams.statistics(i), SIZE, 16, draws=1, seed=8)[0], first[0])
-    # At the frames' own size nothing is resampled.
+    # At the size of the frames nothing is resampled.
     square = exams.frames(i)[:, :30, :30]
     own = whole_clips(square, (40.0, 2.0), 30, 20, draws=1, seed=0)
     np.testing.assert_array_equal(own[0, 0].numpy(), (square.astype(np.float32) - 40) / 2)
 
 
-def test_short_exams_are_said_once(exams, caplog):
+def test_short_exams_are_logged_once(exams, caplog):
     with caplog.at_level(logging.INFO, "fewslice"):
         for _ in range(3):
             TwoClips(exams, exams.positions("train"), (Augmenter(STILL, SIZE), Augmenter(STILL, SIZE)), clip_frames=18)
@@ -163,7 +163,7 @@ def test_short_exams_are_said_once(exams, caplog):
 def test_the_loop_reads_clips_in_worker_processes(exams):
     positions = exams.positions("train")
     clips = LabelledClips(exams, positions, Augmenter(SECOND, SIZE), 16)
-    sampler = StepSampler(count=len(clips), batch_size=4, micro_batch_size=2, seed=0)
+    sampler = StepSampler(count=len(positions), batch_size=4, micro_batch_size=2, seed=0)
     batches = [list(DataLoader(clips, batch_sampler=MicroBatchSampler(sampler, 0, 2), num_workers=n)) for n in (0, 1)]
     assert batches[0][0][0].shape == (2, 1, 16, SIZE, SIZE)
     for one, other in zip(*batches, strict=True):

@@ -15,7 +15,7 @@ from encoders.norm import replace_norm
 
 
 def lively(network: nn.Module) -> nn.Module:
-    """Give scale, shift and statistics of all norms values that matter, and go to eval mode."""
+    """Set scale, shift and statistics of all norms to values other than 0 and 1; return the network in eval mode."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -107,10 +107,10 @@ def test_partial_copies(mrnet, caplog):
     np.save(mrnet / "train/sagittal/0077.npy", knee(77))
     with caplog.at_level(logging.INFO, "fewslice"):
         exams = load_mrnet(mrnet)
-    said = " | ".join(record.getMessage() for record in caplog.records)
-    assert "a partial copy, 16 of the 40 exams in train-acl.csv" in said
-    assert "files without a row in train-acl.csv are left out: 1" in said
-    assert "no valid exams of plane sagittal with a label of acl" in said
+    messages = " | ".join(record.getMessage() for record in caplog.records)
+    assert "a partial copy, 16 of the 40 exams in train-acl.csv" in messages
+    assert "files without a row in train-acl.csv are left out: 1" in messages
+    assert "no valid exams of plane sagittal with a label of acl" in messages
     # The exams that are there keep the split they have in the whole copy.
     assert splits_of(exams) == {name: whole[name] for name in splits_of(exams)}
     assert len(exams) == 15

@@ -119,8 +119,8 @@ def test_splits_drawn_and_from_a_file(tmp_path, caplog):
 
     chosen.rename(tmp_path / "set/splits.json")
     with caplog.at_level(logging.INFO, "fewslice"):
-        found, _ = index_folder(tmp_path / "set")
-    assert of(found, "split") == of(again, "split")
+        table, _ = index_folder(tmp_path / "set")
+    assert of(table, "split") == of(again, "split")
     assert "split by subject read from" in caplog.text
     (tmp_path / "set/splits.json").write_text(json.dumps({"train": ["case00"]}))
     with pytest.raises(UserError, match="misses 9 labelled subjects, the first case01"):

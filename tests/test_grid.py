@@ -66,9 +66,9 @@ def test_crossed_seeds():
 
 
 def test_pretraining_seeds_repeat_what_is_trained_only(tmp_path):
-    given = tmp_path / "weights.pth"
-    given.touch()
-    pipelines = ("random", f"generalist={given}", "specialist", f"hierarchical={given}")
+    weights_file = tmp_path / "weights.pth"
+    weights_file.touch()
+    pipelines = ("random", f"generalist={weights_file}", "specialist", f"hierarchical={weights_file}")
     jobs = jobs_of(pipelines=pipelines, fractions=(1.0,), seeds=(0,), pretrain_seeds=(0, 1))
     per_pipeline = [sum(job.key.get("pipeline") == name for job in jobs) for name in pipelines]
     assert per_pipeline == [1, 1, 2, 2]
@@ -103,7 +103,7 @@ def test_sizes_count_labels():
         ({"fractions": (0.5, 1.5)}, r"--fractions 1\.5: must lie in \(0, 1\]"),
         ({"fractions": (0.0,)}, r"--fractions 0\.0"),
         ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (3, 3)}, "--seeds 3 3: one of them is there twice"),
+        ({"seeds": (3, 3)}, "--seeds 3 3: a value is repeated"),
         ({"data": MrnetSource()}, "--dataset mrnet does not go with --task segment"),
         (
             {"task": "classify", "data": MrnetSource(), "label_unit": "patient"},

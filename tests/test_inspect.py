@@ -26,7 +26,7 @@ def patient(root: Path, number: int) -> Path:
     return root / name
 
 
-def found(report: dict, kind: str = "problems") -> dict[str, str]:
+def messages_of(report: dict, kind: str = "problems") -> dict[str, str]:
     return {Path(entry["file"]).name: entry["problem"] for entry in report[kind]}
 
 
@@ -67,7 +67,7 @@ def test_every_bad_file_is_listed(tmp_path):
     cut.write_bytes(cut.read_bytes()[:-500])
 
     report = inspect_dataset("acdc", tmp_path)
-    problems = found(report)
+    problems = messages_of(report)
     assert "NaN or infinite values (1 voxels)" in problems["patient003_frame01.nii.gz"]
     both = [entry["problem"] for entry in report["problems"] if entry["file"].endswith("frame03_gt.nii.gz")]
     assert any("(1, 3, 8, 9) but its image (1, 4, 8, 9)" in what for what in both)
@@ -93,7 +93,7 @@ def test_warnings_are_no_errors(tmp_path):
     save(tmp_path / "images/bare.nii.gz", half)
     report = inspect_dataset("folder", tmp_path)
     assert report["problems"] == []
-    warnings = found(report, "warnings")
+    warnings = messages_of(report, "warnings")
     assert warnings["s2.nii.gz"] == "is oriented LAS; all files: {'RAS': 3, 'LAS': 1}"
     assert warnings["s0.nii.gz"] == "is background only"
     whats = [entry["problem"] for entry in report["warnings"]]
@@ -105,7 +105,7 @@ def test_folder_errors(tmp_path):
     save(tmp_path / "images/a.nii.gz", np.arange(288, dtype=np.int16).reshape(9, 8, 4))
     save(tmp_path / "labels/a.nii.gz", np.full((9, 8, 4), 2, np.uint8))
     save(tmp_path / "labels/lost.nii.gz", np.zeros((9, 8, 4), np.uint8))
-    problems = found(inspect_dataset("folder", tmp_path))
+    problems = messages_of(inspect_dataset("folder", tmp_path))
     assert problems["lost.nii.gz"] == "has no image"
     assert "values [0, 2], which leave a gap" in problems[tmp_path.name]
 

@@ -113,7 +113,7 @@ def test_known_power_law_is_recovered_in_90_of_100_studies():
     assert held_out >= 90
 
 
-def test_intervals_say_something():
+def test_intervals_are_narrow_enough_to_be_useful():
     (curve,) = fit(study(law))
     low, high = interval(curve.gamma)
     assert high - low < 0.3
@@ -228,11 +228,11 @@ def test_multiplier_intervals_cover_and_are_open_where_bounded():
 
 def test_equal_labels():
     labels = np.array([1.0, 4, 16])
-    own, other = np.array([[0.8, 0.4, 0.5]]), np.array([[0.9, np.sqrt(0.32), 0.3]])
+    first, second = np.array([[0.8, 0.4, 0.5]]), np.array([[0.9, np.sqrt(0.32), 0.3]])
     # 0.9: already below at 1. sqrt(0.8 * 0.4): half-way in logarithms, at 2. 0.3: never.
-    np.testing.assert_allclose(equal_labels(labels, own, other), [[0, 2, np.inf]])
-    np.testing.assert_allclose(equal_labels(labels, own, own), [[1, 4, 4 - 4 / 3 + 4 / 3 - 4 + 2.56889]], atol=0.3)
-    assert np.isnan(equal_labels(labels, np.array([[0.8, np.nan, 0.5]]), other)).all()
+    np.testing.assert_allclose(equal_labels(labels, first, second), [[0, 2, np.inf]])
+    np.testing.assert_allclose(equal_labels(labels, first, first), [[1, 4, 4 - 4 / 3 + 4 / 3 - 4 + 2.56889]], atol=0.3)
+    assert np.isnan(equal_labels(labels, np.array([[0.8, np.nan, 0.5]]), second)).all()
 
 
 # ---- back-test
@@ -309,7 +309,7 @@ def test_labels_needed_for_what_the_smallest_size_gives():
     assert row["answer"].startswith("a: 2 labels or fewer")
 
 
-def test_an_open_end_is_said():
+def test_an_open_end_is_stated():
     # Below the floor of some draws, not of all.
     row = labels_needed(fit(study(lambda n: 0.1 + 0.6 * n**-0.8)), 1 - 0.115).iloc[0]
     assert row["high"] == np.inf

@@ -21,7 +21,7 @@ from engine.run_folder import RunFolder
 from engine.sampler import Sample, StepSampler
 
 CONFIG = {"out": None, "device": "cpu", "workers": 0, "checkpoint_every": 0, "log_every": 0}
-COUNT, BATCH = 11, 4  # windows of 4, 4 and 3
+COUNT, BATCH = 11, 4  # batches of 4, 4 and 3
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def fabric() -> Fabric:
 
 
 class Noise(Dataset):
-    """An image and a target that depend on the draw alone."""
+    """An image and a target that depend on the sample's item and seed alone."""
 
     def __getitem__(self, draw: Sample) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1000 * draw.item + draw.seed % 1000)
@@ -64,8 +64,8 @@ def training(
     resume: bool = False,
     **settings,
 ) -> tuple[Training, nn.Module]:
-    own = Regression(norm, dropout)
-    model, optimiser = fabric.setup(own, torch.optim.SGD(own.parameters(), lr=0.1, momentum=0.9))
+    network = Regression(norm, dropout)
+    model, optimiser = fabric.setup(network, torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9))
     t = Training(
         fabric=fabric,
         run=RunFolder(folder, RunSettings(resume=resume)),
@@ -77,7 +77,7 @@ def training(
         learning_rate=lambda step: 0.1 / (1 + step),
         **({"data": "noise", "columns": ["seen"], "log_every": 2, "checkpoint_every": 3} | settings),
     )
-    return t, own
+    return t, network
 
 
 def weights(module: nn.Module) -> Tensor:
@@ -96,7 +96,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("norm", ["group", "frozen"])
 def test_accumulated_equals_one_large_batch(fabric, tmp_path, norm):
-    """Seven steps, of which the third and the sixth are short windows."""
+    """Seven steps, of which the third and the sixth have a smaller batch."""
     one, large = training(fabric, tmp_path / "large", norm=norm)
     finish(one)
     for micro in (1, 2, 3):
@@ -108,7 +108,7 @@ def test_accumulated_equals_one_large_batch(fabric, tmp_path, norm):
 
 
 def test_the_steps_against_a_plain_loop(fabric, tmp_path):
-    t, own = training(fabric, tmp_path, micro=2)
+    t, network = training(fabric, tmp_path, micro=2)
     plain = Regression("group")
     sgd = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=0.9)
     losses = []
@@ -121,7 +121,7 @@ def test_the_steps_against_a_plain_loop(fabric, tmp_path):
         sgd.step()
         losses.append(loss.item())
     finish(t)
-    torch.testing.assert_close(weights(own), weights(plain), rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights(network), weights(plain), rtol=0, atol=1e-5)
     recorded = {int(row["step"]): float(row["loss"]) for row in rows(tmp_path)}
     # rows at every second step, at checkpoints and at the end; each the mean since the row before
     assert recorded.keys() == {2, 3, 4, 6, 7}
@@ -131,17 +131,17 @@ def test_the_steps_against_a_plain_loop(fabric, tmp_path):
 
 
 def test_the_gradient_is_clipped_once_and_whole(fabric, tmp_path):
-    t, own = training(fabric, tmp_path, micro=1, steps=1, max_grad_norm=1e-3)
-    before = weights(own)
+    t, network = training(fabric, tmp_path, micro=1, steps=1, max_grad_norm=1e-3)
+    before = weights(network)
     finish(t)
-    assert (weights(own) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-2)
+    assert (weights(network) - before).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-2)
 
 
 @pytest.mark.parametrize("micro", [1, 4])
 def test_the_average_moves_once_per_optimiser_step(fabric, tmp_path, micro):
     moved, backward = [], []
-    t, own = training(fabric, tmp_path, micro=micro, after_step=moved.append)
-    own.register_forward_hook(lambda *_: backward.append(1))
+    t, network = training(fabric, tmp_path, micro=micro, after_step=moved.append)
+    network.register_forward_hook(lambda *_: backward.append(1))
     finish(t)
     assert moved == [1, 2, 3, 4, 5, 6, 7]
     assert len(backward) == {1: 26, 4: 7}[micro]  # 4 + 4 + 3 + 4 + 4 + 3 + 4 samples
@@ -164,15 +164,15 @@ def test_the_average_waits_for_a_step_that_the_scaler_skipped(fabric, tmp_path, 
 
 
 def test_a_loss_that_is_no_number_stops_the_run(fabric, tmp_path):
-    """Named by its own step, before anything looks at the broken network, and never saved."""
+    """The error names the step of the loss, before the broken network is validated, and no checkpoint is saved."""
     observed = []
-    t, own = training(
+    t, network = training(
         fabric,
         tmp_path,
         steps=9,
         log_every=4,
         observe=lambda step, last: observed.append(step) or {},
-        after_step=lambda step: own.network[2].bias.data.fill_(float("nan")) if step == 5 else None,
+        after_step=lambda step: network.network[2].bias.data.fill_(float("nan")) if step == 5 else None,
     )
     with pytest.raises(UserError, match=rf"became nan at optimiser step 6;.*{re.escape(str(tmp_path))}.*--lr"):
         train(t)
@@ -208,10 +208,10 @@ def test_a_signal_saves_and_the_continuation_is_bit_identical(fabric, tmp_path, 
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
 
     torch.rand(5)  # whatever happened in between
-    t, own = training(fabric, tmp_path / "run", micro=3, norm="batch", dropout=0.5, resume=True)
+    t, network = training(fabric, tmp_path / "run", micro=3, norm="batch", dropout=0.5, resume=True)
     finish(t, resume=True)
-    assert torch.equal(weights(own), weights(expected))
-    for name, buffer in own.named_buffers():
+    assert torch.equal(weights(network), weights(expected))
+    for name, buffer in network.named_buffers():
         assert torch.equal(buffer, expected.get_buffer(name))
     assert [row["step"] for row in rows(tmp_path / "run")] == ["2", "3", "4", "5", "6", "7"]
 
@@ -226,12 +226,12 @@ def test_a_signal_in_the_last_step_changes_nothing(fabric, tmp_path):
 def test_resuming_a_finished_run_keeps_its_weights(fabric, tmp_path):
     t, expected = training(fabric, tmp_path)
     finish(t)
-    t, own = training(fabric, tmp_path, resume=True)
+    t, network = training(fabric, tmp_path, resume=True)
     finish(t, resume=True)
-    assert torch.equal(weights(own), weights(expected))
+    assert torch.equal(weights(network), weights(expected))
 
 
-def test_loading_processes_change_nothing_and_leave_interrupts_to_us(fabric, tmp_path):
+def test_loading_processes_change_nothing_and_ignore_interrupts(fabric, tmp_path):
     """Ctrl-C in a terminal reaches the loading processes as well; the step under way still gets its samples."""
 
     def interrupt_all() -> None:
@@ -244,9 +244,9 @@ def test_loading_processes_change_nothing_and_leave_interrupts_to_us(fabric, tmp
     t, _ = training(fabric, tmp_path / "run", micro=2, workers=1, observe=stop_at(2, interrupt_all))
     with pytest.raises(Interrupted):
         train(t)
-    t, own = training(fabric, tmp_path / "run", micro=2, workers=1, resume=True)
+    t, network = training(fabric, tmp_path / "run", micro=2, workers=1, resume=True)
     finish(t, resume=True)
-    assert torch.equal(weights(own), weights(expected))
+    assert torch.equal(weights(network), weights(expected))
 
 
 def test_a_run_is_not_continued_on_other_data(fabric, tmp_path):

@@ -45,7 +45,7 @@ def slices(dtype: str = "int16", *, constant: bool = False, spacing_mm: float | 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
 @pytest.mark.parametrize("size", [32, 80], ids=["shrunk", "enlarged"])
 def test_the_device_makes_the_views_of_the_cpu(dtype, size):
-    """The same draws, so the same crops, flips, jitters and solarisations, pixel by pixel."""
+    """The same samples get the same crops, flips, jitters and solarisations, pixel by pixel."""
     views = Augmenter(Augmentation(), size), Augmenter(Augmentation(solarise=0.5, area=(0.3, 0.9)), size)
     of = slices(dtype)
     ours, theirs = ViewsOnDevice(of, views, torch.device("cpu")), TwoViews(of, *views)
@@ -54,7 +54,6 @@ def test_the_device_makes_the_views_of_the_cpu(dtype, size):
     assert batch.dtype == torch.float32
     torch.testing.assert_close(batch, theirs.__getitems__(draws), rtol=0, atol=2e-3)
     torch.testing.assert_close(ours[draws[4]], batch[4], rtol=0, atol=1e-5)
-    assert len(ours) == 3
 
 
 def test_a_constant_slice_becomes_its_offset():
@@ -63,7 +62,7 @@ def test_a_constant_slice_becomes_its_offset():
     torch.testing.assert_close(made, torch.zeros_like(made), rtol=0, atol=1e-5)
 
 
-def test_what_can_reside():
+def test_which_slices_can_be_cached():
     plain = Augmenter(Augmentation(), 32)
     assert can_cache(slices(), [plain, plain])
     assert not can_cache(slices(spacing_mm=2.0), [plain, plain])

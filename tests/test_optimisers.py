@@ -8,8 +8,8 @@ from engine.optimisers import lars, warmup_cosine
 def reference(p: Tensor, g: Tensor, buffer: Tensor, lr: float, decay: float, trust: float) -> tuple[Tensor, Tensor]:
     """One LARS step with the layer's rate clipped at the plain one (You et al. 2017, and LARC), in float64."""
     if p.ndim > 1:
-        own = trust * p.norm() / (g.norm() + decay * p.norm())
-        g = min(own / lr, torch.tensor(1.0)) * (g + decay * p)
+        adapted_rate = trust * p.norm() / (g.norm() + decay * p.norm())
+        g = min(adapted_rate / lr, torch.tensor(1.0)) * (g + decay * p)
     buffer = 0.9 * buffer + g
     return p - lr * buffer, buffer
 
@@ -31,8 +31,8 @@ def test_lars_against_a_reference(decay):
         network(torch.randn(5, 1, 4, 4)).square().sum().mul(1e-3).backward()
         for k, p in enumerate(network.parameters()):
             if p.ndim > 1:
-                own = 0.02 * expected[k].norm() / (p.grad.double().norm() + decay * expected[k].norm())
-                clipped.add(bool(own > lr))
+                adapted_rate = 0.02 * expected[k].norm() / (p.grad.double().norm() + decay * expected[k].norm())
+                clipped.add(bool(adapted_rate > lr))
             expected[k], buffers[k] = reference(expected[k], p.grad.double(), buffers[k], lr, decay, 0.02)
         optimiser.step()
         optimiser.zero_grad()

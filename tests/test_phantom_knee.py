@@ -34,7 +34,7 @@ def find(state, seed=0):
 
 
 def notch(exam, plane="sagittal"):
-    """Voxels (mm cubes do not matter here) around the middle of the ACL, against the picture's own mean."""
+    """Voxels around the middle of the ACL, relative to the mean of the image."""
     stack = image_exam(exam, 0, plane).astype(float)
     frame, row, column = np.rint(locate(exam, 0, plane, (3, 1, -12))).astype(int)
     return stack[frame, row - 4 : row + 5, column - 4 : column + 5].mean() / stack[stack > 20].mean()

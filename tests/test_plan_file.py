@@ -24,7 +24,7 @@ def test_the_report_reads_what_the_sweep_plans(tmp_path):
 
 
 def test_the_report_and_the_analysis_import_no_stage_and_no_study():
-    """They read a study's folder and nothing else."""
+    """Report and analysis read the folder of a study, and import no code that runs one."""
     home = Path(sweep.__file__).parent
     rooms = {"analysis": ("core", "sweep.analysis"), "report": ("core", "sweep.analysis", "sweep.report")}
     for room, allowed in rooms.items():

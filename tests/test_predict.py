@@ -47,15 +47,15 @@ def scan(shape: tuple[int, ...], zooms: tuple[float, ...], dtype="int16", affine
 
 
 def same_grid(mask: Path, image: Path) -> np.ndarray:
-    """Checks the label map against its image; returns the labels."""
-    found, like = nib.load(mask), nib.load(image)
-    assert found.shape == like.shape
-    assert found.get_data_dtype() == np.uint8
-    assert found.header.get_zooms() == like.header.get_zooms()
-    np.testing.assert_array_equal(found.affine, like.affine)
+    """Check that the label map lies on the grid of its image; return the labels."""
+    mask_image, like = nib.load(mask), nib.load(image)
+    assert mask_image.shape == like.shape
+    assert mask_image.get_data_dtype() == np.uint8
+    assert mask_image.header.get_zooms() == like.header.get_zooms()
+    np.testing.assert_array_equal(mask_image.affine, like.affine)
     for code in ("qform_code", "sform_code", "xyzt_units"):
-        assert found.header[code] == like.header[code]
-    labels = np.asarray(found.dataobj)
+        assert mask_image.header[code] == like.header[code]
+    labels = np.asarray(mask_image.dataobj)
     assert set(np.unique(labels)) <= {0, 1, 2, 3}
     return labels
 
@@ -207,8 +207,8 @@ def test_ejection_fraction_by_hand():
         ("empty.nii.gz", "empty", "", 1, 0.0),
         ("empty.nii.gz", "empty", "", 2, 0.0),
     )
-    found = ejection_fractions(table, "LV").set_index("source")
-    assert found.T.to_dict("list") == {
+    fractions = ejection_fractions(table, "LV").set_index("source")
+    assert fractions.T.to_dict("list") == {
         "cine": [100.0, 60.0, pytest.approx(40)],
         "p1": [120.0, 48.0, pytest.approx(60)],
         "p3_4d": [50.0, 20.0, pytest.approx(60)],

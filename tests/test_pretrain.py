@@ -108,7 +108,7 @@ def test_metrics_of_every_step(hierarchical, caplog):
     assert all(float(row["projection_std"]) > 0.1 and float(row["effective_rank"]) > 1 for row in table)
     assert [bool(row["probe_jaccard"]) for row in table] == [False, False, False, True] * 2
     assert result["probe_jaccard"] == float(table[-1]["probe_jaccard"])
-    assert float(table[3]["epoch"]) == 1  # 30 slices in windows of 8, 8, 8, 6
+    assert float(table[3]["epoch"]) == 1  # 30 slices in batches of 8, 8, 8, 6
 
 
 def test_epochs_are_kept(hierarchical):
@@ -167,7 +167,7 @@ def test_the_pool_is_of_training_patients(tiny_acdc, tmp_path):
 def test_specialist_sees_target_images_only(tiny_acdc, tmp_path, caplog):
     cfg = tiny(tiny_acdc, tmp_path / "run", stage="specialist", steps=None, epochs=0.5, micro_batch_size=3)
     result = run(cfg)
-    assert result["steps"] == 2  # half of four windows
+    assert result["steps"] == 2  # half of four batches
     card = card_of(cfg.run_folder)
     assert [stage["stage"] for stage in card.lineage] == ["specialist"]
     assert card.network == "target"
@@ -176,7 +176,7 @@ def test_specialist_sees_target_images_only(tiny_acdc, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in_float64):
-    """The whole stage, LARS and both networks: 30 slices in windows of 29 and 1, in one piece or in fives."""
+    """The whole stage, LARS and both networks: 30 slices in batches of 29 and 1, whole or in micro-batches of 5."""
     states = []
     for micro in (None, 5):
         settings = {"stage": "specialist", "norm": "group", "batch_size": 29, "micro_batch_size": micro, "steps": 3}
@@ -191,14 +191,14 @@ def test_generalist_adopts_a_file(tmp_path, hierarchical):
     source = hierarchical[0].run_folder / "generalist" / "encoder.safetensors"
     cfg = tiny(None, tmp_path / "run", stage="generalist", generalist=str(source))
     assert run(cfg)["steps"] == 0
-    adopted, given = load_file(cfg.run_folder / "encoder.safetensors"), load_file(source)
-    assert all(torch.equal(adopted[key], given[key]) for key in given)
+    adopted, source_weights = load_file(cfg.run_folder / "encoder.safetensors"), load_file(source)
+    assert all(torch.equal(adopted[key], source_weights[key]) for key in source_weights)
     card = card_of(cfg.run_folder)
     assert [stage["stage"] for stage in card.lineage] == ["generalist"]
 
 
 def test_a_loss_that_is_no_number_is_named_by_its_step(tiny_acdc, tmp_path, monkeypatch):
-    """The collapse figures, which cannot take NaN, must not come first."""
+    """The error comes before the collapse scores are computed, which fail on NaN."""
     monkeypatch.setattr(pretrain.train.Byol, "forward", lambda self, views: self.projector[0].weight.sum() / 0 * 0)
     with pytest.raises(UserError, match="became nan at optimiser step 1"):
         run(tiny(tiny_acdc, tmp_path / "run", stage="specialist"))
@@ -281,7 +281,7 @@ def test_the_paper_recipe_is_the_papers():
 
 @pytest.mark.slow
 def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch, capsys):
-    """SIGKILL somewhere in the second stage; --resume ends at the very bytes of a run that was left alone."""
+    """SIGKILL in the second stage; --resume ends with the same bytes as an uninterrupted run."""
     whole = tiny(tiny_acdc, tmp_path / "whole", steps=14, checkpoint_every=3, micro_batch_size=5)
     run(whole)
 
@@ -297,14 +297,14 @@ def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch, capsys):
     columns = ("step", "learning_rate", "projection_std")
     a, b = ([[row[key] for key in columns] for row in rows(tmp_path / name)] for name in ("killed", "whole"))
     assert a == b
-    said = capsys.readouterr().out
-    assert f"encoder: {tmp_path / 'killed' / 'encoder.safetensors'}" in said
-    assert "python -m segment" in said
+    output = capsys.readouterr().out
+    assert f"encoder: {tmp_path / 'killed' / 'encoder.safetensors'}" in output
+    assert "python -m segment" in output
 
 
 @pytest.mark.slow
 def test_views_made_on_the_device_train_alike(tiny_acdc, tmp_path):
-    """On the CPU as device: the same draws, so the same losses but for rounding."""
+    """On the CPU as device: the same random augmentation, so the same losses but for rounding."""
     for name in ("yes", "no"):
         run(tiny(tiny_acdc, tmp_path / name, stage="specialist", cache_on_device=name))
     losses = [[float(row["loss"]) for row in rows(tmp_path / name)] for name in ("yes", "no")]
@@ -312,5 +312,5 @@ def test_views_made_on_the_device_train_alike(tiny_acdc, tmp_path):
 
 
 def test_views_that_must_stay_on_the_cpu(tiny_acdc, tmp_path):
-    with pytest.raises(UserError, match="--cache-on-device yes goes with plain bilinear crops"):
+    with pytest.raises(UserError, match="--cache-on-device yes does not go with blur"):
         run(tiny(tiny_acdc, tmp_path / "a", stage="specialist", cache_on_device="yes", second_blur=0.5))

@@ -88,7 +88,7 @@ class TinyVideo(nn.Module):
 
 
 class Noise(Dataset):
-    """Two clips that depend on the draw alone, in float64."""
+    """Two clips that depend on the sample's item and seed alone, in float64."""
 
     def __init__(self, frames: int, size: int) -> None:
         self.shape = (2, 1, frames, size, size)
@@ -163,7 +163,7 @@ def test_the_average_moves_once_after_64_micro_batches(tmp_path):
     seen: list[int] = []
     byol.register_forward_hook(lambda *_: seen.append(all(map(torch.equal, byol.target_encoder.parameters(), start))))
     one_epoch(byol, tmp_path, Noise(4, 6), batch=256, micro=4, steps=1, tau=0.996)
-    assert seen == [True] * 64  # the target stands still all through the window
+    assert seen == [True] * 64  # the target does not move within the batch
     pairs = zip(start, byol.target_encoder.parameters(), byol.encoder.parameters(), strict=True)
     for before, target, online in pairs:
         torch.testing.assert_close(target, 0.996 * before + 0.004 * online)
@@ -172,7 +172,7 @@ def test_the_average_moves_once_after_64_micro_batches(tmp_path):
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.slow
 def test_tau_follows_optimiser_steps(knees, tmp_path, monkeypatch, schedule):
-    """Ten exams in windows of 8 and 2, in micro-batches of 2: four forwards, one average, one forward, one average."""
+    """Ten exams in batches of 8 and 2, micro-batches of 2: four forwards, one average, one forward, one average."""
     events: list[float] = []
     forward, move = Byol.forward, Byol.move_target
     monkeypatch.setattr(Byol, "forward", lambda self, views: (events.append(-1), forward(self, views))[1])
@@ -268,7 +268,7 @@ def test_the_papers_numbers_for_exams():
     assert (cfg.augmentation, cfg.second_augmentation) == (first, replace(first, blur=0.1, solarise=0.2))
 
 
-def test_the_issues_command_line():
+def test_a_long_command_line():
     line = (
         "--dataset mrnet --plane sagittal --encoder r3d_18 --micro-batch-size 4 --batch-size 256 --stage specialist "
         "--data-root knees"
@@ -298,8 +298,9 @@ def test_the_command_line(knees, tmp_path, monkeypatch, capsys):
     line = f"pretrain --recipe demo --dataset mrnet --data-root {knees} {settings} --out {out}"
     monkeypatch.setattr("sys.argv", line.split())
     main()
-    said = capsys.readouterr().out
-    assert f"next:    python -m classify --encoder resnet10t --plane sagittal --init {out}/encoder.safetensors" in said
+    output = capsys.readouterr().out
+    next_command = f"python -m classify --encoder resnet10t --plane sagittal --init {out}/encoder.safetensors"
+    assert f"next:    {next_command}" in output
     with (out / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
 
@@ -333,7 +334,7 @@ def test_encoders_that_cannot_do_it_are_refused_before_anything_is_written(knees
     assert not (tmp_path / "run").exists()
 
 
-def test_the_second_view_may_have_a_recipe_of_its_own():
+def test_the_second_view_may_have_another_augmentation():
     """The first view blurs, the second solarises: Ray 2022, table 5.1, for images as for clips."""
 
     class One:
@@ -353,8 +354,8 @@ def test_the_second_view_may_have_a_recipe_of_its_own():
     assert blurred.std() < 0.95 * second.std()
 
 
-def test_collapse_is_judged_over_the_window():
-    """A lone sample's two views are alike; with those of its window they are not."""
+def test_collapse_is_judged_over_the_effective_batch():
+    """The two views of one sample are alike; those of the whole batch are not."""
     byol = byol_of("tiny", "group")
     views = torch.stack([Noise(4, 6)[Sample(k, 0)] for k in range(5)])
     for part in views.split(2):

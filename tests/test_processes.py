@@ -49,7 +49,7 @@ def _process(rank: int, cfg: PretrainConfig, port: int) -> None:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
 def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, micro):
-    """30 slices in windows of 29 and 1: shares of 15 and 14, and in the last window one process has nothing."""
+    """30 slices in batches of 29 and 1: shares of 15 and 14, and in the last batch one process has no sample."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

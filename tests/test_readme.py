@@ -68,7 +68,7 @@ COMMANDS = list(printed_commands())
 SECTIONS = list(dict.fromkeys(command.section for command in COMMANDS))
 
 
-def test_every_block_is_one_that_is_tested():
+def test_every_code_block_is_tested():
     text = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^```(\w+)", text, re.MULTILINE)) == {"sh"}
     assert len(COMMANDS) > 15
@@ -104,7 +104,7 @@ HELPS = [
 
 @pytest.mark.slow
 def test_printed_options_exist(monkeypatch, capsys):
-    """Those of the prose as well, here and in docs/methods.md."""
+    """Options in the text and in docs/methods.md as well."""
     monkeypatch.setenv("COLUMNS", "400")
     offered: set[str] = set()
     for module, *arguments in HELPS:
@@ -150,15 +150,15 @@ def with_smallest_settings(module: str, arguments: list[str], data_root: str) ->
             groups.append([word])
         else:
             groups[-1].append(word)
-    given = {flag: values for flag, *values in groups}
+    options = {flag: values for flag, *values in groups}
     settings = {flag: value.split() for flag, value in SMALLEST[module].items()} | {"--device": ["cpu"]}
-    if "--data-root" not in given:
+    if "--data-root" not in options:
         settings |= {"--data-root": [data_root], "--recipe": ["demo"]}
-    if module == "pretrain" and "mrnet" in given.get("--dataset", []):
+    if module == "pretrain" and "mrnet" in options.get("--dataset", []):
         settings |= {flag: [value] for flag, value in CLIPS.items()}
-    if module in ("pretrain", "segment") and not {"--encoder", "--init", "--generalist"} & given.keys():
+    if module in ("pretrain", "segment") and not {"--encoder", "--init", "--generalist"} & options.keys():
         settings["--encoder"] = ["resnet10t"]
-    return [word for flag, values in (given | settings).items() for word in (flag, *values)]
+    return [word for flag, values in (options | settings).items() for word in (flag, *values)]
 
 
 def run_module(module: str, arguments: list[str], monkeypatch) -> None:
@@ -195,7 +195,7 @@ def execute(command: str, placeholders: dict[str, str], monkeypatch) -> None:
 
 
 def run_in_this_process(jobs, report, **_) -> None:
-    """Spares a study the start of processes, which `test_study.py` tests."""
+    """Replace the processes of a study, which `test_study.py` tests."""
     for job in jobs:
         run_job(job, threads=1)
         report(job, "done")
@@ -203,7 +203,7 @@ def run_in_this_process(jobs, report, **_) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where all sections run, so that none refuses the folder of another one's run."""
+    """The working folder of all sections."""
     return tmp_path_factory.mktemp("here")
 
 

@@ -13,7 +13,7 @@ from engine.run_folder import RunFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(RunSettings):
-    """A run with one setting of its own."""
+    """A run with one setting besides those of every run."""
 
     lr: float = 0.5
 
@@ -33,12 +33,12 @@ def test_a_new_folder_holds_the_configuration(tmp_path):
     assert saved == {k: v for k, v in plain(Settings()).items() if k not in ("resume", "overwrite")}
 
 
-def test_a_saved_configuration_carries_no_licence_to_delete(tmp_path):
+def test_a_saved_configuration_does_not_repeat_overwrite(tmp_path):
     start(tmp_path, overwrite=True).close()
     assert not {"resume", "overwrite"} & json.loads((tmp_path / "config.json").read_text()).keys()
 
 
-def test_a_folder_in_use_names_both_ways_out(tmp_path):
+def test_the_error_of_a_folder_in_use_names_resume_and_overwrite(tmp_path):
     start(tmp_path).close()
     with pytest.raises(UserError, match=r"holds an earlier run.*--resume.*--overwrite"):
         start(tmp_path)
@@ -56,7 +56,7 @@ def test_overwriting_removes_the_earlier_run(tmp_path):
     "content", [None, "{}", "[1]", "not json", '{"model_type": "bert", "seed": 1, "out": "x", "device": "cpu"}']
 )
 def test_a_foreign_folder_is_never_touched(tmp_path, content):
-    """`config.json` is a common name: a folder is ours only when its settings are a run's."""
+    """`config.json` is a common name: a folder is a run folder only if the file holds the settings of a run."""
     (tmp_path / "thesis.tex").write_text("years of work")
     if content is not None:
         (tmp_path / "config.json").write_text(content)

@@ -11,7 +11,7 @@ def items(sampler: StepSampler, step: int) -> list[int]:
     return [draw.item for draw in sampler.batch(step)]
 
 
-def test_an_epoch_shows_every_item_once_and_ends_with_the_shorter_window():
+def test_an_epoch_shows_every_item_once_and_ends_with_the_smaller_batch():
     sampler = StepSampler(count=10, batch_size=4, micro_batch_size=4)
     assert sampler.steps_per_epoch == 3
     windows = [items(sampler, step) for step in range(6)]
@@ -29,7 +29,7 @@ def test_wrapping_runs_on_into_the_next_permutation():
     assert all(sorted(drawn[k : k + 3]) == [0, 1, 2] for k in range(0, 30, 3))
 
 
-def test_no_two_draws_share_the_seed_of_their_view():
+def test_no_two_samples_share_their_augmentation_seed():
     sampler = StepSampler(count=50, batch_size=16, micro_batch_size=4, seed=3)
     seeds = [draw.seed for step in range(40) for draw in sampler.batch(step)]
     assert len(set(seeds)) == len(seeds)
@@ -48,7 +48,7 @@ def test_micro_batches_by_hand():
 
 @pytest.mark.parametrize("wrap", [False, True])
 @pytest.mark.parametrize("devices", [1, 2, 5])
-def test_shares_are_disjoint_complete_and_weighted_by_what_is_in_them(devices, wrap):
+def test_shares_are_disjoint_complete_and_weighted_by_their_samples(devices, wrap):
     for count, batch, micro in product((1, 7, 30), (1, 4, 13), (1, 3, 64)):
         whole = StepSampler(count=count, batch_size=batch, micro_batch_size=micro, wrap=wrap, devices=devices)
         samplers = [replace(whole, device=device) for device in range(devices)]
@@ -71,7 +71,7 @@ def test_a_device_without_samples_repeats_one_at_weight_zero():
     assert sampler.micro_batches(2) == [(sampler.batch(2), 0.0)]
 
 
-def test_the_window_is_the_same_on_other_devices_and_micro_batches():
+def test_the_batch_is_the_same_for_any_devices_and_micro_batches():
     one = StepSampler(count=23, batch_size=6, micro_batch_size=6, seed=5)
     other = StepSampler(count=23, batch_size=6, micro_batch_size=1, seed=5, device=1, devices=3)
     assert [one.batch(step) for step in range(9)] == [other.batch(step) for step in range(9)]
@@ -84,6 +84,6 @@ def test_a_resumed_pass_goes_on_where_the_whole_one_was():
     assert whole[before:] == list(MicroBatchSampler(sampler, 5, 7))
 
 
-def test_nothing_is_refused():
+def test_an_empty_data_set_is_refused():
     with pytest.raises(ValueError, match="at least 1"):
         StepSampler(count=0, batch_size=4, micro_batch_size=4)

@@ -120,7 +120,7 @@ def test_dataset_statistics_and_spacing(dataset):
     np.testing.assert_allclose(slices.image(0), resample(plain, (1.5, 1.5), 3.0), atol=1e-5)
 
 
-def test_two_views_are_two_and_follow_from_the_draw(dataset):
+def test_two_views_differ_and_depend_on_the_sample_alone(dataset):
     pairs = TwoViews(Slices(store=dataset.store, positions=dataset.positions("train")), Augmenter(Augmentation(), 32))
     one = pairs[Sample(3, 2**32 - 1)]
     assert one.shape == (2, 1, 32, 32)

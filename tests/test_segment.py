@@ -52,7 +52,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tiny_acdc, tmp_path_factory) -> tuple[SegmentConfig, dict]:
-    """Long enough to learn the blobs; with the test split."""
+    """A run that is long enough to learn the blobs, with the test split."""
     cfg = tiny(
         tiny_acdc,
         tmp_path_factory.mktemp("run") / "a",
@@ -286,7 +286,7 @@ def test_padding_is_cut_back_exactly(rows, columns):
     assert {shape[2:] for shape in fake.shapes} == {(rows + -rows % 32, columns + -columns % 32)}
 
 
-def test_fast_inference_is_plain_inference():
+def test_fast_inference_equals_plain_inference():
     """Slice by slice, probabilities as they come, argmax: batches, memory formats and `max` change nothing.
 
     Quantised scores make ties, of which the first class wins in both. Rounding may move single pixels.
@@ -302,9 +302,9 @@ def test_fast_inference_is_plain_inference():
             with torch.no_grad():
                 logits = scores(torch.from_numpy(padded)[None, None])
             expected.append(logits.softmax(dim=1).argmax(dim=1)[0, 12:52, 13:83].numpy())
-        found = segment_stack(Fake(scores).eval(), stack, (1.0, 1.0), card(classes=["background", "a", "b", "c"]))
+        predicted = segment_stack(Fake(scores).eval(), stack, (1.0, 1.0), card(classes=["background", "a", "b", "c"]))
         assert len(np.unique(expected)) > 1
-        assert np.mean(found != np.stack(expected)) < 1e-3
+        assert np.mean(predicted != np.stack(expected)) < 1e-3
 
 
 def test_the_data_sets_statistics():
@@ -322,7 +322,7 @@ def test_a_constant_slice_becomes_zero():
 @pytest.mark.parametrize("spacing", [(1.4, 1.4), (0.7, 1.6)])
 @pytest.mark.parametrize("to_mm", [1.0, 2.0])
 def test_resampled_and_back(spacing, to_mm):
-    """Neither shifted nor scaled: a disc off the centre comes back, on its own grid."""
+    """A disc off the centre is predicted at its place and size on the grid of the file."""
     mask = disc(91, 77, spacing, radius_mm=20)
     fake = Fake(lambda x: torch.cat([-x, x], dim=1))
     half = card(spacing_mm=to_mm, normalisation="dataset", statistics=(450, 450))  # 0 and 900 become -1 and 1
@@ -336,7 +336,7 @@ def test_resampled_and_back(spacing, to_mm):
         assert centres[0] == pytest.approx(centres[1], abs=0.1)
 
 
-def test_mirrored_predictions_are_averaged():
+def test_predictions_of_flipped_slices_are_averaged():
     """Probability of class 1 from left to right 0.9 0.9 0.4 0.1; mirrored and averaged 0.5 0.65 0.65 0.5."""
     wanted = torch.zeros(32)
     wanted[14:18] = torch.tensor([0.9, 0.9, 0.4, 0.1])

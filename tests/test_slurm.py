@@ -26,7 +26,7 @@ def _munge_answers() -> bool:
 
 
 def _start_munged() -> subprocess.Popen:
-    """A munged in the foreground, as its user, which it insists on: a child of this process, ended as such."""
+    """Start munged as the user that it requires, in the foreground, so that it can be ended as a child process."""
     Path("/run/munge").mkdir(exist_ok=True)
     shutil.chown("/run/munge", "munge", "munge")
     identity = {"user": "munge", "group": "munge", "extra_groups": []}
@@ -141,7 +141,7 @@ def test_a_job_that_slurm_ends_is_reported(local, tmp_path):
     assert "ended" in (job.folder / "error.txt").read_text()
 
 
-def test_a_partition_that_is_not_there(local, tmp_path):
+def test_a_partition_that_does_not_exist(local, tmp_path):
     cfg = replace(local, out=tmp_path / "out", slurm_partition="nowhere")
     with pytest.raises(UserError, match=r"Slurm refuses the jobs .*partition"):
         run_on_slurm(cfg, plan(cfg, 24)[:1], lambda job, state: None)

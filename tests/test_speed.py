@@ -34,7 +34,7 @@ def test_operations_and_waits_of_a_resnet50_step():
         byol.move_target(0.99)
         optimiser.zero_grad(set_to_none=True)
 
-    step()  # makes the momentum
+    step()  # creates the momentum
     calls, waits = count_operations(step)
     assert 1000 < calls <= 1800
     assert waits == 0
@@ -56,22 +56,22 @@ def test_lars_and_the_average_take_the_same_operations_whatever_the_number_of_la
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["fused", "foreach"])
-def test_adamw_is_adamw(scaled):
-    """In float64: the bias before a norm has no gradient but rounding, which Adam divides by its own size."""
+def test_adamw_equals_that_of_torch(scaled):
+    """In float64: the gradient of a bias before a norm is rounding error, which Adam scales up."""
     torch.manual_seed(0)
-    ours, plain_ = (nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).double() for _ in range(2))
-    plain_.load_state_dict(ours.state_dict())
+    ours, reference = (nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).double() for _ in range(2))
+    reference.load_state_dict(ours.state_dict())
     optimisers = [
         adamw(ours.parameters(), lr=0.01, weight_decay=0.1, scaled=scaled),
-        optim.AdamW(plain_.parameters(), lr=0.01, weight_decay=0.1, foreach=False),
+        optim.AdamW(reference.parameters(), lr=0.01, weight_decay=0.1, foreach=False),
     ]
     for _ in range(5):
         images = torch.randn(2, 1, 6, 6, dtype=torch.float64)
-        for network, optimiser in zip((ours, plain_), optimisers, strict=True):
+        for network, optimiser in zip((ours, reference), optimisers, strict=True):
             optimiser.zero_grad()
             network(images).square().mean().backward()
             optimiser.step()
-    for a, b in zip(ours.parameters(), plain_.parameters(), strict=True):
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -90,7 +90,7 @@ class Mean(nn.Module):
 
 
 def test_the_loop_waits_for_the_device_only_when_it_reports(tmp_path, monkeypatch):
-    """Twice as many steps, as many reports: no more waits."""
+    """Twice as many steps with the same number of reports cause no more waits."""
     read: list[int] = []
     tolist = torch.Tensor.tolist  # the profiler does not see it
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append(1) or tolist(self))

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_acdc) -> SweepConfig:
-    """A study that ran through, its jobs made in this process: what every executor must come to."""
+    """A finished study whose jobs ran in this process; every executor must give the same results."""
     cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out")
     run_here(cfg)
     return cfg
@@ -84,10 +84,10 @@ def test_killed_and_continued(finished, tmp_path):
 
 def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     """A cell has a damaged checkpoint and an encoder cannot be made: both are named, the rest is reported."""
-    given = tmp_path / "given.pth"
-    given.write_text("no weights")
+    weights_file = tmp_path / "weights.pth"
+    weights_file.write_text("no weights")
     cfg = replace(finished, out=tmp_path / "out", processes=1, fractions=(0.1,), seeds=(0,))
-    cfg = replace(cfg, pipelines=(f"generalist={given}", "random", "specialist"))
+    cfg = replace(cfg, pipelines=(f"generalist={weights_file}", "random", "specialist"))
     jobs = {job.name: job for job in plan(cfg, count_labels(cfg))}
     shutil.copytree(finished.out / "encoders", cfg.out / "encoders")
     shutil.copytree(finished.out / "cells" / "random-n2-seed0", cfg.out / "cells" / "random-n2-seed0")
@@ -97,10 +97,10 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     (damaged.folder / "checkpoint.pt").write_text("half of it")
     write_json(cfg.out / "study.json", plain(cfg))
     assert run(cfg) is not None
-    said = " ".join(capsys.readouterr().out.split())
-    assert "failed cells/specialist-n2-seed0: cannot read the checkpoint" in said
-    assert re.search(r"failed encoders/generalist-given-\w+: .*given.pth holds Python objects", said)
-    assert said.count("a job it depends on failed") == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "failed cells/specialist-n2-seed0: cannot read the checkpoint" in output
+    assert re.search(r"failed encoders/generalist-weights-\w+: .*weights.pth holds Python objects", output)
+    assert output.count("a job it depends on failed") == 1
     results = pd.read_csv(cfg.out / "results.csv")
     assert results["cell"].tolist() == ["random-n2-seed0"]
     assert (
@@ -125,9 +125,9 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path):
 
 def test_dry_run(finished, tmp_path, capsys):
     assert run(replace(finished, out=tmp_path / "out", dry_run=True)) is None
-    said = capsys.readouterr().out
-    assert "8 cells" in said
-    assert "per optimiser step" in said
+    output = capsys.readouterr().out
+    assert "8 cells" in output
+    assert "per optimiser step" in output
     assert not (tmp_path / "out").exists()
 
 

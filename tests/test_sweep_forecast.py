@@ -6,7 +6,7 @@ import sys
 import pytest
 from made_up_study import ERRORS, made_up_study
 
-from sweep.report.forecast import Forecast, run
+from sweep.forecast import Forecast, run
 
 SIZES = (0.02, 0.05, 0.1, 0.2, 0.4)
 

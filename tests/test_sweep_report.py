@@ -108,7 +108,7 @@ def test_nothing_is_fetched(page):
     assert not re.search(r"@import|url\((?!#)|@font-face", page.source)
     assert page.tags.count("img") == 2
     assert {address[1:] for address in page.addresses if address[0] == "#"} <= set(page.ids)
-    assert {found[1] for found in re.finditer(r"url\(#([^)]+)\)", page.source)} <= set(page.ids)
+    assert {match[1] for match in re.finditer(r"url\(#([^)]+)\)", page.source)} <= set(page.ids)
     assert len(set(page.ids)) == len(page.ids)
 
 
@@ -178,10 +178,10 @@ def test_what_was_run(phantom, page):
 def test_natural_image_starts_are_what_the_cards_say(tmp_path):
     out = made_up_study(tmp_path, pipelines=("random", "specialist"))
     assert not read_study(out, "dice", 100, 0).facts.natural_image_starts
-    own = {"data": {"name": "procedural"}, "steps": 72, "batch_size": 64}
+    settings = {"data": {"name": "procedural"}, "steps": 72, "batch_size": 64}
     write_card(out / "encoders" / "a", {"stage": "generalist", "source": "timm resnet18.a1_in1k"}, {"stage": "byol"})
-    write_card(out / "encoders" / "b", {"stage": "generalist"} | own, {"stage": "hierarchical"} | own)
-    write_card(out / "encoders" / "specialist", {"stage": "specialist"} | own)
+    write_card(out / "encoders" / "b", {"stage": "generalist"} | settings, {"stage": "hierarchical"} | settings)
+    write_card(out / "encoders" / "specialist", {"stage": "specialist"} | settings)
     starts = read_study(out, "dice", 100, 0).facts.natural_image_starts
     assert list(starts) == [
         "timm resnet18.a1_in1k",
@@ -246,51 +246,52 @@ def three(tmp_path_factory):
 
 
 def test_a_difference_that_is_decided(three):
-    study, said, limits = three
-    assert len(said) == 5
-    assert all(sentence.endswith(".") and sentence.count(". ") == 0 for sentence in said)
+    study, summary, limits = three
+    assert len(summary) == 5
+    assert all(sentence.endswith(".") and sentence.count(". ") == 0 for sentence in summary)
     row = study.tables["primary"].iloc[0]
     interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-    assert "generalist had the best mean Dice: it beat " in said[0]
-    assert f"random by {row['area_difference']:.3f} {interval}" in said[0]
+    assert "generalist had the best mean Dice: it beat " in summary[0]
+    assert f"random by {row['area_difference']:.3f} {interval}" in summary[0]
     by_size = study.tables["by_size"].set_index(["pipeline", "labels"])["mean"]
-    assert f"With 6 slices generalist scored {by_size['generalist', 6]:.3f} [" in said[1]
-    assert f"with 120 slices generalist scored {by_size['generalist', 120]:.3f} [" in said[1]
-    assert "undecided" not in said[0]
-    assert re.match(r"To equal random at 120 slices generalist needed \d+, \d.\d times fewer \(95 % interval", said[2])
-    assert re.search(r"with 120 slices generalist took (at least )?\d(.\d)? times fewer steps than random", said[3])
+    assert f"With 6 slices generalist scored {by_size['generalist', 6]:.3f} [" in summary[1]
+    assert f"with 120 slices generalist scored {by_size['generalist', 120]:.3f} [" in summary[1]
+    assert "undecided" not in summary[0]
+    pattern = r"To equal random at 120 slices generalist needed \d+, \d.\d times fewer \(95 % interval"
+    assert re.match(pattern, summary[2])
+    assert re.search(r"with 120 slices generalist took (at least )?\d(.\d)? times fewer steps than random", summary[3])
     assert any("ACDC, real images" in limit for limit in limits)
-    assert not any("synthetic" in sentence for sentence in (*said, *limits))
+    assert not any("synthetic" in sentence for sentence in (*summary, *limits))
 
 
 def test_a_difference_that_is_undecided(tmp_path):
-    _, said, _ = read(made_up_study(tmp_path, pipelines=("random", "specialist")))
+    _, summary, _ = read(made_up_study(tmp_path, pipelines=("random", "specialist")))
     assert re.search(
-        r", but whether it is better than (random|specialist) \(\+0.\d+ \[−0.\d+, 0.\d+\]\) is undecided", said[0]
+        r", but whether it is better than (random|specialist) \(\+0.\d+ \[−0.\d+, 0.\d+\]\) is undecided", summary[0]
     )
-    assert "beat" not in said[0]
-    assert said[1].count("undecided") == 2
-    assert "whether it saves labels is undecided" in said[2]
+    assert "beat" not in summary[0]
+    assert summary[1].count("undecided") == 2
+    assert "whether it saves labels is undecided" in summary[2]
 
 
 def test_one_seed_decides_nothing(tmp_path):
-    study, said, limits = read(made_up_study(tmp_path, seeds=(0,)))
-    assert "but whether it is better than random (+0." in said[0]
-    assert "no interval) is undecided" in said[0]
-    assert said[1].count("without an interval") == 2
-    assert "there is no interval, so whether it saves labels is undecided" in said[2]
-    assert "there is no interval, so which is faster is undecided" in said[3]
-    assert "a test on larger sizes takes 2 seeds or more" in said[4]
+    study, summary, limits = read(made_up_study(tmp_path, seeds=(0,)))
+    assert "but whether it is better than random (+0." in summary[0]
+    assert "no interval) is undecided" in summary[0]
+    assert summary[1].count("without an interval") == 2
+    assert "there is no interval, so whether it saves labels is undecided" in summary[2]
+    assert "there is no interval, so which is faster is undecided" in summary[3]
+    assert "a test on larger sizes takes 2 seeds or more" in summary[4]
     assert "One seed: no interval, so nothing here is decided." in limits
-    assert not any("[" in sentence for sentence in said)
+    assert not any("[" in sentence for sentence in summary)
     assert study.facts.seeds == 1
 
 
 def test_missing_cells_are_a_caveat(tmp_path):
-    study, said, limits = read(made_up_study(tmp_path, skip=[("random", 15, 0), ("generalist", 120, 13)]))
+    study, summary, limits = read(made_up_study(tmp_path, skip=[("random", 15, 0), ("generalist", 120, 13)]))
     assert (study.facts.missing, study.facts.cells) == (2, 24)
     assert any(limit.startswith("2 of 24 runs are missing") for limit in limits)
-    assert "it beat random" in said[0]
+    assert "it beat random" in summary[0]
 
 
 def test_the_words_of_the_summary(three, tmp_path):
@@ -331,16 +332,18 @@ FACTS = Facts(
 
 def with_rows(three, **tables) -> list[str]:
     """The sentences of the study, with other rows in some tables and a pipeline "new" in place of generalist."""
-    own = {name: rows.replace("generalist", "new") for name, rows in three[0].tables.items()}
-    own = {name: rows[~rows.isin(["specialist"]).any(axis=1)].reset_index(drop=True) for name, rows in own.items()}
-    own |= {name: own[name].iloc[:1].assign(**values) for name, values in tables.items()}
-    return sentences(own, FACTS)
+    changed = {}
+    for name, rows in three[0].tables.items():
+        rows = rows.replace("generalist", "new")
+        changed[name] = rows[~rows.isin(["specialist"]).any(axis=1)].reset_index(drop=True)
+    changed |= {name: changed[name].iloc[:1].assign(**values) for name, values in tables.items()}
+    return sentences(changed, FACTS)
 
 
-def test_a_difference_that_holms_correction_takes_away(three):
-    said = with_rows(three, primary={"p_holm": 0.2})[0]
+def test_a_difference_that_holms_correction_leaves_undecided(three):
+    summary = with_rows(three, primary={"p_holm": 0.2})[0]
     assert re.search(
-        r"whether it is better than random \(\+0.\d+ \[0.\d+, 0.\d+\], but Holm's p is 0.2\) is undecided", said
+        r"whether it is better than random \(\+0.\d+ \[0.\d+, 0.\d+\], but Holm's p is 0.2\) is undecided", summary
     )
 
 
@@ -364,9 +367,9 @@ def test_a_difference_that_holms_correction_takes_away(three):
 )
 def test_labels_saved_in_words(three, value, low, high, bound, expected):
     row = {"pipeline": "new", "baseline": "random", "labels": 100, "multiplier": value}
-    said = with_rows(three, multipliers=row | {"low": low, "high": high, "bound": bound})[2]
-    assert said.startswith("To equal random at 100 slices new ")
-    assert expected in said
+    summary = with_rows(three, multipliers=row | {"low": low, "high": high, "bound": bound})[2]
+    assert summary.startswith("To equal random at 100 slices new ")
+    assert expected in summary
 
 
 @pytest.mark.parametrize(
@@ -382,12 +385,12 @@ def test_labels_saved_in_words(three, value, low, high, bound, expected):
 )
 def test_speed_in_words(three, first, value, low, high, bound, times, end):
     row = {"first": first, "second": "random" if first == "new" else "new", "labels": 1, "level": 0.95, "ratio": value}
-    said = with_rows(three, speedups=row | {"low": low, "high": high, "bound": bound})[3]
-    assert said.startswith(f"To reach 95 % of the common reference score with 1 slice new took {times} random")
-    assert said.replace("the speed-up, over seeds,", "*").endswith(end)
+    summary = with_rows(three, speedups=row | {"low": low, "high": high, "bound": bound})[3]
+    assert summary.startswith(f"To reach 95 % of the common reference score with 1 slice new took {times} random")
+    assert summary.replace("the speed-up, over seeds,", "*").endswith(end)
 
 
-def test_speed_that_cannot_be_said(three):
+def test_a_speedup_without_an_estimate(three):
     row = {
         "first": "random",
         "second": "new",
@@ -416,10 +419,10 @@ def test_the_back_test_in_words(three, count, inside, expected):
 
 
 def test_random_as_the_best(three):
-    """Then the runner-up is compared with it, and nothing is said in favour of pretraining."""
-    said = with_rows(three, primary={"area_difference": -0.03, "low": -0.04, "high": -0.02, "p_holm": 0.01})
-    assert "random had the best mean Dice: it beat new by 0.030 [0.020, 0.040]." in said[0]
-    assert said[2].startswith("To equal random at")
+    """If random is best, the runner-up is compared with it, and no sentence favours pretraining."""
+    summary = with_rows(three, primary={"area_difference": -0.03, "low": -0.04, "high": -0.02, "p_holm": 0.01})
+    assert "random had the best mean Dice: it beat new by 0.030 [0.020, 0.040]." in summary[0]
+    assert summary[2].startswith("To equal random at")
 
 
 def test_ranking_takes_what_pairs_share(three):

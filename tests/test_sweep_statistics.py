@@ -15,14 +15,14 @@ from sweep.analysis.tables import analyse
 
 def scores(values: np.ndarray, **fields) -> Scores:
     """Scores from an array (pipelines, sizes, seeds, patients); sizes are 1, 2, 4, ..."""
-    given = {
+    defaults = {
         "pipelines": tuple("abcd"[: len(values)]),
         "labels": 2 ** np.arange(values.shape[1]),
         "seeds": tuple((seed, seed) for seed in range(values.shape[2])),
         "patients": tuple(map(str, range(values.shape[-1]))),
         "values": np.asarray(values, float),
     }
-    return Scores(**{**given, **fields})
+    return Scores(**{**defaults, **fields})
 
 
 def simulated(rng: np.random.Generator, seeds: int = 10, patients: int = 20, pipelines: int = 1) -> np.ndarray:
@@ -31,7 +31,7 @@ def simulated(rng: np.random.Generator, seeds: int = 10, patients: int = 20, pip
     return 0.7 + noise + rng.normal(0, 0.04, (pipelines, 1, seeds, patients))
 
 
-def test_cells_are_means_over_the_patients_there():
+def test_cells_are_means_over_the_scored_patients():
     values = np.array([[[[0.2, 0.4, 0.9], [0.5, np.nan, 0.7], [np.nan] * 3]]])
     study = scores(values)
     np.testing.assert_allclose(study.cells()[0, 0], [0.5, 0.6, np.nan])
@@ -48,8 +48,8 @@ def test_cells_are_weighted_aucs_as_in_sklearn():
     cells = study.cells(weights)
     assert cells.shape == (5, 2, 3, 2)
     for draw, place in ((0, (0, 0, 0)), (1, (0, 1, 1)), (4, (1, 0, 0)), (0, (1, 2, 1)), (3, (1, 2, 1))):
-        there = ~np.isnan(values[place])
-        expected = roc_auc_score(truth[there], values[place][there], sample_weight=weights[draw][there])
+        scored = ~np.isnan(values[place])
+        expected = roc_auc_score(truth[scored], values[place][scored], sample_weight=weights[draw][scored])
         assert cells[draw][place] == pytest.approx(expected)
     assert np.isnan(study.cells(truth[None].astype(float))).all()  # a draw of positive exams only
 
@@ -101,7 +101,7 @@ def test_scores_from_exams_average_aucs_and_not_probabilities():
     np.testing.assert_allclose(study.matched("specialist", "random").cells(), 0.75)  # random has one pretraining seed
 
 
-def test_a_draw_has_the_variance_of_a_mean():
+def test_bootstrap_resamples_have_the_variance_of_a_mean():
     values = np.array([1.0, 2.0, 4.0, 4.5, 9.0])
     weights = resampled(5, 40_000, np.random.default_rng(0))
     assert (weights[0] == 1).all()

@@ -79,7 +79,7 @@ def prefixed(state: dict, prefix: str) -> dict:
     return {prefix + key: value for key, value in state.items()}
 
 
-def test_own_file_comes_back_with_its_card(tmp_path, caplog):
+def test_a_saved_encoder_and_its_card_are_loaded_unchanged(tmp_path, caplog):
     encoder = lively()
     path = save(encoder, tmp_path / "run")
     assert sorted(file.name for file in path.parent.iterdir()) == ["encoder.json", "encoder.safetensors"]
@@ -134,7 +134,7 @@ def test_unet_gets_the_encoder(tmp_path, name, unused):
     assert report.matched == len(model.encoder.state_dict())
     assert set(unused) <= set(report.unexpected)
     assert bool(unused) == bool(report.unexpected)
-    # By timm's own means: the whole network is given its weights first and cut to its feature maps then.
+    # As timm does it: the whole network is loaded first and then reduced to its feature maps.
     overlay = {"file": str(path), "hf_hub_id": None, "url": "", "num_classes": 0}
     settings = {
         "in_chans": 1,

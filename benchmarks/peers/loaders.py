@@ -26,7 +26,7 @@ AREA, FLIP, JITTER, AMOUNT = (0.08, 1.0), 0.5, 0.8, 0.2
 
 
 @dataclass(frozen=True)
-class TwoOf(Dataset[Any]):
+class TwoCalls(Dataset[Any]):
     """Two calls of a transform on each item; indexed by `engine.sampler.Sample` like `data.samples.slices.TwoViews`."""
 
     item: Callable[[int], Any]
@@ -34,10 +34,10 @@ class TwoOf(Dataset[Any]):
     reseed: Callable[[int], object] | None = None
     """Sets the random seed of the next view; None: seeds are ignored."""
 
-    def __getitem__(self, draw: tuple[int, int]) -> list[Any]:
+    def __getitem__(self, sample: tuple[int, int]) -> list[Any]:
         """Both views, each as the transform returns it."""
-        item, views = self.item(draw[0]), []
-        for seed in (draw[1], (draw[1] + 2**31) % 2**32):
+        item, views = self.item(sample[0]), []
+        for seed in (sample[1], (sample[1] + 2**31) % 2**32):
             if self.reseed:
                 self.reseed(seed)
             views.append(self.transform(item))
@@ -47,7 +47,7 @@ class TwoOf(Dataset[Any]):
 # Two views of a slice
 
 
-def reference(cache: list[np.ndarray], size: int) -> TwoOf:
+def reference(cache: list[np.ndarray], size: int) -> TwoCalls:
     """The loader of Kalapos and Gyires-Toth 2022: uint8 with wrap-around, PIL, solo-learn's BYOL augmentation.
 
     Source: their code, and solo-learn's documentation of its augmentation yaml (bicubic crop, jitter; grey, blur and
@@ -60,10 +60,10 @@ def reference(cache: list[np.ndarray], size: int) -> TwoOf:
         T.ToTensor(),
         T.Normalize([67.27], [84.66]),
     ]
-    return TwoOf(partial(_picture, cache), T.Compose(steps))
+    return TwoCalls(partial(_picture, cache), T.Compose(steps))
 
 
-def lightly(pixels: np.ndarray, size: int) -> TwoOf:
+def lightly(pixels: np.ndarray, size: int) -> TwoCalls:
     """lightly's BYOLTransform on 8-bit grey PIL images, without colour changes, blur and solarisation.
 
     `pixels` is (slices, rows, columns) uint8. Source: docs.lightly.ai, lightly.transforms.byol_transform.
@@ -75,11 +75,11 @@ def lightly(pixels: np.ndarray, size: int) -> TwoOf:
         "cj_prob": JITTER, "cj_bright": AMOUNT, "cj_contrast": AMOUNT, "cj_sat": 0.0, "cj_hue": 0.0,
         "random_gray_scale": 0.0, "gaussian_blur": 0.0, "solarization_prob": 0.0,
     }  # fmt: skip
-    both = BYOLTransform(BYOLView1Transform(**settings), BYOLView2Transform(**settings))
-    return Whole(partial(_picture, pixels), both)
+    transform = BYOLTransform(BYOLView1Transform(**settings), BYOLView2Transform(**settings))
+    return PairTransform(partial(_picture, pixels), transform)
 
 
-def monai(images: np.ndarray, size: int) -> TwoOf:
+def monai(images: np.ndarray, size: int) -> TwoCalls:
     """The closest MONAI pipeline, without metadata: crops have independent random sides, not random area and aspect.
 
     As with CacheDataset, deterministic steps (channel first, z-score) are done beforehand: `images` is z-scored
@@ -98,18 +98,18 @@ def monai(images: np.ndarray, size: int) -> TwoOf:
         RandScaleIntensity(AMOUNT, prob=JITTER),
         RandShiftIntensity(AMOUNT, prob=JITTER),
     ]
-    return TwoOf(torch.from_numpy(images)[:, None].__getitem__, Compose(steps))
+    return TwoCalls(torch.from_numpy(images)[:, None].__getitem__, Compose(steps))
 
 
 class Jitter(A.ImageOnlyTransform):
-    """Random gain and offset without albumentations' clipping to [0, 1], which is wrong for z-scored images."""
+    """Random gain and offset, without the clipping to [0, 1] by albumentations, which is wrong for z-scored images."""
 
     def get_params(self) -> dict[str, Any]:
-        """Draw gain and offset of one view."""
+        """Random gain and offset of one view."""
         return {name: self.py_random.uniform(-AMOUNT, AMOUNT) for name in ("gain", "offset")}
 
     def apply(self, img: np.ndarray, gain: float, offset: float, **_: Any) -> np.ndarray:
-        """Apply them to a slice or a frame."""
+        """Apply gain and offset to a slice or a frame."""
         return img * np.float32(1 + gain) + np.float32(offset)
 
 
@@ -122,32 +122,32 @@ def _through(compose: A.Compose, image: np.ndarray) -> Tensor:
     return torch.from_numpy(compose(image=image)["image"])[None]
 
 
-def albumentations(stored: list[np.ndarray], size: int, *, seeded: bool) -> TwoOf:
+def albumentations(stored: list[np.ndarray], size: int, *, seeded: bool) -> TwoCalls:
     """albumentations 2.0.8 on float32, z-scored once per slice, with the jitter above.
 
     Each of `stored` is (rows, columns) int16. Seeded, the same seed gives the same view, as in fewslice; unseeded is
     albumentations at its fastest. Source: albumentations.ai, RandomResizedCrop, Compose.set_random_seed.
     """
     compose = _albumentations(size, [Jitter(p=JITTER)])
-    scores = [(slice_.mean(), 1 / slice_.std()) for slice_ in stored]
+    statistics = [(pixels.mean(), 1 / pixels.std()) for pixels in stored]
     reseed = compose.set_random_seed if seeded else None
-    return TwoOf(lambda i: _z_score(stored[i], *scores[i]), partial(_through, compose), reseed)
+    return TwoCalls(lambda i: _z_score(stored[i], *statistics[i]), partial(_through, compose), reseed)
 
 
-def albumentations_stock(images: np.ndarray, size: int) -> TwoOf:
+def albumentations_stock(images: np.ndarray, size: int) -> TwoCalls:
     """albumentations 2.0.8 with its built-in jitter and normalisation, unseeded.
 
-    `images` is (slices, rows, columns) float32 in [0, 1], as they require. Source: albumentations.ai,
+    `images` is (slices, rows, columns) float32 in [0, 1], as both require. Source: albumentations.ai,
     RandomBrightnessContrast and Normalize.
     """
-    theirs = [
+    intensities: list[A.ImageOnlyTransform] = [
         A.RandomBrightnessContrast(AMOUNT, AMOUNT, p=JITTER),
         A.Normalize(mean=(0.5,), std=(0.25,), max_pixel_value=1.0),
     ]
-    return TwoOf(images.__getitem__, partial(_through, _albumentations(size, theirs)))
+    return TwoCalls(images.__getitem__, partial(_through, _albumentations(size, intensities)))
 
 
-def torchvision(images: np.ndarray, size: int) -> TwoOf:
+def torchvision(images: np.ndarray, size: int) -> TwoCalls:
     """torchvision.transforms.v2 slice by slice on float tensors, as its documentation advises.
 
     `images` is (slices, rows, columns) float32 in [0, 1].
@@ -158,13 +158,13 @@ def torchvision(images: np.ndarray, size: int) -> TwoOf:
         v2.RandomApply([v2.ColorJitter(AMOUNT, AMOUNT)], p=JITTER),
         v2.Normalize([0.5], [0.25]),
     ]
-    return TwoOf(torch.from_numpy(images)[:, None].__getitem__, v2.Compose(steps))
+    return TwoCalls(torch.from_numpy(images)[:, None].__getitem__, v2.Compose(steps))
 
 
 # Two views of a clip
 
 
-def albumentations_clip(clip: Callable[[int], np.ndarray], statistics: tuple[float, float], size: int) -> TwoOf:
+def albumentations_clip(clip: Callable[[int], np.ndarray], statistics: tuple[float, float], size: int) -> TwoCalls:
     """albumentations' `images=`: random parameters drawn once and applied frame by frame.
 
     `clip` maps an exam to (frames, rows, columns) int16; `statistics` are its mean and standard deviation.
@@ -175,10 +175,10 @@ def albumentations_clip(clip: Callable[[int], np.ndarray], statistics: tuple[flo
     def view(frames: np.ndarray) -> Tensor:
         return torch.from_numpy(compose(images=frames)["images"])[None]
 
-    return TwoOf(lambda i: _z_score(clip(i), mean, 1 / std), view)
+    return TwoCalls(lambda i: _z_score(clip(i), mean, 1 / std), view)
 
 
-def pil_clip(clip: Callable[[int], np.ndarray], size: int) -> TwoOf:
+def pil_clip(clip: Callable[[int], np.ndarray], size: int) -> TwoCalls:
     """The augmentation of lightly and solo-learn, applied with torchvision frame by frame with the same parameters.
 
     `clip` maps an exam to (frames, rows, columns) uint8. Neither library supports clips. Source: torchvision's
@@ -189,27 +189,27 @@ def pil_clip(clip: Callable[[int], np.ndarray], size: int) -> TwoOf:
         box = T.RandomResizedCrop.get_params(frames[0], list(AREA), [3 / 4, 4 / 3])
         flip, jitter = torch.rand(2).tolist()
         brightness, contrast = (1 - AMOUNT + 2 * AMOUNT * torch.rand(2)).tolist()
-        done = []
+        tensors = []
         for frame in frames:
             frame = F.resized_crop(frame, *box, [size, size])
             frame = F.hflip(frame) if flip < FLIP else frame
             if jitter < JITTER:
                 frame = F.adjust_contrast(F.adjust_brightness(frame, brightness), contrast)
-            done.append(F.normalize(F.to_tensor(frame), [0.5], [0.25]))
-        return torch.stack(done, dim=1)
+            tensors.append(F.normalize(F.to_tensor(frame), [0.5], [0.25]))
+        return torch.stack(tensors, dim=1)
 
-    return TwoOf(lambda i: [Image.fromarray(frame) for frame in clip(i)], view)
-
-
-# Pieces
+    return TwoCalls(lambda i: [Image.fromarray(frame) for frame in clip(i)], view)
 
 
-class Whole(TwoOf):
-    """A transform that returns both views."""
+# Helpers of the functions above
 
-    def __getitem__(self, draw: tuple[int, int]) -> Any:
-        """Both views."""
-        return self.transform(self.item(draw[0]))
+
+class PairTransform(TwoCalls):
+    """One call of a transform that returns both views."""
+
+    def __getitem__(self, sample: tuple[int, int]) -> Any:
+        """Both views, as the transform returns them."""
+        return self.transform(self.item(sample[0]))
 
 
 def _picture(slices: Sequence[np.ndarray] | np.ndarray, i: int) -> Image.Image:

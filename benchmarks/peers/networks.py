@@ -25,18 +25,18 @@ LR, WEIGHT_DECAY, TRUST, TAU = 0.03, 1e-5, 0.02, 0.99
 class Heads:
     """Widths of BYOL's heads."""
 
-    projector: int = 4096
-    predictor: int = 8192
+    projector_hidden: int = 4096
+    predictor_hidden: int = 8192
     outputs: int = 256
 
 
 def solo_learn(encoder: nn.Module, features: int, heads: Heads) -> Step:
     """solo-learn's BYOL: view by view through both networks, LARS weight by weight, the average tensor by tensor.
 
-    Source: its documentation (method BYOL, LARS with clip_lr, MomentumUpdater) .
+    Source: its documentation (method BYOL, LARS with clip_lr, MomentumUpdater).
     """
-    online = nn.Sequential(encoder, _mlp(features, heads.projector, heads.outputs))
-    predictor = _mlp(heads.outputs, heads.predictor, heads.outputs)
+    online = nn.Sequential(encoder, _mlp(features, heads.projector_hidden, heads.outputs))
+    predictor = _mlp(heads.outputs, heads.predictor_hidden, heads.outputs)
     target = copy.deepcopy(online).requires_grad_(False)
     optimiser = LoopLars([*online.parameters(), *predictor.parameters()])
 
@@ -54,7 +54,7 @@ def solo_learn(encoder: nn.Module, features: int, heads: Heads) -> Step:
 
 
 def lightly(encoder: nn.Module, features: int, heads: Heads) -> Step:
-    """lightly's example of BYOL in plain PyTorch, with its own heads, loss, average and LARS.
+    """lightly's example of BYOL in plain PyTorch, with lightly's heads, loss, average and LARS.
 
     Source: https://docs.lightly.ai/self-supervised-learning/examples/byol.html; LARS with two groups as its
     benchmarks on ImageNet set it up.
@@ -64,8 +64,8 @@ def lightly(encoder: nn.Module, features: int, heads: Heads) -> Step:
     from lightly.models.utils import deactivate_requires_grad, get_weight_decay_parameters, update_momentum
     from lightly.utils.lars import LARS
 
-    projector = BYOLProjectionHead(features, heads.projector, heads.outputs)
-    predictor = BYOLPredictionHead(heads.outputs, heads.predictor, heads.outputs)
+    projector = BYOLProjectionHead(features, heads.projector_hidden, heads.outputs)
+    predictor = BYOLPredictionHead(heads.outputs, heads.predictor_hidden, heads.outputs)
     target_encoder, target_projector = copy.deepcopy(encoder), copy.deepcopy(projector)
     deactivate_requires_grad(target_encoder)
     deactivate_requires_grad(target_projector)
@@ -94,20 +94,21 @@ def lightly(encoder: nn.Module, features: int, heads: Heads) -> Step:
 
 
 def byol_pytorch(encoder: nn.Module, features: int, heads: Heads) -> Step:
-    """byol-pytorch's class BYOL and its own average, with the loop LARS: it comes without an optimiser.
+    """byol-pytorch's class BYOL with its average; it has no optimiser, so `LoopLars` is used.
 
-    It puts both views through one forward, so its batch norms see the statistics of both: not the same result.
-    Its augmentations are replaced by taking the views from the two channels in which they are handed over.
+    Both views go through one forward pass, so that batch norms see the statistics of both: the result differs.
+    Its augmentations are replaced by functions that select one of the two channels, which hold the two views.
     Source: https://github.com/lucidrains/byol-pytorch, README.
     """
     import byol_pytorch as peer
 
-    learner = peer.BYOL(  # image_size is only that of its mock images
-        encoder, image_size=64, hidden_layer=-1, projection_size=heads.outputs, projection_hidden_size=heads.projector,
-        augment_fn=lambda images: images[:, :1], augment_fn2=lambda images: images[:, 1:2], moving_average_decay=TAU,
-        use_simplicial_embeddings=False,
+    learner = peer.BYOL(  # image_size is only used for a trial input
+        encoder, image_size=64, hidden_layer=-1, projection_size=heads.outputs, moving_average_decay=TAU,
+        projection_hidden_size=heads.projector_hidden, use_simplicial_embeddings=False,
+        augment_fn=lambda images: images[:, :1], augment_fn2=lambda images: images[:, 1:2],
     )  # fmt: skip
-    learner.online_predictor = _mlp(heads.outputs, heads.predictor, heads.outputs)  # its own has the projector's width
+    # the default predictor is as wide as the projector
+    learner.online_predictor = _mlp(heads.outputs, heads.predictor_hidden, heads.outputs)
     optimiser = LoopLars([p for p in learner.parameters() if p.requires_grad])
 
     def step(first: Tensor, second: Tensor) -> None:
@@ -152,7 +153,7 @@ def solo_learn_average(online: nn.Module, target: nn.Module, tau: float) -> None
 
 
 class LoopLars(optim.Optimizer):
-    """LARS as a loop over weights that asks for each one's norms: a wait for the device at every question.
+    """LARS as a loop over weights that reads the norms of each one in Python, which waits for the device every time.
 
     Source: You et al. 2017; clipping and exclusion of biases as solo-learn documents them (clip_lr,
     exclude_bias_n_norm).

@@ -14,12 +14,11 @@ import nibabel as nib
 import numpy as np
 
 from core.cache import made_once
-from data.phantoms.checks import Matrix, check_absent, check_range, check_seed
+from data.phantoms.checks import Matrix, check_range, start_data_set
 from data.phantoms.chest import Scan
 from data.phantoms.heart import GROUPS, Heart, draw_heart, end_systole
 from data.phantoms.short_axis import LV, MYO, RV, image_subject
 from data.readers.acdc import read_info
-from data.synthetic import mark_synthetic
 
 DEMO_VERSION = 2
 """Part of the cache folder's name: increase it when the files change."""
@@ -95,12 +94,9 @@ def write_acdc(out: Path, subjects: int, seed: int, frames: int = DEMO_FRAMES, m
     """
     check_range("subjects", subjects, 1, 100)
     check_range("frames", frames, 4, 99)
-    check_seed(seed)
-    training = Path(out) / "training"
-    check_absent(training)
-    mark_synthetic(Path(out))
+    start_data_set(out, ["training"], seed)
     for number in range(1, subjects + 1):
-        _write_subject(training / f"patient{number:03d}", draw_subject(seed, number, matrix), seed, frames)
+        _write_subject(out / "training" / f"patient{number:03d}", draw_subject(seed, number, matrix), seed, frames)
 
 
 def demo_root() -> Path:

@@ -1,9 +1,11 @@
-"""Checks of the options of a synthetic data set."""
+"""Options of a synthetic data set, checked before it is written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from core.errors import UserError
+from data.synthetic import mark_synthetic
 
 Matrix = Literal["small", "large"]
 """small: coarse and fast; large: the size of the real images."""
@@ -15,13 +17,11 @@ def check_range(option: str, value: int, low: int, high: int) -> None:
         raise UserError(f"--{option} {value} is out of range: choose {low}..{high}")
 
 
-def check_seed(seed: int) -> None:
-    """Raise a UserError if the seed is negative."""
+def start_data_set(out: Path, folders: Sequence[str], seed: int) -> None:
+    """Create ``out``, marked as synthetic; raise a UserError if the seed is negative or one of ``folders`` exists."""
     if seed < 0:
         raise UserError(f"--seed {seed} is negative: choose 0 or more")
-
-
-def check_absent(folder: Path) -> None:
-    """Raise a UserError if the folder exists."""
-    if folder.exists():
-        raise UserError(f"{folder} exists already: choose another --out or remove it")
+    for folder in folders:
+        if (out / folder).exists():
+            raise UserError(f"{out / folder} exists already: choose another --out or remove it")
+    mark_synthetic(out)

@@ -49,7 +49,12 @@ class Scan:
 
 @dataclass(frozen=True, kw_only=True)
 class Organs:
-    """Random properties of the organs, drawn once per subject so that its slices match."""
+    """Random properties of the organs, drawn once per subject so that its slices match.
+
+    ``outline``: left edge, centre y, semi-axes and lean of the chest; ``floor``: y of the diaphragm; ``thickness``:
+    subcutaneous fat, muscle and their variation around the chest; ``length``: that of the heart. ``warp`` deforms all
+    organs; ``jitter`` and ``bowel`` vary position and size of single ones.
+    """
 
     outline: np.ndarray
     floor: float
@@ -83,7 +88,7 @@ def paint_chest(
     grid = np.stack([y, x]) / 60 + 2.5
     warp = [map_coordinates(w, grid, order=1, mode="nearest").astype(np.float32) for w in organs.warp]
     canvas = Canvas(x=x + 4.5 * warp[0], y=y + 4.5 * warp[1], pixel=scan.pixel)
-    jitter = organs.jitter
+    j = organs.jitter
 
     # skin, fat, muscle: depth is the distance below the skin; in apical slices the chest is smaller
     left, cy, a, b, lean = organs.outline
@@ -131,13 +136,13 @@ def paint_chest(
     canvas.signal = lung_only + lung * (canvas.signal - lung_only)
 
     # fat between sternum and heart
-    thick = (17 + 4 * jitter[0, 0]) * np.exp(-(((canvas.y - 12 - 9 * jitter[0, 1]) / (30 - 6 * tip)) ** 2))
+    thick = (17 + 4 * j[0, 0]) * np.exp(-(((canvas.y - 12 - 9 * j[0, 1]) / (30 - 6 * tip)) ** 2))
     pad = canvas.edge(thick - inner, 1) * (canvas.x < 0) * lung
     canvas.paint(0.8 * FAT * (1 + 0.2 * texture(noise, x.shape, 1.6)), pad)
 
     # below the diaphragm
     floor = organs.floor - 12 * max(tip, 0)
-    dome = floor + 0.0036 * (canvas.x - 12 - 8 * jitter[1, 0]) ** 2
+    dome = floor + 0.0036 * (canvas.x - 12 - 8 * j[1, 0]) ** 2
     abdomen = canvas.edge(canvas.y - dome, 2) * lung
     canvas.paint(MUSCLE, canvas.edge(canvas.y - dome + 2.4) * lung)
     before = canvas.signal.copy()
@@ -148,7 +153,6 @@ def paint_chest(
         canvas.spot(bx, by, 4 + 8 * wide, MUSCLE * 1.2, 1 + tone, np.pi * angle)
         canvas.spot(bx, by, 2 + 7 * wide, value * (0.85 + 0.3 * tone), 1 + tone, np.pi * angle)
     grain = 1 + 0.07 * texture(noise, x.shape, 1.0)
-    j = jitter
     canvas.paint(SPLEEN * grain, canvas.ellipse(82 + 5 * j[2, 0], floor + 48 + 5 * j[2, 1], 19, 36, 0.25))
     kidney = (54 + 5 * j[3, 0], floor + 84 + 6 * j[3, 1] - 8 * tip)
     canvas.paint(0.52 * grain, canvas.ellipse(*kidney, 25, 19, 0.5))

@@ -116,7 +116,7 @@ def end_systole(heart: Heart, frames: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """Sizes found by ``fit`` such that the label volumes equal the subject's volumes."""
+    """Sizes for which the label volumes equal the subject's volumes, see ``fit``."""
 
     lv_radius: float
     lv_squeeze: float
@@ -138,14 +138,7 @@ class Walls:
 
 
 def walls(heart: Heart, size: Size, heights: np.ndarray, phase: np.ndarray) -> Walls:
-    """Compute the position of the walls.
-
-    Args:
-        heart: the subject.
-        size: from ``fit``.
-        heights: (slices,) z in mm.
-        phase: (frames,) u.
-    """
+    """Positions of the walls at heights (slices,), z in mm, and at phases u (frames,); ``size`` is from ``fit``."""
     phase = phase[None, :]
     descent = heart.descent * phase
     z, length = heights[:, None] - descent, heart.length - descent
@@ -181,12 +174,9 @@ def walls(heart: Heart, size: Size, heights: np.ndarray, phase: np.ndarray) -> W
 
 
 def fit(heart: Heart, heights: np.ndarray, spacing: float) -> Size:
-    """Find, by bisection, the sizes that give the subject's volumes when summed over these slices as labels are.
+    """Find, by bisection, the sizes for which the labels of these slices sum to the subject's volumes.
 
-    Args:
-        heart: the subject.
-        heights: (slices,) z in mm.
-        spacing: distance between slices in mm.
+    ``heights`` (slices,) are z in mm, ``spacing`` is the distance between slices in mm.
     """
     values = {"lv_radius": 25.0, "lv_squeeze": 0.3, "rv_depth": 25.0, "rv_squeeze": 0.3}
 
@@ -204,12 +194,12 @@ def fit(heart: Heart, heights: np.ndarray, spacing: float) -> Size:
     return Size(**values)
 
 
-def volumes(where: Walls, spacing: float) -> np.ndarray:
+def volumes(contours: Walls, spacing: float) -> np.ndarray:
     """LV and RV cavity volumes, (2, frames) in mL, of the slices that lie mostly below the base."""
     step = (ANGLES[1] - ANGLES[0]) / 2 * spacing / 1000
-    below = where.height >= 0
-    left = (where.cavity**2).sum(-1) * below
-    right = (where.right**2 - where.outside**2).sum(-1) * below
+    below = contours.height >= 0
+    left = (contours.cavity**2).sum(-1) * below
+    right = (contours.right**2 - contours.outside**2).sum(-1) * below
     return np.stack([left.sum(0), right.sum(0)]) * step
 
 
@@ -221,13 +211,14 @@ def roughness(heart: Heart, height: np.ndarray) -> np.ndarray:
     return np.clip(waves.sum(-2) - 0.6, 0, None) * (0.35 + 0.6 * tip[..., 0])
 
 
-def fat_edge(heart: Heart, where: Walls) -> np.ndarray:
+def fat_edge(heart: Heart, contours: Walls) -> np.ndarray:
     """Outer edge (slices, frames, angles) of the epicardial fat, which also fills the grooves."""
     modes = np.array([np.ones_like(ANGLES), *(f(k * ANGLES) for k in (1, 2) for f in (np.cos, np.sin))])
     thickness = np.clip(heart.fat @ modes, 0.3, 9)
-    edge = np.maximum(where.outside, where.right + RV_WALL * (where.right > where.outside + 1))
+    outside, right = contours.outside, contours.right
+    edge = np.maximum(outside, right + RV_WALL * (right > outside + 1))
     smooth = gaussian_filter1d(edge, 14, axis=-1, mode="wrap")
-    return np.maximum(edge, smooth) + thickness * (where.outside.max(-1, keepdims=True) > 0)
+    return np.maximum(edge, smooth) + thickness * (outside.max(-1, keepdims=True) > 0)
 
 
 def _taper(height: np.ndarray, power: float) -> np.ndarray:

@@ -19,11 +19,10 @@ from scipy.ndimage import gaussian_filter
 
 from core.cache import made_once
 from data.phantoms import knee_soft_tissue as soft_tissue
-from data.phantoms.checks import Matrix, check_absent, check_range, check_seed
+from data.phantoms.checks import Matrix, check_range, start_data_set
 from data.phantoms.knee_anatomy import Knee, Tones, deform, draw_knee
 from data.phantoms.knee_bones import paint_bones
 from data.phantoms.painting import LEVELS, Block
-from data.synthetic import mark_synthetic
 
 KNEE_VERSION = 2
 """Part of the cache folder's name: increase it when the files change."""
@@ -131,10 +130,7 @@ def image_exam(exam: Exam, seed: int, plane: str, matrix: Matrix = "small") -> n
 
 
 def locate(exam: Exam, seed: int, plane: str, points: np.ndarray, matrix: Matrix = "small") -> np.ndarray:
-    """Voxel positions of points of the knee in the stack of ``image_exam``.
-
-    Args:
-        points: (..., 3) x, y, z in mm of the standard right knee (data.phantoms.knee_anatomy).
+    """Voxel positions, in the stack of ``image_exam``, of points (..., 3) x, y, z in mm of the standard right knee.
 
     Returns:
         (..., 3) frame, row, column, not rounded; accurate to 3 mm, as the deformation of the knee is ignored.
@@ -197,18 +193,12 @@ def write_mrnet(out: Path, exams: int, seed: int, matrix: Matrix = "small") -> N
     Args:
         out: folder for {train,valid}/{sagittal,coronal,axial}/NNNN.npy and {train,valid}-{task}.csv.
         exams: 3..1130.
-        seed: random seed; the same seed gives the same bytes.
-        matrix: small: 16..28 frames of 104 pixels; large: 17..61 of 256 as in MRNet.
 
     Raises:
         UserError: if a number is out of range or ``out`` already holds train or valid.
     """
-    out = Path(out)
     check_range("subjects", exams, 3, FIRST_VALID)
-    check_seed(seed)
-    for split in POSITIVE:
-        check_absent(out / split)
-    mark_synthetic(out)
+    start_data_set(out, list(POSITIVE), seed)
     for split, count in {"train": exams, "valid": exams // 3}.items():
         drawn = [draw_exam(seed, split, index) for index in range(count)]
         for plane in PLANES:

@@ -14,7 +14,6 @@ import numpy as np
 
 Acl = Literal["intact", "wavy", "gap", "gone"]
 
-
 MUSCLES = {
     "semimembranosus": (
         (-100, -20, 36, 18, 16), (-60, -24, 36, 16, 15), (-30, -27, 35, 11, 11), (-5, -27, 33, 6, 7),

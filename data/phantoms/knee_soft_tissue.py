@@ -72,13 +72,13 @@ def paint_fluid(knee: Knee, block: Block, tones: Tones) -> None:
     """Paint fluid: the suprapatellar recess, the gutters beside the condyles, a popliteal cyst."""
     e, j = knee.effusion, knee.jitter[2]
     wavy = np.float32(0.35 * e) * np.sin(block.z / 6 + block.x / 9 + j[0])
-    cut = block.where((-34, 34), (-56, -22), (-92, -38))
+    cut = block.index((-34, 34), (-56, -22), (-92, -38))
     part = block.cut(cut)
     level = part.along(np.array([-90, -60, -38]), np.array([-33.5, -37, -38]))
     across = (1 - norm(part.x / (20 + 1.2 * e), (part.z + 58) / (16 + 2 * e))) * 9
     sheet = 0.5 * e + 0.25 * wavy[cut] - np.abs(part.y - level + 0.3 * e) - 0.3
     part.paint(tones.fluid, part.share(intersection(sheet, across, 1.5)))
-    cut = block.where((-50, 50), (-44, 32), (-56, 8))
+    cut = block.index((-50, 50), (-44, 32), (-56, 8))
     part = block.cut(cut)
     beside = np.clip((np.abs(part.x) - 30) / 5, 0, 1) * np.clip((12 - part.y) / 14, 0, 1)
     beside = beside * np.clip((-4 - part.z) / 8, 0, 1)

@@ -18,18 +18,13 @@ OPEN = 100
 
 
 class Painting:
-    """An image in progress."""
+    """Base of canvases and blocks: a signal, painted over step by step."""
 
     signal: np.ndarray
 
     def paint(self, value: float | np.ndarray, share: np.ndarray) -> None:
         """Blend ``value`` over the signal; ``share`` in 0..1 is the part of each pixel or voxel that it covers."""
         self.signal += share * (value - self.signal)
-
-
-def inside_share(distance: np.ndarray, width: float | np.floating) -> np.ndarray:
-    """Share (0..1) of each pixel inside a structure, from the distance of its centre to an edge ``width`` mm wide."""
-    return np.clip(0.5 + distance / width, 0, 1)
 
 
 @dataclass(kw_only=True)
@@ -46,7 +41,7 @@ class Canvas(Painting):
 
     def edge(self, distance: np.ndarray, blur: float = 0.0) -> np.ndarray:
         """Share of each pixel inside a structure, its edge softened by ``blur`` mm."""
-        return inside_share(distance, self.pixel + blur)
+        return np.clip(0.5 + distance / (self.pixel + blur), 0, 1)
 
     def ellipse(self, x: float, y: float, a: float, b: float, angle: float = 0.0, blur: float = 0.0) -> np.ndarray:
         """Share of each pixel inside an ellipse with semi-axes a, b (mm), turned by ``angle`` from x towards y."""
@@ -85,7 +80,7 @@ class Block(Painting):
     to_index: np.ndarray
     """(3, 4) matrix from mm to voxel indices of the whole stack."""
 
-    def where(self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> tuple[slice, ...]:
+    def index(self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> tuple[slice, ...]:
         """Index of the box with these ranges in mm (plus a margin for the deformation)."""
         z = z[0] if z[0] > -OPEN else -300, z[1] if z[1] < OPEN else 300
         corners = np.array([(a, b, c, 1) for a in x for b in y for c in z])
@@ -96,20 +91,20 @@ class Block(Painting):
     def around_tube(self, table: np.ndarray, margin: float) -> tuple[slice, ...]:
         """Index of the box around the tube of ``tube(table)``, with a margin in mm."""
         low, high = (table[:, 1:3] - table[:, 3:]).min(0) - margin, (table[:, 1:3] + table[:, 3:]).max(0) + margin
-        return self.where((low[0], high[0]), (low[1], high[1]), (table[0, 0], table[-1, 0]))
+        return self.index((low[0], high[0]), (low[1], high[1]), (table[0, 0], table[-1, 0]))
 
     def cut(self, part: tuple[slice, ...]) -> "Block":
-        """The part at an index of ``where``, sharing memory: painting it paints this block. For whole stacks only."""
+        """The part at a result of ``index``, sharing memory: painting it paints this block. For whole stacks only."""
         arrays = {name: getattr(self, name)[part] for name in ("x", "y", "z", "level", "signal", "grain")}
         return Block(**arrays, width=self.width, to_index=self.to_index)
 
     def box(self, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> "Block":
         """The part with these ranges in mm, sharing memory."""
-        return self.cut(self.where(x, y, z))
+        return self.cut(self.index(x, y, z))
 
     def share(self, distance: np.ndarray, blur: float = 0.0) -> np.ndarray:
         """Share of each voxel inside a structure, its edge softened by ``blur`` mm."""
-        return inside_share(distance, np.float32(self.width + blur))
+        return np.clip(0.5 + distance / np.float32(self.width + blur), 0, 1)
 
     def along(self, z: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Values known at some z, linearly interpolated at every voxel."""

@@ -26,12 +26,12 @@ def image_subject(
     """
     phase = cycle(heart, frames)
     size = fit(heart, scan.heights, scan.thickness)
-    where = walls(heart, size, scan.heights, phase)
+    contours = walls(heart, size, scan.heights, phase)
     quarter = scan.thickness / 4
     upper, lower = (walls(heart, size, scan.heights + dz, phase) for dz in (-quarter, quarter))
-    fat = fat_edge(heart, where)
+    fat = fat_edge(heart, contours)
     front = np.abs(ANGLES - 0.2) < 0.7
-    organs = Organs.draw(body, scan, fat[..., front].max(), where.outside[:, 0].max(), heart.length)
+    organs = Organs.draw(body, scan, fat[..., front].max(), contours.outside[:, 0].max(), heart.length)
 
     shape = (frames, len(scan.heights), scan.rows, scan.columns)
     images, labels = np.zeros(shape, np.float32), np.zeros(shape, np.uint8)
@@ -44,25 +44,25 @@ def image_subject(
         scene = paint_chest(organs, scan, z, x, y, noise)
 
         radius = np.hypot(x, y)
-        inside = radius < max(fat[z].max(), 1.75 * where.outside[z].max() + 12) + 2 * scan.pixel
+        inside = radius < max(fat[z].max(), 1.75 * contours.outside[z].max() + 12) + 2 * scan.pixel
         near = np.ix_(inside.any(1), inside.any(0))
         angle = np.arctan2(-y[near], -x[near])
         step = 2 * np.pi / len(ANGLES)
         place = np.round((angle + np.pi) / step).astype(np.int32) % len(ANGLES)
-        tables = _tables(heart, scan, z, where, upper, lower, fat)
+        tables = _tables(heart, scan, z, contours, upper, lower, fat)
         shares = [_share(radius[near], place, *table) for table in tables]
-        below = np.clip(0.5 + (where.height[z] * (heart.length - heart.descent * phase)) / scan.thickness, 0, 1)
+        below = np.clip(0.5 + (contours.height[z] * (heart.length - heart.descent * phase)) / scan.thickness, 0, 1)
 
         signal = np.repeat(scene[None], frames, axis=0)
-        ventricles = _ventricles(heart, where, z, scene[near], shares, x[near], y[near], scan, noise)
+        ventricles = _ventricles(heart, contours, z, scene[near], shares, x[near], y[near], scan, noise)
         if below.min() < 1:
-            scale = float(where.outside[z].mean()) / 32
+            scale = float(contours.outside[z].mean()) / 32
             atria = _atria(Canvas(x=x[near], y=y[near], pixel=scan.pixel), scene[near], scale, noise)
             ventricles = atria + below[:, None, None].astype(np.float32) * (ventricles - atria)
         signal[(slice(None), *near)] = ventricles
 
         lv, myo, rv = (shares[i] > 0.5 for i in (1, 2, 4))
-        label = np.where(lv, LV, np.where(myo, MYO, np.where(rv, RV, 0))) * (where.height[z] >= 0)[:, None, None]
+        label = np.where(lv, LV, np.where(myo, MYO, np.where(rv, RV, 0))) * (contours.height[z] >= 0)[:, None, None]
         labels[(slice(None), z, *near)] = label
         gain = coil_gain(scan, x, y)
         real, imaginary = noise.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(scan.noise)
@@ -71,11 +71,11 @@ def image_subject(
 
 
 def _tables(
-    heart: Heart, scan: Scan, z: int, where: Walls, upper: Walls, lower: Walls, fat: np.ndarray
+    heart: Heart, scan: Scan, z: int, contours: Walls, upper: Walls, lower: Walls, fat: np.ndarray
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Radius and steepness (frames, angles) of rough cavity, cavity, LV wall, rough RV, RV, RV wall and fat."""
-    rough = roughness(heart, where.height[z])
-    cavity, outside, right = where.cavity[z], where.outside[z], where.right[z]
+    rough = roughness(heart, contours.height[z])
+    cavity, outside, right = contours.cavity[z], contours.outside[z], contours.right[z]
     has_right = np.clip((right - outside) / 2, 0, 1)
     slopes = [np.abs(getattr(lower, name)[z] - getattr(upper, name)[z]) * 2 for name in ("cavity", "outside", "right")]
     edges = [
@@ -107,7 +107,7 @@ def _share(radius: np.ndarray, place: np.ndarray, edge: np.ndarray, steep: np.nd
 
 
 def _ventricles(
-    heart: Heart, where: Walls, z: int, scene: np.ndarray, shares: list[np.ndarray], x: np.ndarray, y: np.ndarray,
+    heart: Heart, contours: Walls, z: int, scene: np.ndarray, shares: list[np.ndarray], x: np.ndarray, y: np.ndarray,
     scan: Scan, noise: np.random.Generator,
 ) -> np.ndarray:  # fmt: skip
     """Signal (frames, rows, columns) of ventricles, papillary muscles and epicardial fat over ``scene``."""
@@ -115,7 +115,7 @@ def _ventricles(
     frames = len(lv)
     flow = 1 + 0.13 * drift(noise, (frames, *x.shape))
     muscle = MYOCARDIUM * (1 + 0.09 * texture(noise, x.shape, 1.1) + 0.06 * drift(noise, (1, *x.shape)))
-    tip = float(np.clip(where.height[z, 0], 0, 1))
+    tip = float(np.clip(contours.height[z, 0], 0, 1))
 
     # bands of muscle cross the right ventricle, more of them towards the apex
     bands = texture(noise, x.shape, 2.6 / scan.pixel)
@@ -126,7 +126,7 @@ def _ventricles(
     for angle, distance, full in heart.papillary:
         if 0.15 < tip < 0.85:
             at = int(np.round((angle + np.pi) / (ANGLES[1] - ANGLES[0]))) % len(ANGLES)
-            away = (distance * where.cavity[z, :, at])[:, None, None].astype(np.float32)
+            away = (distance * contours.cavity[z, :, at])[:, None, None].astype(np.float32)
             thick = np.float32(full) * np.float32(np.sin(np.pi * (tip - 0.1) / 0.8))
             for turn, out, part in ((0.0, 1.0, 1.0), (0.22, 1.12, 0.75), (-0.16, 1.2, 0.7)):
                 px, py = np.float32(np.cos(angle + turn) * out), np.float32(np.sin(angle + turn) * out)

@@ -30,22 +30,22 @@ log = logging.getLogger("fewslice")
 def index_acdc(root: Path, problems: Problems = None) -> pd.DataFrame:
     """List every slice of an ACDC folder, reading headers only.
 
-    The ED and ES frames also stand inside the 4D file: a 4D frame that has a file of its own is left out, so
-    that each image counts once. Partial copies are read as well; one log line lists what is missing.
+    The ED and ES frames are also contained in the 4D file: a 4D frame that also has a single-frame file is left out,
+    so that each image counts once. Partial copies are read as well; one log line lists what is missing.
 
     Returns:
         One row per slice: subject ("patient001"), group ("DCM", ...), phase ("ED", "ES" or ""), frame
         (1-based), slice (0-based), file and label_file (relative to root), labelled, split.
     """
     folders = patient_folders(root)
-    lacks: Counter[str] = Counter()
-    rows = [row for folder in folders for row in _patient_rows(root, folder, lacks, problems)]
+    missing: Counter[str] = Counter()
+    rows = [row for folder in folders for row in _patient_rows(root, folder, missing, problems)]
     if not rows:
         raise UserError(f"{root} has patient folders without any readable image: copy the data set again")
     official = sum(is_official_test(folder.name) for folder in folders)
     training = len(folders) - official
     parts = [f"{training} of {TRAINING_PATIENTS} training patients"] if training < TRAINING_PATIENTS else []
-    parts += [f"{count} {what}" for what, count in lacks.items() if count]
+    parts += [f"{count} {what}" for what, count in missing.items() if count]
     parts += [f"{official} official test patients, split test"] if official else ["no testing/"]
     log.info("ACDC in %s: %s", root, ", ".join(parts))
     return pd.DataFrame(rows, columns=SLICE_COLUMNS)
@@ -80,8 +80,8 @@ class FrameName(NamedTuple):
 
 def parse_name(name: str) -> FrameName | None:
     """Parse SUBJECT_frameFF or SUBJECT_4d, with ``_gt`` at the end of label maps; None for other names."""
-    found = re.fullmatch(r"(.+?)_(?:frame(\d+)|4d)(_gt)?", name)
-    return FrameName(found[1], int(found[2]) if found[2] else None, bool(found[3])) if found else None
+    match = re.fullmatch(r"(.+?)_(?:frame(\d+)|4d)(_gt)?", name)
+    return FrameName(match[1], int(match[2]) if match[2] else None, bool(match[3])) if match else None
 
 
 def phase_of(info: Mapping[str, str], frame: int) -> str:
@@ -109,9 +109,9 @@ def frame_files(folder: Path) -> tuple[dict[int, Path], dict[int, Path]]:
 
 
 def missing_halves(root: Path) -> list[tuple[Path, str]]:
-    """(file, what) wherever an image has no label map, a label map no image, or ED no ES.
+    """(file, problem) for each image without label map, label map without image, and missing ED or ES.
 
-    A patient with only a 4D file lacks no half, nor does an official test patient without any label map.
+    A patient with only a 4D file misses nothing, nor does an official test patient without any label map.
     """
     missing = []
     for folder in patient_folders(root):
@@ -135,13 +135,13 @@ def is_official_test(subject: str) -> bool:
     return int(re.sub(r"\D", "", subject)) > TRAINING_PATIENTS
 
 
-def _patient_rows(root: Path, folder: Path, lacks: Counter[str], problems: Problems) -> list[tuple]:
+def _patient_rows(root: Path, folder: Path, missing: Counter[str], problems: Problems) -> list[tuple]:
     subject, info = folder.name, read_info(folder)
     images, labels = frame_files(folder)
     cine = next(iter(sorted(folder.glob(f"{subject}_4d.nii*"))), None)
-    lacks["patients without a 4D file"] += cine is None
-    lacks["ED/ES images without labels"] += len(images.keys() - labels.keys())
-    lacks["patients without Info.cfg"] += not info
+    missing["patients without a 4D file"] += cine is None
+    missing["ED/ES images without labels"] += len(images.keys() - labels.keys())
+    missing["patients without Info.cfg"] += not info
 
     rows: list[tuple] = []
     for number, file in [*images.items(), *([(None, cine)] if cine else [])]:

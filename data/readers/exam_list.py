@@ -25,8 +25,8 @@ def read_exams_csv(path: Path, root: Path, split_seed: int, subject_pattern: str
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         exam = line["path"]
-        found = next((file for file in (root / exam, path.parent / exam) if exam and file.is_file()), None)
-        if found is None:
+        file = next((file for file in (root / exam, path.parent / exam) if exam and file.is_file()), None)
+        if file is None:
             missing = f"{where}: the exam {exam!r} is neither below {root} nor beside the csv"
             raise UserError(f"{missing}: correct the path, or remove the row")
         if line["label"] not in ("0", "1"):
@@ -35,10 +35,10 @@ def read_exams_csv(path: Path, root: Path, split_seed: int, subject_pattern: str
             raise UserError(f"{where}: the split {line['split']!r} of exam {exam}: choose {', '.join(SPLITS)}")
         if line.get("subject") == "":
             raise UserError(f"{where}: exam {exam} has no subject: fill it in, or remove the column")
-        file = found.relative_to(root) if found.is_relative_to(root) else found.resolve()
-        bare = (Path(exam).parent / stem(found)).as_posix()
-        subject = line.get("subject") or subject_of(bare, found, subject_pattern)
-        rows.append((exam, subject, line.get("split"), file.as_posix(), int(line["label"])))
+        stored = file.relative_to(root) if file.is_relative_to(root) else file.resolve()
+        bare = (Path(exam).parent / stem(file)).as_posix()
+        subject = line.get("subject") or subject_of(bare, file, subject_pattern)
+        rows.append((exam, subject, line.get("split"), stored.as_posix(), int(line["label"])))
     table = pd.DataFrame(rows, columns=["exam", "subject", "split", "file", "label"])
     if table["file"].duplicated().any():
         twice = table.loc[table["file"].duplicated(), "exam"].iloc[0]
@@ -89,12 +89,12 @@ def list_exams(root: Path, subject_pattern: str | None) -> pd.DataFrame:
     """List every NIfTI image below a folder, to pretrain on; columns as of `read_exams_csv`, label -1."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the exams")
-    found = [
+    rows = [
         (subject_of(name, file, subject_pattern), "test" if test else "train", file.relative_to(root).as_posix())
         for name, file, _, test in find_images(root)
         if file.name.lower().endswith(NIFTI_SUFFIXES) and not name.endswith("_gt")  # ACDC's label maps
     ]
-    if not found:
+    if not rows:
         raise UserError(f"{root} holds no .nii or .nii.gz files: check --data-root, or pass --labels FILE.csv")
-    table = pd.DataFrame(found, columns=["subject", "split", "file"])
+    table = pd.DataFrame(rows, columns=["subject", "split", "file"])
     return table.assign(exam=table["file"], label=-1)

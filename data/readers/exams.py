@@ -20,26 +20,23 @@ from core.progress import progress
 from data.readers.exam_list import list_exams, read_exams_csv
 from data.readers.images import NIFTI_SUFFIXES, read_shape, read_volume
 from data.readers.mrnet import check_frames, index_mrnet, read_array
+from data.splits import SplitTable
 from data.store import SliceStore, files_digest, open_store
-from data.synthetic import is_synthetic
 
 log = logging.getLogger("fewslice")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ExamSet:
+class ExamSet(SplitTable):
     """Exams, their labels and their splits.
 
     ``table`` has one row per exam: exam (str, unique), subject (str), split ("train", "val", "test"), file (str,
     relative to root), label (0, 1; -1 without a task), frame_count, mean and std (of the exam, file
-    units). ``key`` is a digest of the files. ``task`` and ``plane`` are "" where there is none.
+    units). ``key`` is a digest of the files. ``task`` and ``plane`` are "" if the layout has none.
     """
 
-    name: str
-    root: Path
     task: str
     plane: str
-    table: pd.DataFrame
     key: str
     store: SliceStore | None = None
     """Packed frames of "exams"; MRNet's files are read without a copy."""
@@ -47,50 +44,31 @@ class ExamSet:
     def __len__(self) -> int:
         return len(self.table)
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether the images are generated: scores reached on them say nothing about patients."""
-        return is_synthetic(self.root)
-
-    @property
-    def splits(self) -> dict[str, str]:
-        """subject -> split, for ``data.splits.save_splits`` beside a run."""
-        return dict(zip(self.table["subject"], self.table["split"], strict=True))
-
     @cached_property
     def labels(self) -> np.ndarray:
         """(exams,) int64: 0, 1, or -1."""
         return self.table["label"].to_numpy(np.int64)
 
-    def positions(self, split: str) -> np.ndarray:
-        """Row positions of a split, ascending."""
-        return np.flatnonzero(self.table["split"] == split)
-
     def statistics(self, i: int) -> tuple[float, float]:
         """(mean, standard deviation) over all frames of exam i, file units."""
-        mean, std = self._statistics[i]
-        return float(mean), float(std)
+        return self._rows[i][2:]
 
     def frames(self, i: int) -> np.ndarray:
         """(frames, rows, columns) of exam i in file units, memory-mapped and read-only."""
         if self.store is None:
             # Opened anew each time: a thousand maps held open would exhaust the process's file descriptors.
             return read_array(self.root / self.table["file"].to_numpy()[i])
-        first, count = self._packed[i]
+        first, count = self._rows[i][:2]
         offset, following = self.store.table["offset"].to_numpy()[[first, first + 1]].tolist()
         frame = self.store.image(first)
         packed = np.memmap(self.store.file, np.uint8, mode="r")
         return np.ndarray((count, *frame.shape), frame.dtype, packed, offset, (following - offset, *frame.strides))
 
     @cached_property
-    def _statistics(self) -> np.ndarray:
-        return self.table[["mean", "std"]].to_numpy()
-
-    @cached_property
-    def _packed(self) -> list[tuple[int, int]]:
-        """First row in the store, and number of rows, of each exam."""
-        counts = self.table["frame_count"].to_numpy()
-        return list(zip((np.cumsum(counts) - counts).tolist(), counts.tolist(), strict=True))
+    def _rows(self) -> list[tuple[int, int, float, float]]:
+        """First row in the store, number of frames, mean and standard deviation of each exam: faster than a table."""
+        counts = self.table["frame_count"]
+        return list(zip(counts.cumsum() - counts, counts, self.table["mean"], self.table["std"], strict=True))
 
 
 def load_mrnet(root: Path, *, task: str | None = "acl", plane: str = "sagittal", split_seed: int = 0) -> ExamSet:
@@ -101,10 +79,7 @@ def load_mrnet(root: Path, *, task: str | None = "acl", plane: str = "sagittal",
     seed, validate.
 
     Args:
-        root: folder of the data set.
         task: name of the csv files; None lists all exams without labels, for pretraining.
-        plane: folder of the arrays.
-        split_seed: random seed of the drawn split.
 
     Raises:
         UserError: for anything wrong with the data or the choices, naming file and value.
@@ -135,12 +110,10 @@ def load_exams(
     one 70 % of the subjects train, 10 % validate and 20 % test, stratified.
 
     Args:
-        root: folder of the data set.
         labels: csv with a header and the columns path, label (0 or 1), optionally split and subject.
             Paths are relative to ``root``, or else to the csv. Without it every NIfTI file below
             ``root`` is an exam without label that trains.
-        split_seed: random seed of the drawn splits.
-        subject_pattern: regular expression giving the subject of a path without suffix (where there is no subject
+        subject_pattern: regular expression that finds the subject in a path without suffix (where there is no subject
             column); default: each file is a subject.
 
     Raises:

@@ -36,15 +36,16 @@ def index_folder(
     """
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the images")
-    images = find_images(root)
+    images = [
+        (subject_of(name, file, subject_pattern), file, label, test) for name, file, label, test in find_images(root)
+    ]
     if not images:
         raise UserError(f"{root} holds no .nii, .nii.gz, .png or .tif images: check --data-root")
-    subjects = [subject_of(name, file, subject_pattern) for name, file, _, _ in images]
-    labelled = {subject for subject, (_, _, label, _) in zip(subjects, images, strict=True) if label}
-    tests = {subject for subject, (_, _, _, test) in zip(subjects, images, strict=True) if test}
-    splits = _splits(root, labelled, bool(tests & labelled), tests, splits_file)
+    labelled = {subject for subject, _, label, _ in images if label}
+    tests = {subject for subject, _, _, test in images if test}
+    splits = _splits(root, labelled, tests, splits_file)
     rows = []
-    for subject, (_, file, label, test) in zip(subjects, images, strict=True):
+    for subject, file, label, test in images:
         if (shape := shape_or_problem(file, problems)) is None:
             continue
         name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (file, label))
@@ -103,12 +104,12 @@ def find_images(root: Path) -> list[tuple[str, Path, Path | None, bool]]:
     if (root / "imagesTr").is_dir():
         # The Decathlon has these folders without channel numbers: a label map has the full name of its image.
         channels = not any(f"labelsTr/{name}" in labels for name, _ in _named(root / "imagesTr"))
-        found = []
+        images = []
         for folder in ("imagesTr", "imagesTs"):
             for name, file in _first_channel(_named(root / folder), folder) if channels else _named(root / folder):
                 label = labels.get(f"{folder.replace('images', 'labels')}/{name}")
-                found.append((name, file, label, folder == "imagesTs"))
-        return found
+                images.append((name, file, label, folder == "imagesTs"))
+        return images
     if (root / "images").is_dir() and (root / "labels").is_dir():
         return [(name, file, labels.get(f"labels/{name}"), False) for name, file in _named(root / "images")]
     return [(name, file, None, False) for name, file in _named(root)]
@@ -122,9 +123,9 @@ def _named(folder: Path) -> list[tuple[str, Path]]:
 
 def _first_channel(named: list[tuple[str, Path]], folder: str) -> list[tuple[str, Path]]:
     parts = [(re.fullmatch(r"(.+)_(\d{4})", name), name, file) for name, file in named]
-    if others := sum(found is not None and found[2] != "0000" for found, _, _ in parts):
+    if others := sum(match is not None and match[2] != "0000" for match, _, _ in parts):
         log.info("%s: only the first channel (_0000) is used, %d files of other channels are not", folder, others)
-    return [(found[1] if found else name, file) for found, name, file in parts if not found or found[2] == "0000"]
+    return [(match[1] if match else name, file) for match, name, file in parts if not match or match[2] == "0000"]
 
 
 def subject_of(name: str, file: Path, pattern: str | None) -> str:
@@ -136,18 +137,16 @@ def subject_of(name: str, file: Path, pattern: str | None) -> str:
     if pattern is None:
         return name
     try:
-        found = re.search(pattern, name)
+        match = re.search(pattern, name)
     except re.error as error:
         raise UserError(f"--subject-pattern {pattern!r} is no regular expression ({error})") from None
-    subject = (found[1] if found.re.groups else found[0]) if found else None
+    subject = (match[1] if match.re.groups else match[0]) if match else None
     if not subject:
         raise UserError(f"--subject-pattern {pattern!r} finds no subject in {name!r} ({file}): widen it")
     return subject
 
 
-def _splits(
-    root: Path, labelled: set[str], has_test: bool, tests: set[str], splits_file: Path | None
-) -> dict[str, str]:
+def _splits(root: Path, labelled: set[str], tests: set[str], splits_file: Path | None) -> dict[str, str]:
     file = splits_file or root / "splits.json"
     if file.is_file():
         splits = load_splits(file)
@@ -155,7 +154,7 @@ def _splits(
             raise UserError(f"{file} misses {len(absent)} labelled subjects, the first {absent[0]}: add it to a split")
         log.info("split by subject read from %s", file)
         return splits
-    splits = split_subjects(labelled - tests, test=not has_test)
+    splits = split_subjects(labelled - tests, test=not tests & labelled)
     if splits_file is not None:
         save_splits(splits_file, splits | dict.fromkeys(tests, "test"))
         log.info("split by subject drawn at random and saved as %s", splits_file)

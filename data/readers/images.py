@@ -26,21 +26,18 @@ SLICE_COLUMNS = ["subject", "group", "phase", "frame", "slice", "file", "label_f
 """Columns of an index of slices, see ``data.readers.acdc.index_acdc``."""
 
 Problems = dict[Path, UserError] | None
-"""Where errors of unreadable files are collected; without it the first one is raised."""
+"""Collects the errors of unreadable files; None: the first one is raised."""
 
 MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 PLANAR_DTYPES = {"F": "float32", "I": "int32", "I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16"}
 
 # Everything nibabel, gzip and Pillow raise on a file that is damaged, cut short or of another kind.
 # A damaged header may ask for more memory than there is.
-UNREADABLE: Any = (
-    *(ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error),
-    *(OverflowError, MemoryError),
-)
+UNREADABLE = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error, OverflowError, MemoryError)
 
 
 class VolumeShape(NamedTuple):
-    """What the header alone contains.
+    """Shape, spacing and data type of an image file, as its header says.
 
     ``shape`` is (X, Y, Z) or (X, Y, Z, T), ``spacing`` (x_mm, y_mm, z_mm), ``dtype`` that of the stored numbers.
     """
@@ -115,8 +112,8 @@ def read_volume(path: Path) -> Volume:
     """Read a ``.nii``, ``.nii.gz``, ``.png`` or ``.tif`` file.
 
     Stored numbers keep their type unless the header asks for scaling, which gives float32. The checksum of a gzip
-    stream is verified; whatever stands behind the numbers is not looked at. PNG and TIFF have spacing 1 mm; the pages
-    of a TIFF are slices; colour becomes grey; a palette image gives its indices, as a label map needs.
+    stream is verified; bytes after the voxels are ignored. PNG and TIFF have spacing 1 mm; the pages
+    of a TIFF are slices; colour becomes grey; of a palette image the indices are read, as a label map needs.
 
     Raises:
         UserError: if the file is missing, cut short, or no image of these kinds.
@@ -190,7 +187,7 @@ def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     """Write labels on the grid of the image they belong to: its shape, affine and zooms, uint8, unscaled.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, or ``.png`` / ``.tif`` for a single slice. Missing folders are made.
+        path: ``.nii``, ``.nii.gz``, or ``.png`` / ``.tif`` for a single slice. Missing folders are created.
         stack: (frames, slices, rows, columns) class indices 0..255, as ``like.stack``.
         like: the image.
 

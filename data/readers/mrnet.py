@@ -133,7 +133,7 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def check_frames(frames: np.ndarray, path: Path) -> np.ndarray:
-    """Refuse whatever is not (frames, rows, columns) with at least two frames."""
+    """Return the frames; raise a UserError unless they are (frames, rows, columns), at least two."""
     if frames.ndim != 3:
         raise UserError(f"{path} has the shape {frames.shape}: three axes (frames, rows, columns) are needed")
     if len(frames) < 2 or not frames.size:
@@ -143,14 +143,14 @@ def check_frames(frames: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _check(root: Path, task: str | None, plane: str) -> None:
+    expected = "--data-root must be the folder that holds MRNet's train/ and valid/"
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder: --data-root must be the folder that holds MRNet's train/ and valid/")
+        raise UserError(f"{root} is not a folder: {expected}")
     folders = (folder for half in HALVES for folder in (root / half).glob("*") if folder.is_dir())
     planes = sorted({folder.name for folder in folders if _arrays(folder)})
     tasks = sorted({file.stem.removeprefix(f"{half}-") for half in HALVES for file in root.glob(f"{half}-*.csv")})
     if not planes:
-        layout = f"{root} holds no train/PLANE/NNNN.npy or valid/PLANE/NNNN.npy"
-        raise UserError(f"{layout}: --data-root must be the folder that holds MRNet's train/ and valid/")
+        raise UserError(f"{root} holds no train/PLANE/NNNN.npy or valid/PLANE/NNNN.npy: {expected}")
     if plane not in planes:
         raise UserError(f"the plane {plane!r} does not exist in {root}: choose {', '.join(planes)}")
     if task is not None and not tasks:

@@ -37,9 +37,6 @@ class TwoClips(TorchDataset[Tensor]):
         self.exams, self.positions, self.augmenters, self.clip_frames = exams, positions, augmenters, clip_frames
         _log_short(exams, clip_frames)
 
-    def __len__(self) -> int:
-        return len(self.positions)
-
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
         """(2, 1, clip_frames, size, size) float32."""
         index, sample_seed = sample
@@ -57,9 +54,6 @@ class LabelledClips(TorchDataset[tuple[Tensor, Tensor]]):
         if (exams.labels[positions] < 0).any():
             raise ValueError(f"exams of {exams.root} have no labels: load them with a task")
         _log_short(exams, clip_frames)
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Clip (1, clip_frames, size, size) float32 and label () float32, 0 or 1."""
@@ -96,18 +90,10 @@ class WholeClips(TorchDataset[Tensor]):
 def whole_clips(
     frames: np.ndarray, statistics: tuple[float, float], size: int, clip_frames: int, draws: int, seed: int
 ) -> Tensor:
-    """Clips of one exam, without augmentation.
+    """Clips of one exam, without augmentation: (draws, 1, clip_frames, size, size) float32.
 
-    Args:
-        frames: (frames, rows, columns), file units.
-        statistics: (mean, standard deviation) of the exam.
-        size: side of the resized frames, pixels.
-        clip_frames: frames of a clip.
-        draws: number of clips.
-        seed: random seed of the frames; more draws begin with the clips of fewer.
-
-    Returns:
-        (draws, 1, clip_frames, size, size) float32.
+    `frames` (frames, rows, columns) are in file units, `statistics` are the exam's mean and standard deviation. With
+    one `seed`, more draws begin with the clips of fewer.
     """
     drawn = [draw_frames(len(frames), clip_frames, np.random.default_rng((seed, d))) for d in range(draws)]
     used = np.unique(drawn)

@@ -32,7 +32,7 @@ class ViewsOnDevice(TorchDataset[Tensor]):
 
     Args:
         slices: slices, whose pixels are copied to the device once.
-        augmenters: that of the first and of the second view; `can_cache` must be true of them.
+        augmenters: of the first and the second view; `can_cache` must be true of them.
         device: device that holds the pixels and makes the views.
     """
 
@@ -48,9 +48,6 @@ class ViewsOnDevice(TorchDataset[Tensor]):
         for start, (image, _) in zip(self._starts, images, strict=True):
             flat = np.array(image.ravel(), "int16" if dtype == torch.int16 else "float32")  # the store is read-only
             self._pixels[start : start + flat.size] = torch.from_numpy(flat).to(device)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
         """(2, 1, size, size) float32, on the device."""
@@ -93,7 +90,7 @@ class ViewsOnDevice(TorchDataset[Tensor]):
 
 
 def _between(length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of `size` pixels laid over `length` pixels (views, 1): the neighbours before and after, and the second's weight.
+    """Source pixels before and after each of `size` resized pixels, and the weight of the latter; `length` (views, 1).
 
     Pixel centres at half integers, edges repeated: OpenCV's INTER_LINEAR.
     """

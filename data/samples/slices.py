@@ -19,25 +19,30 @@ class Images(Protocol):
     def __len__(self) -> int: ...
     def image(self, k: int) -> np.ndarray:
         """(rows, columns)."""
-        ...
 
 
-class RawImages(Protocol):
-    """Numbered images with the statistics that z-score them, so that only the pixels of a crop need be z-scored."""
+@dataclass(frozen=True)
+class Standardised:
+    """Images in any units, each z-scored with its own statistics."""
 
-    def __len__(self) -> int: ...
+    images: Images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
     def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """Image k (rows, columns) in any units, and its mean and standard deviation."""
-        ...
+        """Image k (rows, columns) in its own units, and its mean and standard deviation."""
+        image = self.images.image(k)
+        return image, (float(image.mean()), float(image.std()))
 
 
 class TwoViews(TorchDataset[Tensor]):
     """Two independently augmented views of each image, for BYOL; indexed by `engine.sampler.Sample`.
 
-    `second` makes the second view if its augmentation is another.
+    `second` makes the second view; None: `first` makes both.
     """
 
-    def __init__(self, images: RawImages, first: Augmenter, second: Augmenter | None = None) -> None:
+    def __init__(self, images: Slices | Standardised, first: Augmenter, second: Augmenter | None = None) -> None:
         self.images, self.augmenters = images, (first, second or first)
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
@@ -67,18 +72,3 @@ class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):
         image, label = self.augmenter(self.slices.image(index), seed, self.slices.label(index))
         assert label is not None
         return torch.from_numpy(np.ascontiguousarray(image)[None]), torch.from_numpy(label.astype(np.int64))
-
-
-@dataclass(frozen=True)
-class Standardised:
-    """Images in any units, each z-scored with its own statistics."""
-
-    images: Images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """Image k (rows, columns) in its own units, and its mean and standard deviation."""
-        image = self.images.image(k)
-        return image, (float(image.mean()), float(image.std()))

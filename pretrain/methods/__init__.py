@@ -1,1 +1,1 @@
-"""Self-supervised methods: views in, loss out."""
+"""Self-supervised methods: modules that map two views to a loss."""

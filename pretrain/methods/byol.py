@@ -1,4 +1,4 @@
-"""BYOL, bootstrap your own latent: two views, an online and a target network, no negatives (Grill et al. 2020)."""
+"""BYOL (bootstrap your own latent): two views, an online and a target network, no negatives (Grill et al. 2020)."""
 
 import copy
 
@@ -11,7 +11,7 @@ from engine.ema import update_average
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """BYOL's head: linear, batch norm, ReLU, linear; Kaiming-uniform weights as in Kalapos and Gyires-Toth 2022."""
+    """Projector or predictor: linear, batch norm, ReLU, linear; initialised as in Kalapos and Gyires-Toth 2022."""
     first, last = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
     for layer in (first, last):
         nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
@@ -82,8 +82,8 @@ class Byol(nn.Module):
 
     @property
     def last_projections(self) -> Tensor:
-        """Target projections since the target last moved, (2N, outputs), for the collapse metrics: those of a single
-        micro-batch may come from one sample, whose two views are alike without any collapse."""
+        """Target projections of all micro-batches of the last step, (2N, outputs), for the collapse metrics: those of
+        one micro-batch may come from one sample, whose two views are alike without any collapse."""
         return torch.cat(self._projections)
 
     def _predict(self, view: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ class Byol(nn.Module):
         return self.target_projector(self.target_encoder(view))
 
     def move_target(self, tau: float) -> None:
-        """Move the target towards the online network; to be called once after each real optimiser step."""
+        """Move the target towards the online network; call it once after each optimiser step that was taken."""
         self._moved = True
         update_average(self.target_encoder.parameters(), self.encoder.parameters(), tau)
         update_average(self.target_projector.parameters(), self.projector.parameters(), tau)
@@ -102,7 +102,7 @@ class Byol(nn.Module):
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
     """Mean over the batch of 2 - 2 cos(prediction, projection), both (N, D); 0 aligned, 4 opposed.
 
-    In fp32 whatever the precision of the networks. Source: Grill et al. 2020, eq. 2.
+    Computed in fp32 whatever the precision of the networks. Source: Grill et al. 2020, eq. 2.
     """
     cosine = F.cosine_similarity(prediction.float(), projection.float(), dim=1)
     return (2 - 2 * cosine).mean()

@@ -1,10 +1,10 @@
 """The joint bootstrap: every interval of a study comes from the same draws of seeds and patients.
 
 An error is 1 - score. Each draw resamples seeds and then patients for all pipelines and sizes at once, so everything
-stays paired. An array of draws holds the data as they are in row 0, the estimate, and the bootstrap in the others.
+stays paired. An array of draws holds the estimate from the data themselves in row 0, and the bootstrap in the others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -49,10 +49,7 @@ class Bootstrap:
     def pairs(self) -> dict[tuple[str, str], "Bootstrap"]:
         """The same draws for each pair of pipelines, on the cells and patients that both have."""
         return {
-            pair: Bootstrap(
-                scores=self.scores.matched(*pair), seed_weights=self.seed_weights, patient_weights=self.patient_weights
-            )
-            for pair in combinations(self.scores.pipelines, 2)
+            pair: replace(self, scores=self.scores.matched(*pair)) for pair in combinations(self.scores.pipelines, 2)
         }
 
 

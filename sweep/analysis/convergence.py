@@ -18,12 +18,12 @@ from sweep.analysis.scores import dense, longest_pretraining, nan_mean, replicat
 LEVELS = (0.9, 0.95, 0.98)
 """Shares of the reference score."""
 LEVEL = 0.95
-"""The level of these that the report's summary and figure use."""
+"""The one of `LEVELS` that the report's summary and figure use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Validation curves of all cells of a study; pretraining seeds are averaged."""
+    """Validation curves of all cells of a study, averaged over pretraining seeds."""
 
     pipelines: tuple[str, ...]
     labels: np.ndarray
@@ -34,12 +34,6 @@ class Runs:
     """(validations,) optimiser steps, ascending."""
     scores: np.ndarray
     """(pipelines, sizes, seeds, validations); NaN where a run is missing or was not validated."""
-
-    @property
-    def last(self) -> np.ndarray:
-        """(pipelines, sizes, seeds) last step validated; NaN where the run is missing."""
-        steps = np.where(np.isnan(self.scores), -1, self.steps).max(axis=-1)
-        return np.where(steps < 0, np.nan, steps)
 
     @property
     def final(self) -> np.ndarray:
@@ -77,7 +71,8 @@ def steps_to(runs: Runs, level: float) -> tuple[np.ndarray, np.ndarray]:
     """
     above = runs.scores >= level * runs.reference[:, None, None] - 1e-12
     reached = np.asarray(above.any(axis=-1))
-    return np.where(reached, runs.steps[above.argmax(axis=-1)], runs.last), reached
+    last = np.where(np.isnan(runs.scores), -1, runs.steps).max(axis=-1)
+    return np.where(reached, runs.steps[above.argmax(axis=-1)], np.where(last < 0, np.nan, last)), reached
 
 
 def share_reached(steps: np.ndarray, reached: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,7 +127,7 @@ def steps(runs: Runs, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
         row = {"pipeline": pipeline, "labels": labels, "level": level, "reference": reference[s]}
         row |= _estimate("median", medians, present)
         row["median"] = np.nan if medians[0] == np.inf else medians[0]
-        if row["low"] == np.inf:  # it is only known that the runs were too short
+        if row["low"] == np.inf:  # all that is known is that the runs were too short
             row["low"] = float(step[present].max())
         rows.append({**row, "reached": int(reached.sum()), "runs": int(present.sum()), "note": _gap(present)})
     return pd.DataFrame(rows)
@@ -158,8 +153,7 @@ def speedups(runs: Runs, draws: int = 2000, seed: int = 0) -> pd.DataFrame:
         first, second = (runs.pipelines[p] for p in pair)
         row = {"first": first, "second": second, "labels": labels, "level": level}
         rows.append({**row, **_speedup(step, reached, weights)})
-    columns = ["first", "second", "labels", "level", "ratio", "low", "high", "bound", "note"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["first", "second", "labels", "level", "ratio", "low", "high", "bound", "note"])
 
 
 def _speedup(step: np.ndarray, reached: np.ndarray, weights: np.ndarray) -> dict[str, Any]:

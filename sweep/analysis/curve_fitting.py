@@ -69,7 +69,6 @@ def fit(boot: Bootstrap, model: str = OFFSET_POWER_LAW, largest: float = np.inf)
     """Fit a model to each pipeline's mean errors, weighted by their precision over seeds.
 
     Args:
-        boot: scores and draws.
         model: one of `MODELS`.
         largest: ignore larger sizes.
 
@@ -118,7 +117,7 @@ def fit_errors(model: str, labels: np.ndarray, errors: np.ndarray, weights: np.n
     """Least squares of `alpha + eta * basis(gamma)` with alpha, eta >= 0, all draws at once.
 
     For a given gamma the other two follow in closed form (variable projection: Golub and Pereyra 1973), so only gamma
-    is searched: on a grid, then on ever finer grids around each draw's best.
+    is searched: on a grid, then on finer and finer grids around each draw's best.
 
     Args:
         model: one of `MODELS`; the power law has alpha = 0.
@@ -166,7 +165,7 @@ def _project(
 def seed_variance(cells: np.ndarray) -> np.ndarray:
     """Variance over seeds at each size, shrunk towards that of all sizes, because few seeds estimate it badly.
 
-    (PRIOR * pooled + df * own) / (PRIOR + df), with df = seeds - 1; all 1 where no size varies.
+    (PRIOR * pooled + df * variance of the size) / (PRIOR + df), with df = seeds - 1; all 1 where no size varies.
 
     Args:
         cells: (sizes, seeds), NaN where missing.

@@ -1,4 +1,4 @@
-"""Forecasts from fitted learning curves: labels needed for a score, and what the next labels are worth."""
+"""Forecasts from fitted learning curves: labels needed for a score, and the gain from further labels."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -52,7 +52,6 @@ def bends(boot: Bootstrap, points: int = 61) -> pd.DataFrame:
     """Where the power law changes: two straight pieces of log error over log labels, compared with one.
 
     Args:
-        boot: scores and draws.
         points: number of positions tried for the bend, from the second to the last but one size, equally spaced in log.
 
     Returns:

@@ -17,7 +17,7 @@ class Scores:
     seeds: tuple[tuple[int, int], ...]
     """(subset seed, seed) of each replicate."""
     patients: tuple[str, ...]
-    """Names of the patients scored; of the exams where `truth` is given."""
+    """Names of the patients scored, or of the exams if there is a `truth`."""
     values: np.ndarray
     """(pipelines, sizes, seeds, patients): a patient's score, or an exam's probability; NaN where missing.
     Probabilities of several pretraining seeds: (pipelines, sizes, seeds, pretraining seeds, patients)."""
@@ -121,7 +121,7 @@ def longest_pretraining(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def replicates(rows: pd.DataFrame) -> pd.Series:
-    """(subset seed, seed) of each row."""
+    """Pair (subset seed, seed) of each row."""
     return pd.Series(list(zip(rows["subset_seed"], rows["seed"], strict=True)), index=rows.index, dtype=object)
 
 

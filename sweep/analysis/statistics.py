@@ -1,7 +1,6 @@
 """Tables of means, paired differences and areas under the error curve, and the tests of a difference.
 
-An error is 1 - score. Every interval is the 95 % percentile interval of one joint
-bootstrap (`sweep.analysis.bootstrap`).
+An error is 1 - score. All intervals are 95 % percentile intervals of one joint bootstrap (`sweep.analysis.bootstrap`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,10 +52,10 @@ def pairs(boot: Bootstrap) -> pd.DataFrame:
 
     Source: Agarwal et al. 2021, rliable, for the probability of improvement, here of matched seeds.
     """
-    rows = []
+    tables = []
     for (first, second), both in boot.pairs.items():
         cells = both.cells[:, 0] - both.cells[:, 1]
-        table = {
+        columns = {
             "first": first,
             "second": second,
             "labels": boot.scores.labels,
@@ -64,8 +63,8 @@ def pairs(boot: Bootstrap) -> pd.DataFrame:
             **estimate("improvement", both.over_seeds((1 + np.sign(np.round(cells, 12))) / 2), "improvement_"),
             "note": [gaps(both, 0, s) for s in range(len(boot.scores.labels))],
         }
-        rows.append(pd.DataFrame(table))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=PAIRS)
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=PAIRS)
 
 
 PAIRS = ("first", "second", "labels", "difference", "low", "high", "improvement", "improvement_low",
@@ -90,8 +89,8 @@ def primary(boot: Bootstrap) -> pd.DataFrame:
         cells = both.cells[0, 1] - both.cells[0, 0]  # of errors, first less second
         sizes = measured(both, 0)
         over_seeds = _area(both.scores.labels[sizes], cells[sizes].T)
-        subset = np.array([subset for subset, _ in both.scores.seeds])
-        over_subsets = nan_mean(over_seeds, np.stack([subset == one for one in dict.fromkeys(subset.tolist())]))
+        subsets = np.array([subset_seed for subset_seed, _ in both.scores.seeds])
+        over_subsets = nan_mean(over_seeds, np.stack([subsets == one for one in dict.fromkeys(subsets.tolist())]))
         p = np.fmax(two_sided(difference), _t_test(over_subsets)) if np.isfinite(row["low"]) else np.nan
         rows.append({**row, "p": p, "note": note})
     table = pd.DataFrame(rows, columns=["first", "second", "area_difference", "low", "high", "p", "note"])
@@ -101,11 +100,10 @@ def primary(boot: Bootstrap) -> pd.DataFrame:
 
 def areas(boot: Bootstrap) -> pd.DataFrame:
     """Area under the error curve of each pipeline over its measured sizes: pipeline, area, low, high, note."""
-    rows = []
-    for p, pipeline in enumerate(boot.scores.pipelines):
-        area, note = _areas(boot, p)
-        rows.append({"pipeline": pipeline, **estimate("area", area), "note": note})
-    return pd.DataFrame(rows)
+    by_pipeline = {pipeline: _areas(boot, p) for p, pipeline in enumerate(boot.scores.pipelines)}
+    return pd.DataFrame(
+        [{"pipeline": name, **estimate("area", area), "note": note} for name, (area, note) in by_pipeline.items()]
+    )
 
 
 def _areas(boot: Bootstrap, pipeline: int) -> tuple[np.ndarray, str]:
@@ -127,8 +125,8 @@ def oriented(table: pd.DataFrame, pipelines: Sequence[str]) -> pd.DataFrame:
     """Orient differences so that the pipeline later in the study is compared with the earlier one (the baseline).
 
     Args:
-        table: of `statistics.pairs` (first less second of the score) or `primary` (of the area under the error).
-        pipelines: in the order of the study.
+        table: rows of `pairs` (first less second of the score) or `primary` (of the area under the error).
+        pipelines: those of the table, the baselines first.
 
     Returns:
         pipeline, baseline, difference (of the score; above 0 the pipeline is better), low, high, and the other columns;
@@ -188,7 +186,7 @@ def _t_test(differences: np.ndarray) -> float:
 def holm(p: Sequence[float] | np.ndarray) -> np.ndarray:
     """p values corrected for the number of tests, in the same order; NaN is not counted as a test and stays NaN.
 
-    The smallest is multiplied by m, the next by m - 1, and so on; none may be below the one before, or above 1.
+    The smallest is multiplied by m, the next by m - 1, and so on; none is below the one before, or above 1.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
     """

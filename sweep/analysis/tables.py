@@ -1,4 +1,4 @@
-"""All tables of a study, from the files that its cells left."""
+"""All tables of a study, from the files in its folder."""
 
 from pathlib import Path
 

@@ -36,7 +36,7 @@ def p_value(p: float) -> str:
 
 
 def bounded(row: Row, name: str) -> str:
-    """A factor that may be known as a bound only."""
+    """A factor, with a sign if only a bound of it is known."""
     return {">=": "≥ ", "<=": "≤ "}.get(row["bound"], "") + number(row[name], ".2g")
 
 
@@ -47,10 +47,14 @@ def labels_needed(row: Row) -> str:
     return {">=": "≤ ", "<=": "> "}.get(row["bound"], "") + f"{row['labels'] / row['multiplier']:.0f}"
 
 
+def join(parts: Sequence[str], word: str = "and") -> str:
+    """Texts as a list in a sentence: a, b and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
+
+
 def listed(values: Sequence[float]) -> str:
     """Numbers as a list in a sentence: 7, 15 and 30."""
-    words = [f"{value:,g}" for value in values]
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return join([f"{value:,g}" for value in values])
 
 
 def pipeline(name: str, pipelines: Sequence[str]) -> Markup:
@@ -63,11 +67,11 @@ def prose(text: str, pipelines: Sequence[str] = ()) -> Markup:
     """A sentence with unbroken intervals, raised exponents, and the names of `pipelines` in their colours."""
     names = {str(escape(name)): name for name in sorted(pipelines, key=len, reverse=True)}
     text = str(escape(text))
-    text = re.sub(r"\[[^\]]*\]", lambda found: f'<span class="n">{found[0]}</span>', text)
-    text = re.sub(r"\^(-?(?:[\d.]*\d|γ))", lambda found: f"<sup>{found[1].replace('-', '−')}</sup>", text)
+    text = re.sub(r"\[[^\]]*\]", lambda match: f'<span class="n">{match[0]}</span>', text)
+    text = re.sub(r"\^(-?(?:[\d.]*\d|γ))", lambda match: f"<sup>{match[1].replace('-', '−')}</sup>", text)
     if names:
-        found = rf"(?<![\w=])({'|'.join(map(re.escape, names))})(?![\w=])"
-        text = re.sub(found, lambda match: pipeline(names[match[1]], pipelines), text)
+        pattern = rf"(?<![\w=])({'|'.join(map(re.escape, names))})(?![\w=])"
+        text = re.sub(pattern, lambda match: pipeline(names[match[1]], pipelines), text)
     return Markup(text)
 
 

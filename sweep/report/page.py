@@ -55,11 +55,7 @@ class Report:
 def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int = 0) -> Path:
     """Analyse a study, write its tables and figures, and put all of it on one page; missing runs are marked.
 
-    Args:
-        folder: of the study.
-        measure: score of a segmentation.
-        draws: number of bootstrap resamples.
-        seed: random seed of the bootstrap.
+    The arguments are those of `sweep.analysis.tables.analyse`.
 
     Returns:
         The path of report.html.
@@ -77,18 +73,14 @@ def render(study: Study) -> str:
     """The page of a study, after its figures are drawn and saved."""
     facts, tables = study.facts, study.tables
     styles, curves = pipeline_styles(facts.pipelines), pd.read_parquet(study.folder / "curves.parquet")
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent)
+    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     for name in ("number", "interval", "p_value", "bounded", "labels_needed", "listed"):
         page.filters[name] = getattr(filters, name)
     page.filters["pipeline"] = partial(filters.pipeline, pipelines=facts.pipelines)
     page.filters["prose"] = partial(filters.prose, pipelines=facts.pipelines)
     page.tests["decided"] = decided
+    validation_score = "AUC" if study.measure == "auc" else "Dice"
     directed = {name: oriented(tables[name], facts.pipelines) for name in ("pairs", "primary")}
     return page.get_template("report.html.j2").render(
         facts=facts,
@@ -100,28 +92,33 @@ def render(study: Study) -> str:
         tables={name: rows.to_dict("records") for name, rows in {**tables, **directed}.items()},
         shapes=dict(_shapes(tables["fits"], tables["bends"])),
         saved=_labels_saved(tables["multipliers"]),
-        figures=dict(_figures(study, styles, curves, **directed)),
+        figures=dict(_figures(study, styles, curves, validation_score, **directed)),
         pictures=list(_pictures(study)),
         cells=[run for run in study.runs if run["is_cell"]],
         failures=[run for run in study.runs if run["error"]],
         level=LEVEL,
         violin_from=VIOLIN_FROM,
-        validation_score="AUC" if study.measure == "auc" else "Dice",
+        validation_score=validation_score,
         validation_spacing=np.median(np.diff(np.append(0, runs_from(curves).steps))),
     )
 
 
 def _figures(
-    study: Study, styles: Styles, curves: pd.DataFrame, pairs: pd.DataFrame, primary: pd.DataFrame
+    study: Study,
+    styles: Styles,
+    curves: pd.DataFrame,
+    validation_score: str,
+    pairs: pd.DataFrame,
+    primary: pd.DataFrame,
 ) -> Iterator[tuple[str, dict[str, Markup]]]:
     """Name of each figure and its SVG, wide and narrow; the wide one is saved in figures/."""
-    t, facts, runs = study.tables, study.facts, runs_from(curves)
+    tables, facts, runs = study.tables, study.facts, runs_from(curves)
     scores = study_scores(study.folder, "dice" if study.measure == "auc" else study.measure)
     words: dict[str, Any] = {"score": facts.score, "unit": facts.unit}
-    validation: dict[str, Any] = words | {"score": "AUC" if study.measure == "auc" else "Dice"}
+    validation: dict[str, Any] = words | {"score": validation_score}
     drawings: dict[str, Callable[..., Figure | None]] = {
-        "error_by_labels": partial(error_by_labels, scores, t["bands"], t["backtest"], styles, **words),
-        "forecasts": partial(forecasts, t["backtest"], styles),
+        "error_by_labels": partial(error_by_labels, scores, tables["bands"], tables["backtest"], styles, **words),
+        "forecasts": partial(forecasts, tables["backtest"], styles),
         "differences": partial(differences, pairs, primary, styles, **words),
         "validation_curves": partial(validation_curves, longest_pretraining(curves), styles, **validation),
         "curve_areas": partial(curve_areas, runs, styles, **validation),
@@ -162,10 +159,11 @@ def _labels_saved(multipliers: pd.DataFrame) -> dict[int, dict[str, dict]]:
 def _pictures(study: Study) -> Iterator[dict[str, Any]]:
     """The predictions of the best pipeline and of random at the largest size, from the pictures of their cells."""
     subfolder = "test" if study.facts.split == "test" else "."
+    longest = longest_pretraining(study.results)
     for name in dict.fromkeys((ranking(study.tables, study.facts.pipelines)[0], "random")):
-        rows = longest_pretraining(study.results)
-        rows = rows[rows["pipeline"] == name]
-        for cell in rows.loc[rows["labels"] == rows["labels"].max(), "cell"]:
+        rows = longest[longest["pipeline"] == name]
+        largest = rows["labels"].max()
+        for cell in rows.loc[rows["labels"] == largest, "cell"]:
             if (file := study.folder / "cells" / cell / subfolder / "predictions.png").is_file():
-                yield {"pipeline": name, "labels": rows["labels"].max(), "address": filters.embedded_png(file)}
+                yield {"pipeline": name, "labels": largest, "address": filters.embedded_png(file)}
                 break

@@ -17,7 +17,7 @@ NAMES = {"acdc": "ACDC", "mrnet": "MRNet", "dice": "Dice", "jaccard": "Jaccard",
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts of a study that the sentences use besides its tables."""
+    """What the sentences say about a study besides its tables."""
 
     pipelines: tuple[str, ...]
     """In the order of the study."""
@@ -30,11 +30,10 @@ class Facts:
     unit_scored: str
     """What was scored: patients or exams."""
     scored: int = 0
-    """How many of them."""
+    """Number of patients or exams scored."""
     seeds: int
     """Number of repetitions."""
     dataset: str
-    """Name of the data set."""
     synthetic: bool
     """Whether the data are a synthetic phantom."""
     settings: str
@@ -75,18 +74,12 @@ class Study:
     results: pd.DataFrame
     """Rows of the split that is reported."""
     tables: Mapping[str, pd.DataFrame]
-    """Of `sweep.analysis.tables.analyse`."""
+    """Tables of `sweep.analysis.tables.analyse`."""
     facts: Facts
 
 
 def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
-    """Read a study's files and analyse them.
-
-    Args:
-        folder: of the study.
-        measure: dice or jaccard, the score of a segmentation.
-        draws: number of bootstrap resamples.
-        seed: random seed of the bootstrap.
+    """Read a study's files and analyse them. The arguments are those of `sweep.analysis.tables.analyse`.
 
     Raises:
         UserError: if the folder holds no study, no finished run, or no plan.
@@ -126,7 +119,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
-    """The runs of a study, plan.json: unit, task, and jobs with name, is_cell, needs and what they were planned for."""
+    """The content of a study's plan.json: unit, task and the jobs, as `python -m sweep` planned them."""
     return _read_json(
         folder / "plan.json",
         "{} lacks plan.json, which fewslice 0.1 did not write; run the same python -m sweep command again: it adds the "

@@ -12,15 +12,16 @@ import pandas as pd
 
 from sweep.analysis.convergence import LEVEL
 from sweep.analysis.statistics import oriented
+from sweep.report.filters import join
 from sweep.report.study_folder import Facts
 
 Tables = Mapping[str, pd.DataFrame]
-"""Of `sweep.analysis.tables.analyse`."""
+"""Tables of `sweep.analysis.tables.analyse`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number and its interval, NaN where there is none."""
+    """A number and the ends of its interval, NaN if it has none."""
 
     value: float
     low: float
@@ -58,13 +59,9 @@ def sentences(tables: Tables, facts: Facts) -> list[str]:
     ranked = ranking(tables, facts.pipelines)
     other = "random" if "random" in ranked else ranked[-1]
     best = next((name for name in ranked if name != other), ranked[0])
-    texts = [
-        _overall(tables, ranked, facts),
-        _smallest_and_largest(tables, best, other, facts),
-        _labels_saved(tables["multipliers"], best, other, facts),
-        _speed(tables["speedups"], best, other, facts),
-        _forecasts(tables["backtest"]),
-    ]
+    texts = [_overall(tables, ranked, facts), _smallest_and_largest(tables, best, other, facts)]
+    texts += [_labels_saved(tables["multipliers"], best, other, facts)]
+    texts += [_speed(tables["speedups"], best, other, facts), _forecasts(tables["backtest"])]
     return [text[0].upper() + text[1:] for text in texts]
 
 
@@ -84,11 +81,11 @@ def ranking(tables: Tables, pipelines: Sequence[str]) -> list[str]:
 
 
 def _overall(tables: Tables, ranked: Sequence[str], facts: Facts) -> str:
-    """The primary endpoint."""
+    """The sentence on the primary endpoint."""
     where = "on the synthetic phantom, over all sizes together" if facts.synthetic else "over all sizes together"
     best, wins, undecided, losses = ranked[0], [], [], []
     for name in ranked[1:]:
-        lead, p = _of_pair(oriented(tables["primary"], facts.pipelines), best, name)
+        lead, p = _lead(tables["primary"], best, name)
         if np.isnan(lead.value):
             continue
         if not lead.has_interval:
@@ -103,16 +100,15 @@ def _overall(tables: Tables, ranked: Sequence[str], facts: Facts) -> str:
             undecided.append(f"{name} ({lead.signed}{lead.range})")
     if not (wins or undecided or losses):
         return f"{where} nothing can be compared: a comparison takes scores of two pipelines at two sizes or more."
-    parts = [f"it beat {_list(wins)}"] if wins else []
-    parts += [f"it was worse than {_list(losses)} in the runs that both have"] if losses else []
-    parts += [f"whether it is better than {_list(undecided, 'or')} is undecided"] if undecided else []
+    parts = [f"it beat {join(wins)}"] if wins else []
+    parts += [f"it was worse than {join(losses)} in the runs that both have"] if losses else []
+    parts += [f"whether it is better than {join(undecided, 'or')} is undecided"] if undecided else []
     return f"{where} {best} had the best mean {facts.score}{': ' if wins else ', but '}{'; '.join(parts)}."
 
 
 def _smallest_and_largest(tables: Tables, best: str, other: str, facts: Facts) -> str:
     """Scores and difference with the fewest and with the most labels."""
     by_size = tables["by_size"].dropna(subset=["mean"]).set_index(["pipeline", "labels"])
-    pairs = oriented(tables["pairs"], facts.pipelines)
     sizes = sorted(set(tables["by_size"]["labels"]))
     shared = [n for n in sizes if (best, n) in by_size.index and (other, n) in by_size.index]
     texts = []
@@ -120,7 +116,7 @@ def _smallest_and_largest(tables: Tables, best: str, other: str, facts: Facts) -
         scores = {name: _estimate(by_size.loc[(name, labels)], "mean") for name in dict.fromkeys((best, other))}
         text = " and ".join(f"{name} scored {score.value:.3f}{score.range}" for name, score in scores.items())
         if best != other:
-            lead, _ = _of_pair(pairs[pairs["labels"] == labels], best, other)
+            lead, _ = _lead(tables["pairs"][tables["pairs"]["labels"] == labels], best, other)
             verdict = "" if lead.excludes(0) else ", undecided" if lead.has_interval else ", without an interval"
             text += f", a difference of {lead.signed}{lead.range}{verdict}"
         texts.append(f"with {facts.labels(labels)} {text}")
@@ -152,10 +148,10 @@ def _labels_saved(table: pd.DataFrame, best: str, other: str, facts: Facts) -> s
 def _speed(table: pd.DataFrame, best: str, other: str, facts: Facts) -> str:
     """Steps to the common reference at the largest size."""
     unknown = f"these runs do not show which start reaches {100 * LEVEL:.0f} % of the common reference score sooner"
-    of_pair = table["first"].isin([best, other]) & table["second"].isin([best, other]) & (table["level"] == LEVEL)
-    if not of_pair.any():
+    rows = table[_is_pair(table, best, other) & (table["level"] == LEVEL)]
+    if rows.empty:
         return unknown + "."
-    row = table[of_pair].sort_values("labels").iloc[-1]
+    row = rows.sort_values("labels").iloc[-1]
     ratio, bound = _estimate(row, "ratio"), row["bound"]
     if np.isnan(ratio.value):
         return f"{unknown} with {facts.labels(row['labels'])}: {row['note'] or 'no run reached it'}."
@@ -193,7 +189,7 @@ def _factor_range(factor: Estimate) -> str:
 
 
 def _forecasts(table: pd.DataFrame) -> str:
-    """The back-test."""
+    """How often the back-test's intervals contained the error observed."""
     known = table.dropna(subset=["low", "high"])
     if known.empty:
         missing = "4 sizes or more" if table.empty else "2 seeds or more"
@@ -249,15 +245,11 @@ def _estimate(row: pd.Series, name: str) -> Estimate:
     return Estimate(value=float(row[name]), low=float(row["low"]), high=float(row["high"]))
 
 
-def _of_pair(rows: pd.DataFrame, best: str, other: str) -> tuple[Estimate, float]:
-    """Difference of `best` less `other` from rows of `oriented`, and Holm's p if there is one."""
-    both = rows["pipeline"].isin([best, other]) & rows["baseline"].isin([best, other])
-    row = rows[both].iloc[0]
-    lead = _estimate(row, "difference")
-    if row["pipeline"] != best:
-        lead = Estimate(value=-lead.value, low=-lead.high, high=-lead.low)
-    return lead, float(row.get("p_holm", np.nan))
+def _lead(rows: pd.DataFrame, best: str, other: str) -> tuple[Estimate, float]:
+    """Difference of `best` less `other` from rows of `pairs` or `primary`, and Holm's p if there is one."""
+    row = oriented(rows[_is_pair(rows, best, other)], [other, best]).iloc[0]
+    return _estimate(row, "difference"), float(row.get("p_holm", np.nan))
 
 
-def _list(parts: Sequence[str], word: str = "and") -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {word} {parts[-1]}"
+def _is_pair(rows: pd.DataFrame, best: str, other: str) -> pd.Series:
+    return rows["first"].isin([best, other]) & rows["second"].isin([best, other])

@@ -117,7 +117,7 @@ class SweepConfig:
             if not values and name not in ("sizes", "pretrain_epochs"):
                 raise UserError(f"{_flag(name)} is empty: pass one or more")
             if len(set(values)) < len(values):
-                raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: one of them is there twice")
+                raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: a value is repeated")
             if any(isinstance(value, int) and value < 0 for value in values):
                 raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: must be 0 or more")
         exams = isinstance(self.data, MrnetSource | ExamsSource)
@@ -136,9 +136,8 @@ class SweepConfig:
         for name in {*marked(type(config), SetBySweep), *shared}:
             if getattr(config, name) != getattr(initial, name):
                 instead = f"pass {_flag(name)}" if name in shared else "the sweep sets it itself"
-                raise UserError(
-                    f"--{part}.{name.replace('_', '-')} {getattr(config, name)} belongs to single runs: {instead}"
-                )
+                flag = _flag(f"{part}.{name}")
+                raise UserError(f"{flag} {getattr(config, name)} belongs to single runs: {instead}")
 
     def shared_with(self, config: PretrainConfig | SegmentConfig | ClassifyConfig) -> dict[str, Any]:
         """The settings of the study that all its runs share, if they have them: data set, device, precision, test."""
@@ -147,7 +146,7 @@ class SweepConfig:
 
     @property
     def run_config(self) -> SegmentConfig | ClassifyConfig:
-        """How the runs of the task are trained."""
+        """How networks of the task are trained."""
         return self.segment if self.task == "segment" else self.classify
 
 
@@ -172,17 +171,13 @@ def default() -> SweepConfig:
 
 def demo() -> SweepConfig:
     """Four pipelines, four sizes, two seeds on synthetic patients in minutes. It checks that the software runs."""
+    encoder = replace(
+        pretrain.config.demo(), image_size=32, steps=24, generalist_images=512, generalist_epochs=3, checkpoint_every=0
+    )
     return SweepConfig(
         fractions=(0.02, 0.05, 0.15, 0.5),
         seeds=SEEDS[:2],
-        pretrain=replace(
-            pretrain.config.demo(),
-            image_size=32,
-            steps=24,
-            generalist_images=512,
-            generalist_epochs=3,
-            checkpoint_every=0,
-        ),
+        pretrain=encoder,
         segment=replace(
             segment.config.demo(),
             image_size=32,

@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 
-from pretrain.config import PretrainConfig
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job, unit
 from sweep.study.jobs import is_done, run_job
 from sweep.study.progress import Board
 
 PROBE_STEPS = 4
+"""Optimiser steps of the short run."""
 
 
 def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
@@ -28,6 +28,7 @@ def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
             needs = f", after {', '.join(job.needs)}" if job.needs else ""
             console.print(f"{job.name}{needs}{', done' if is_done(job) else ''}", highlight=False, soft_wrap=True)
     todo = [job for job in left if job.is_cell]
+    pretrainings = len(left) - len(todo)
     if not todo:
         console.print("every cell is done")
         return
@@ -36,11 +37,10 @@ def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
     steps = config.steps or 0
     validations = steps // (config.evaluate_every or steps) if steps else 0
     one = steps * step + validations * scoring
-    encoders = [job for job in left if isinstance(job.config, PretrainConfig)]
     console.print(
         f"estimated from a short run on this machine{'' if cfg.executor == 'local' else ', not the cluster'}: "
         f"{step:.2f} s per optimiser step, {scoring:.1f} s per scoring, so {one / 60:.1f} min per cell and "
-        f"{one * len(todo) / 3600:.1f} hours for {len(todo)} cells one by one, without {len(encoders)} pretrainings",
+        f"{one * len(todo) / 3600:.1f} hours for {len(todo)} cells one by one, without {pretrainings} pretrainings",
         soft_wrap=True,
     )
 

@@ -28,11 +28,11 @@ class Job:
     needs: tuple[str, ...] = ()
     """Names of the jobs that must be finished first."""
     key: dict[str, Any]
-    """Of a cell: pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed; of an encoder empty."""
+    """pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed of a cell; empty for an encoder."""
 
     @property
     def is_cell(self) -> bool:
-        """Whether it trains on labels and is scored; the others make encoders."""
+        """Whether the job trains on labels and is scored; the others pretrain encoders."""
         return self.name.startswith("cells/")
 
     @property
@@ -43,8 +43,8 @@ class Job:
 
     @property
     def hash(self) -> str:
-        """Digest of what is computed."""
-        # the first weights are named by the jobs that make them, not by a path, which differs from machine to machine
+        """Digest of all that affects the result."""
+        # the initial weights are named by the jobs that make them: a path differs between machines
         weights = {name: "" for name in ("init", "generalist") if hasattr(self.config, name)}
         settings = result_settings(replace(self.config, **weights))  # type: ignore[arg-type]
         return hashlib.sha256(json.dumps([settings, self.key, self.needs], sort_keys=True).encode()).hexdigest()[:12]
@@ -57,7 +57,6 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
     every pipeline, so that differences between pipelines are paired. An encoder is made once and serves all its cells.
 
     Args:
-        cfg: the study.
         total: number of labelled training slices, patients or exams: what `labels` counts.
 
     Raises:
@@ -84,7 +83,7 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
                 name += f"-subset{subset_seed}"
             settings = {"seed": seed, "subset_seed": subset_seed, "labelled_fraction": fraction, "init": start.init}
             if cfg.task == "segment":
-                # the report shows masks of the largest size; drawing them takes longer than many a step
+                # the report shows masks of the largest size only, and drawing them takes time
                 drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
                 settings |= {"label_unit": cfg.label_unit, "figures": drawn}
             config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
@@ -94,18 +93,18 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
 
 @dataclass(frozen=True)
 class _Start:
-    """Weights that cells start from."""
+    """Initial weights of cells."""
 
     init: str
     needs: tuple[str, ...] = ()
     seed: int = 0
     epochs: float | None = None
     suffix: str = ""
-    """Of the cells' names."""
+    """Part of the cells' names."""
 
 
 def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_Start]:
-    """The starts of a pipeline's cells, one for each pretraining seed and epoch; its encoders join `encoders`."""
+    """The starts of a pipeline's cells, one for each pretraining seed and epoch; adds its encoders to `encoders`."""
     stage, _, source = pipeline.partition("=")
     if stage == "random":
         return [_Start("random")]
@@ -115,16 +114,16 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
         suffix = f"-pretrained{seed}" if len(cfg.pretrain_seeds) > 1 else ""
         if stage == "generalist":
             generalist = _generalist(cfg, source, seed, encoders)
-            if generalist not in [name for start in starts for name in start.needs]:  # given weights have no seed
+            if generalist not in [name for start in starts for name in start.needs]:  # ready weights have no seed
                 starts.append(_Start(str(_encoder(cfg, generalist)), (generalist,), seed, None, suffix))
             continue
         needs: tuple[str, ...] = ()
-        given = cfg.pretrain.generalist
+        initial = cfg.pretrain.generalist
         if stage == "hierarchical":
             needs = (_generalist(cfg, source, seed, encoders),)
-            given = str(_encoder(cfg, needs[0]))
+            initial = str(_encoder(cfg, needs[0]))
         name = f"encoders/{_slug(pipeline)}{suffix}"
-        settings: dict[str, Any] = {"stage": stage, "generalist": given, "seed": seed}
+        settings: dict[str, Any] = {"stage": stage, "generalist": initial, "seed": seed}
         if cfg.pretrain_epochs:
             settings |= {"keep_epochs": cfg.pretrain_epochs, "epochs": max(cfg.pretrain_epochs), "steps": None}
         config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
@@ -161,7 +160,7 @@ def _configured(cfg: SweepConfig, config: Any, **settings: Any) -> Any:
 
 
 def _sizes(cfg: SweepConfig, total: int) -> dict[int, float]:
-    """Number of labels -> fraction, ascending; of fractions that come to the same number the smallest."""
+    """Fraction of each number of labels, ascending; of fractions with the same number of labels the smallest."""
     if too_large := [size for size in cfg.sizes if size > total]:
         raise UserError(f"--sizes {too_large[0]}: there are {total} labelled training {unit(cfg)} in all")
     fewest = FEWEST_EXAMS if cfg.task == "classify" else 1
@@ -175,7 +174,7 @@ def _sizes(cfg: SweepConfig, total: int) -> dict[int, float]:
 
 
 def unit(cfg: SweepConfig) -> str:
-    """What labels count, in the plural."""
+    """What the labels are, in the plural: exams, slices or patients."""
     return "exams" if cfg.task == "classify" else "slices" if cfg.label_unit == "slice" else "patients"
 
 

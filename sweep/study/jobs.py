@@ -1,17 +1,15 @@
-"""One job of a study: run it, continue it, or see that it is done."""
+"""One job of a study: run or continue it, tell whether it is done, keep its error."""
 
 import contextlib
 import shutil
 import traceback
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
+from functools import lru_cache, partial
 from typing import Any
 
 from classify.config import ClassifyConfig
 from core.errors import UserError
-from data.sources import ExamSource, SliceSource, open_exams, open_slices
+from data.sources import open_exams, open_slices
 from engine.run_folder import can_resume
 from segment.config import SegmentConfig
 from sweep.study.grid import Job
@@ -29,10 +27,16 @@ def failure(job: Job) -> str:
     return ""
 
 
+def note_failure(job: Job, message: str) -> None:
+    """Write an error to the job's folder, where `failure` and the report read its first line."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    (job.folder / "error.txt").write_text(message)
+
+
 def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -> None:
     """Run a job, or continue it from its last checkpoint; a finished job is skipped.
 
-    The process keeps torch, the devices and the data set for the jobs that follow.
+    The process keeps torch, the devices and the data set for the jobs that follow. An interruption is not a failure.
 
     Args:
         job: the job; those it needs are finished.
@@ -40,11 +44,12 @@ def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -
         keep_model: keep the trained network of a cell beside its scores.
 
     Raises:
-        Exception: whatever went wrong, after it was written to `error.txt` in the job's folder.
+        Exception: whatever went wrong, after `note_failure`.
     """
     if is_done(job):
         return
-    with _noted(job.folder):
+    (job.folder / "error.txt").unlink(missing_ok=True)
+    try:
         import torch
 
         if threads:
@@ -53,6 +58,10 @@ def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -
         if job.folder.exists() and not started:
             shutil.rmtree(job.folder)  # stopped before it began, or begun where the study had another path
         _run(replace(job.config, resume=started, overwrite=False))
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        note_failure(job, f"{message}\n\n{traceback.format_exc()}")
+        raise
     if job.is_cell:
         (job.folder / "checkpoint.pt").unlink(missing_ok=True)
         if not keep_model:
@@ -64,11 +73,11 @@ def _run(config: Any) -> None:
     if isinstance(config, SegmentConfig):
         import segment.training
 
-        segment.training.run(config, fabric, _slices(config.data))
+        segment.training.run(config, fabric, _opened_slices(config.data))
     elif isinstance(config, ClassifyConfig):
         import classify.training
 
-        classify.training.run(config, fabric, _exams(config.data))
+        classify.training.run(config, fabric, _opened_exams(config.data))
     else:
         import pretrain.stages
 
@@ -82,27 +91,5 @@ def _fabric(device: str, precision: str) -> Any:
     return make_fabric(device, precision)
 
 
-@lru_cache(maxsize=2)
-def _slices(source: SliceSource) -> Any:
-    """The data set of segmentation runs, opened once in a process."""
-    return open_slices(source)
-
-
-@lru_cache(maxsize=2)
-def _exams(source: ExamSource) -> Any:
-    """The exams of classifier runs, opened once in a process."""
-    return open_exams(source, labelled=True)
-
-
-@contextlib.contextmanager
-def _noted(folder: Path) -> Iterator[None]:
-    """Write a failure to the job's folder; an interruption is not a failure."""
-    note = folder / "error.txt"
-    note.unlink(missing_ok=True)
-    try:
-        yield
-    except Exception as error:
-        folder.mkdir(parents=True, exist_ok=True)
-        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        note.write_text(f"{message}\n\n{traceback.format_exc()}")
-        raise
+_opened_slices = lru_cache(maxsize=2)(open_slices)
+_opened_exams = lru_cache(maxsize=2)(partial(open_exams, labelled=True))

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any
 
 from sweep.study.grid import Job
-from sweep.study.jobs import failure, is_done, run_job
+from sweep.study.jobs import failure, is_done, note_failure, run_job
 
 Report = Callable[[Job, str], None]
 """Called with a job and its new state: "running", "done", "failed" or "blocked"."""
@@ -32,10 +32,10 @@ def run_locally(
     """Run all jobs, each as soon as those it needs are done.
 
     The processes live as long as there is work, so that torch is imported and the data opened once in each. A
-    job that fails, or takes its process down with it, does not stop the others; those that need it are blocked.
+    job that fails, even if its process dies, does not stop the others; those that need it are blocked.
 
     Args:
-        jobs: in the order in which they are to begin, each after those it needs.
+        jobs: jobs in the order in which to start them, each after those it needs.
         report: called with every change of a job's state.
         logs: folder for the output of the processes.
         processes: jobs at a time.
@@ -72,7 +72,7 @@ def run_locally(
 
 @dataclass
 class _Worker:
-    """A process that runs one job after the other; started with its first, and again after it died."""
+    """A process that runs jobs one by one; it starts with its first job, and again if it has died."""
 
     number: int
     logs: Path
@@ -86,16 +86,16 @@ class _Worker:
     def start(self, job: Job) -> None:
         if self.process is None or not self.process.is_alive():
             context = multiprocessing.get_context("spawn")  # CUDA cannot be used in a forked process
-            self.pipe, theirs = context.Pipe()
+            self.pipe, worker_end = context.Pipe()
             settings = (self.logs / f"worker-{self.number}.log", self.threads, self.gpu, self.keep_models)
             before = os.environ.get("OMP_NUM_THREADS")
             os.environ["OMP_NUM_THREADS"] = str(self.threads)  # read by torch when the process imports it
             try:
-                self.process = context.Process(target=_work, args=(theirs, *settings), daemon=False)
+                self.process = context.Process(target=_work, args=(worker_end, *settings), daemon=False)
                 self.process.start()
             finally:
                 os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
-            theirs.close()
+            worker_end.close()
         assert self.pipe is not None
         self.job = job
         self.pipe.send(job)
@@ -111,10 +111,10 @@ class _Worker:
         except (EOFError, OSError):
             self.process.join()
             if not is_done(job) and not failure(job):
-                job.folder.mkdir(parents=True, exist_ok=True)
-                (job.folder / "error.txt").write_text(
+                note_failure(
+                    job,
                     f"its process ended with code {self.process.exitcode} (killed, perhaps for lack of memory: "
-                    f"fewer --processes need less); see {self.logs / f'worker-{self.number}.log'}\n"
+                    f"fewer --processes need less); see {self.logs / f'worker-{self.number}.log'}\n",
                 )
             self.process = None
         return job

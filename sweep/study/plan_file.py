@@ -9,20 +9,15 @@ from sweep.study.grid import Job
 
 
 def write_plan(folder: Path, jobs: Sequence[Job], unit: str, task: str) -> None:
-    """Write plan.json.
+    """Write plan.json: unit (slices, patients or exams), task (segment or classify) and all jobs.
 
-    Args:
-        folder: of the study.
-        jobs: all jobs of the study. An entry holds name, is_cell and needs; of a cell also its key (pipeline, labels,
-            seed and others), of an encoder its stage and epochs (passes over the target images).
-        unit: what the labels are, in the plural: slices, patients or exams.
-        task: segment or classify.
+    A job's entry holds name, is_cell and needs; a cell's also its key (pipeline, labels, seed and others), an encoder's
+    its stage and epochs (passes over the target images).
     """
     entries = []
     for job in jobs:
         entry = {"name": job.name, "is_cell": job.is_cell, "needs": job.needs} | job.key
-        if not job.is_cell:
-            assert isinstance(job.config, PretrainConfig)
+        if isinstance(job.config, PretrainConfig):
             entry |= {"stage": job.config.stage, "epochs": job.config.target_epochs}
         entries.append(entry)
     write_json(folder / "plan.json", {"unit": unit, "task": task, "jobs": entries})

@@ -3,7 +3,6 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,18 +16,13 @@ MARKS = {"running": ("▶", "yellow"), "failed": ("✗", "red"), "blocked": ("�
 
 
 class Board:
-    """Live table of the grid on a terminal; elsewhere a line for each finished job.
-
-    Args:
-        jobs: of the study.
-        unit: what labels count, in the plural.
-    """
+    """Live table of the grid on a terminal; elsewhere a line for each finished job. `unit` is what the labels are."""
 
     def __init__(self, jobs: Sequence[Job], unit: str) -> None:
         self.jobs, self.unit = jobs, unit
         self.states = {job.name: "done" if is_done(job) else "waiting" for job in jobs}
-        self.before = self._count("done")
-        self.began = time.monotonic()
+        self.done_before = self._count("done")
+        self.start_time = time.monotonic()
         self.console = Console()
         self.live = Live(self.table(), console=self.console, refresh_per_second=2) if self.console.is_terminal else None
 
@@ -37,7 +31,7 @@ class Board:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.live:
             self.live.update(self.table())
             self.live.stop()
@@ -56,13 +50,13 @@ class Board:
         failed = self._count("failed") + self._count("blocked")
         left = len(self.jobs) - done - failed
         text = f"{done} of {len(self.jobs)} done" + (f", {failed} failed" if failed else "")
-        if left and done > self.before:
-            minutes = (time.monotonic() - self.began) / (done - self.before) * left / 60
+        if left and done > self.done_before:
+            minutes = (time.monotonic() - self.start_time) / (done - self.done_before) * left / 60
             text += f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
         return text
 
     def table(self) -> Group:
-        """Rows are pipelines, columns numbers of labels; each place says how many cells are done of how many."""
+        """Rows are pipelines, columns numbers of labels; each entry says how many cells are done of how many."""
         cells = [job for job in self.jobs if job.is_cell]
         sizes = sorted({job.key["labels"] for job in cells})
         table = Table(title=f"cells done by pipeline and number of labelled {self.unit}")
@@ -71,7 +65,7 @@ class Board:
             table.add_column(str(size), justify="right")
         for pipeline in dict.fromkeys(job.key["pipeline"] for job in cells):
             row = [job for job in cells if job.key["pipeline"] == pipeline]
-            table.add_row(pipeline, *(self._place([job for job in row if job.key["labels"] == n]) for n in sizes))
+            table.add_row(pipeline, *(self._counts([job for job in row if job.key["labels"] == n]) for n in sizes))
         encoders = Text("encoders: ")
         for job in self.jobs:
             if not job.is_cell:
@@ -79,7 +73,7 @@ class Board:
                 encoders.append(f"{job.name.removeprefix('encoders/')} {mark}  ", style=colour)
         return Group(table, encoders, Text(self.summary()))
 
-    def _place(self, jobs: Sequence[Job]) -> Text:
+    def _counts(self, jobs: Sequence[Job]) -> Text:
         counts = Counter(self.states[job.name] for job in jobs)
         text = Text(f"{counts['done']}/{len(jobs)}", style="green" if counts["done"] == len(jobs) else "")
         for state, (mark, colour) in MARKS.items():

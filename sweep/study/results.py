@@ -1,11 +1,11 @@
 """The study's tables: one row per cell and split, per volume or exam, per validation."""
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import UserError
 from sweep.study.config import SweepConfig
@@ -16,25 +16,11 @@ PACKAGES = ("torch", "timm", "segmentation-models-pytorch")
 TIMES = ("seconds", "images_per_second", "exams_per_second")
 
 
-class CellResult(BaseModel):
-    """The fields of a cell's `result.json` that every study needs; others are kept as they are."""
-
-    model_config = ConfigDict(extra="allow")
-
-    seed: int
-    subset_seed: int
-    synthetic: bool
-    seconds: float
-
-
-def collect(cfg: SweepConfig, cells: Sequence[Job]) -> pd.DataFrame:
+def collect(cfg: SweepConfig, cells: Sequence[Job]) -> None:
     """Write `results`, `per_volume` or `per_exam`, `curves` and `timings` of the finished cells into the study.
 
-    The tables follow from the cells' files alone, in the order of the plan, and hold no times but for `timings.csv`:
-    a study that was interrupted ends with the same bytes.
-
-    Returns:
-        The results, one row per cell and split.
+    The tables follow from the cells' files alone, in the order of the plan, and only `timings.csv` holds times: a
+    study that was interrupted ends with the same bytes.
 
     Raises:
         UserError: when a finished cell's files cannot be read; the cell is named.
@@ -43,12 +29,12 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> pd.DataFrame:
     rows, details, curves, times = [], [], [], []
     for job in done:
         try:
-            result = CellResult.model_validate_json((job.folder / "result.json").read_text()).model_dump()
+            result = json.loads((job.folder / "result.json").read_text())
             key = {"cell": job.name.removeprefix("cells/")} | job.key
             rows += [key | row for row in _scores(cfg, result, job)]
             details += [_keyed(table, key) for table in _details(cfg, job)]
             curves.append(_keyed(_curve(cfg, job), key))
-        except (OSError, ValueError, KeyError, ValidationError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot read the cell {job.folder} ({reason}); remove its folder and run again") from error
         times.append({"cell": key["cell"]} | {name: result[name] for name in TIMES if name in result})
@@ -60,18 +46,14 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> pd.DataFrame:
         pd.concat(details, ignore_index=True).to_csv(cfg.out / detail, index=False)
         pd.concat(curves, ignore_index=True).to_parquet(cfg.out / "curves.parquet", index=False)
         pd.DataFrame(times).to_csv(cfg.out / "timings.csv", index=False)
-    return results
 
 
 def _scores(cfg: SweepConfig, result: dict[str, Any], job: Job) -> Iterator[dict[str, Any]]:
     """A row for each split that was scored."""
     segment = cfg.task == "segment"
     splits = {"val": result if segment else result.get("val"), "test": result.get("test")}
-    last = {
-        "synthetic": result["synthetic"],
-        "config_hash": job.hash,
-        "versions": " ".join(f"{name}={version(name)}" for name in PACKAGES),
-    }
+    versions = " ".join(f"{name}={version(name)}" for name in PACKAGES)
+    last = {"synthetic": result["synthetic"], "config_hash": job.hash, "versions": versions}
     for split, scores in splits.items():
         if scores:
             columns = _segment_row(result, scores) if segment else _classify_row(result, scores)
@@ -94,13 +76,13 @@ def _classify_row(result: dict[str, Any], scores: dict[str, Any]) -> dict[str, A
 
 
 def _details(cfg: SweepConfig, job: Job) -> Iterator[pd.DataFrame]:
-    """A row per volume or exam, with its split."""
+    """Tables with a row per volume or exam and its split."""
     if cfg.task == "classify":
         yield pd.read_csv(job.folder / "per_exam.csv", dtype={"exam": str, "subject": str})
         return
     for split, folder in (("val", job.folder), ("test", job.folder / "test")):
         if (file := folder / "per_volume.csv").exists():
-            table = pd.read_csv(file, dtype={"subject": str, "group": str, "phase": str}, keep_default_na=True)
+            table = pd.read_csv(file, dtype={"subject": str, "group": str, "phase": str})
             table.insert(0, "split", split)
             yield table
 

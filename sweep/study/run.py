@@ -27,7 +27,7 @@ console = Console()
 
 
 def run(cfg: SweepConfig) -> Path | None:
-    """Make every run of the study that is not finished yet, then its tables and its report.
+    """Finish every run of the study, then write its tables and its report.
 
     Returns:
         The report's path; None after `--dry-run`.
@@ -82,7 +82,11 @@ def _execute(cfg: SweepConfig, jobs: Sequence[Job], board: Board) -> None:
         return
     from sweep.study.local import run_locally
 
-    gpus = _count_gpus() if cfg.device != "cpu" else 0
+    gpus = 0
+    if cfg.device != "cpu":
+        import torch
+
+        gpus = torch.cuda.device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = cfg.processes or (gpus * cfg.runs_per_gpu if gpus else cores)
     (cfg.out / "logs").mkdir(exist_ok=True)
@@ -97,14 +101,8 @@ def _execute(cfg: SweepConfig, jobs: Sequence[Job], board: Board) -> None:
     )
 
 
-def _count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
-
-
 def _joined(cfg: SweepConfig) -> SweepConfig:
-    """The configuration, with `--extend` joined to that of the study that is there; another study is refused."""
+    """The configuration, with `--extend` joined to that of the study in the folder; another study is refused."""
     file = cfg.out / "study.json"
     if not file.exists():
         if cfg.out.exists() and (not cfg.out.is_dir() or any(cfg.out.iterdir())):
@@ -115,7 +113,7 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
     changed = [name for name in now if was[name] != now[name]]
     if other := [name for name in changed if name not in growing]:
         name = other[0]
-        what = f"{name} was {_shown(was[name], now[name])} and is now {_shown(now[name], was[name])}"
+        what = f"{name} was {_difference(was[name], now[name])} and is now {_difference(now[name], was[name])}"
         raise UserError(f"{cfg.out} holds a study of another configuration ({what}); choose another --out")
     if changed and not cfg.extend:
         what = ", ".join(f"{name} was {was[name]} and is now {now[name]}" for name in changed)
@@ -132,10 +130,11 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
     return replace(cfg, **joined)  # type: ignore[arg-type]
 
 
-def _shown(value: Any, other: Any) -> str:
-    """A setting in words; of a group, those of its settings that differ."""
+def _difference(value: Any, other: Any) -> str:
+    """A setting as text; of a group, those of its settings that differ from the other's."""
     if isinstance(value, dict) and isinstance(other, dict):
-        return "(" + ", ".join(f"{k} {_shown(v, other.get(k))}" for k, v in value.items() if v != other.get(k)) + ")"
+        changed = [f"{k} {_difference(v, other.get(k))}" for k, v in value.items() if v != other.get(k)]
+        return f"({', '.join(changed)})"
     return repr(value)
 
 

@@ -4,7 +4,6 @@ import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import submitit
@@ -13,11 +12,11 @@ from submitit.helpers import DelayedSubmission
 from core.errors import UserError
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job
-from sweep.study.jobs import failure, is_done, run_job
+from sweep.study.jobs import failure, is_done, note_failure, run_job
 from sweep.study.local import Report
 
 POLL_SECONDS = 2.0
-"""Between two looks at the queue."""
+"""Seconds between two queries of the queue."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +32,12 @@ class Task:
         run_job(self.job, threads=self.threads, keep_model=self.keep_model)
 
     def checkpoint(self) -> DelayedSubmission:
-        """What to queue again; the loop's submission checkpoints hold the state."""
+        """What submitit queues again; the state is in the run's own checkpoints."""
         return DelayedSubmission(self)
 
 
 def run_on_slurm(cfg: SweepConfig, jobs: Sequence[Job], report: Report) -> None:
-    """Submit the jobs as arrays, one for each level of what needs what, and wait for them.
-
-    Args:
-        cfg: the study; its `slurm_` settings.
-        jobs: of the study, each after those it needs.
-        report: called with every change of a job's state.
+    """Submit the jobs as arrays, one for each level of dependencies, and wait for them.
 
     Raises:
         UserError: when this machine has no Slurm, or Slurm refuses the jobs.
@@ -71,21 +65,22 @@ def _run_array(cfg: SweepConfig, executor: Any, jobs: Sequence[Job], report: Rep
         with executor.batch():
             submitted = [executor.submit(task) for task in tasks]
     except submitit.core.utils.FailedJobError as error:
-        raise UserError(
-            f"Slurm refuses the jobs ({_first_line(error)}); check --slurm-partition and the rest"
-        ) from None
+        reason = _first_line(error)
+        raise UserError(f"Slurm refuses the jobs ({reason}); check the --slurm options") from None
     left = {job.name: (job, submission) for job, submission in zip(jobs, submitted, strict=True)}
     running: set[str] = set()
     failed: set[str] = set()
     try:
         while left:
-            queued = _queued()  # asked first: a job writes its result before it leaves the queue
+            queued = _queued()  # before the results: a job writes its result before it leaves the queue
             for job, submission in list(left.values()):
                 if is_done(job) or submission.job_id not in queued:
                     del left[job.name]
                     if not is_done(job):
                         failed.add(job.name)
-                        _note_failure(job, submission)
+                        if not failure(job):  # a job that Slurm ended could not write its error
+                            ended = f"Slurm job {submission.job_id} ended as {submission.state} without a result"
+                            note_failure(job, f"{ended}; see {submission.paths.stderr}\n")
                     report(job, "done" if is_done(job) else "failed")
                 elif job.name not in running and (job.folder / "config.json").exists():
                     running.add(job.name)
@@ -102,7 +97,7 @@ def _run_array(cfg: SweepConfig, executor: Any, jobs: Sequence[Job], report: Rep
 def _queued() -> set[str]:
     """Ids of this user's jobs that wait or run, those that wait to be requeued included.
 
-    Asked of squeue, not of sacct, which is switched off on small clusters.
+    They come from squeue, because sacct is switched off on small clusters.
     """
     command = ["squeue", "--me", "--noheader", "--array", "--format=%i"]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -111,24 +106,12 @@ def _queued() -> set[str]:
     return set(listed.stdout.split())
 
 
-def _note_failure(job: Job, submitted: Any) -> None:
-    """A job that Slurm ended could not note its submission failure."""
-    if failure(job):
-        return
-    job.folder.mkdir(parents=True, exist_ok=True)
-    message = (
-        f"Slurm job {submitted.job_id} ended as {submitted.state} without a result; see {submitted.paths.stderr}\n"
-    )
-    (job.folder / "error.txt").write_text(message)
-
-
 def _executor(cfg: SweepConfig) -> Any:
     try:
-        executor = submitit.SlurmExecutor(folder=_logs(cfg))
+        executor = submitit.SlurmExecutor(folder=cfg.out / "logs" / "slurm-%j")
     except RuntimeError as error:  # no sbatch
-        raise UserError(
-            f"--executor slurm: {_first_line(error)}; run where sbatch is, or with --executor local"
-        ) from None
+        reason = _first_line(error)
+        raise UserError(f"--executor slurm: {reason}; run where sbatch is, or with --executor local") from None
     settings = {
         "partition": cfg.slurm_partition,
         "gres": cfg.slurm_gres,
@@ -143,10 +126,6 @@ def _executor(cfg: SweepConfig) -> Any:
         **{name: value for name, value in settings.items() if value is not None},
     )
     return executor
-
-
-def _logs(cfg: SweepConfig) -> Path:
-    return cfg.out / "logs" / "slurm-%j"
 
 
 def _first_line(error: BaseException) -> str:

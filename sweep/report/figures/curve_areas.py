@@ -7,7 +7,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import gaussian_kde
 
 from sweep.analysis.convergence import Runs, cell_areas
-from sweep.report.figures.style import INK, WIDE, Style, Styles, column_count, drawing, panels, selected
+from sweep.report.figures.style import INK, WIDE, Style, Styles, size_panels
 
 VIOLIN_FROM = 5
 """Least number of runs for a violin."""
@@ -16,29 +16,22 @@ VIOLIN_FROM = 5
 def curve_areas(runs: Runs, styles: Styles, *, score: str, unit: str, width: int = WIDE) -> Figure:
     """Area under each validation curve, ordered by median: every run, and a violin where there are enough runs.
 
-    Args:
-        runs: validation curves.
-
     Source: Kalapos and Gyires-Toth 2022, figure 3b.
     """
-    areas = cell_areas(runs)
-    sizes = selected(runs.labels)
-    columns = column_count(len(sizes), width)
-    height = 44 + 25 * len(runs.pipelines)
-    with drawing(width, 40 + height * -(-len(sizes) // columns)) as figure:
-        for axis, size in panels(figure, sizes, columns):
-            values = {name: areas[p, size][~np.isnan(areas[p, size])] for p, name in enumerate(runs.pipelines)}
-            shown = sorted(
-                (name for name in values if len(values[name])), key=lambda name: float(np.median(values[name]))
+    areas, row = cell_areas(runs), 44 + 25 * len(runs.pipelines)
+    with size_panels(runs.labels, unit, width, row=row, rest=40, share=False) as (figure, panels):
+        for axis, size in panels:
+            by_name = {name: areas[p, size][~np.isnan(areas[p, size])] for p, name in enumerate(runs.pipelines)}
+            ordered = sorted(
+                filter(lambda name: len(by_name[name]), by_name), key=lambda name: np.median(by_name[name])
             )
-            for place, name in enumerate(shown):
-                _violin(axis, place, values[name], styles[name])
-            axis.set_yticks(range(len(shown)), shown)
-            axis.set_ylim(-0.6, max(len(shown), 1) - 0.4)
+            for place, name in enumerate(ordered):
+                _violin(axis, place, by_name[name], styles[name])
+            axis.set_yticks(range(len(ordered)), ordered)
+            axis.set_ylim(-0.6, max(len(ordered), 1) - 0.4)
             axis.tick_params(axis="y", length=0)
             axis.grid(visible=False, axis="y")
             axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.set_title(f"{runs.labels[size]} {unit}", loc="left")
         figure.supxlabel(f"mean validation {score} over the whole training", color=INK)
     return figure
 

@@ -1,11 +1,9 @@
 """Paired differences between pipelines, at each size and over all sizes."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from sweep.analysis.statistics import decided
 from sweep.report.figures.style import GRID, INK, MUTED, NARROW, PAPER, WIDE, Styles, drawing, panels
@@ -19,8 +17,8 @@ def differences(
     A marker is filled, in the colour of the better pipeline, where the difference is `decided`.
 
     Args:
-        pairs: of `oriented(sweep.analysis.statistics.pairs)`.
-        primary: of `oriented(sweep.analysis.statistics.primary)`.
+        pairs: table `pairs` of the study, after `oriented`.
+        primary: table `primary` of the study, after `oriented`.
 
     Returns:
         None if there is only one pipeline.
@@ -34,35 +32,29 @@ def differences(
     reach = 1.12 * max(np.nanmax(np.abs(ends), initial=0), 1e-3)
     height = (54 + 17 * (len(sizes) + 1)) * -(-len(names) // columns) + 40
     with drawing(width, height) as figure:
-        for index, (axis, (name, baseline)) in enumerate(panels(figure, names, columns, share=True)):
+        for axis, (name, baseline) in panels(figure, names, columns, share=True, ylabel=unit):
             axis.axvline(0, color=MUTED, linewidth=1)
-            at_size = pairs[(pairs["pipeline"] == name) & (pairs["baseline"] == baseline)].set_index("labels")
-            whole = primary[(primary["pipeline"] == name) & (primary["baseline"] == baseline)].to_dict("records")
+            at_size, whole = (
+                table[(table["pipeline"] == name) & (table["baseline"] == baseline)].to_dict("records")
+                for table in (pairs, primary)
+            )
             axis.axhspan(len(sizes) - 0.5, len(sizes) + 0.6, color=GRID, alpha=0.45, linewidth=0)
-            rows = [(k, at_size.loc[n].to_dict(), "o", 5) for k, n in enumerate(sizes) if n in at_size.index]
+            rows = [(sizes.index(row["labels"]), row, "o", 5) for row in at_size]
             for place, row, marker, size in [*rows, *((len(sizes), row, "D", 7) for row in whole)]:
                 better = styles[name if row["difference"] > 0 else baseline]
                 colour, weight = (better.light, 1.8) if decided(row) else (MUTED, 1.2)
                 fill = colour if decided(row) else PAPER
-                bar = [float(row["low"]), float(row["high"])]
-                axis.plot(bar, [place, place], color=colour, linewidth=weight, solid_capstyle="round")
-                point: dict[str, Any] = {
-                    "color": colour,
-                    "markerfacecolor": fill,
-                    "markersize": size,
-                    "markeredgewidth": 1.3,
-                }
-                axis.plot(float(row["difference"]), place, marker, **point)
+                axis.plot(
+                    [row["low"], row["high"]], [place, place], color=colour, linewidth=weight, solid_capstyle="round"
+                )
+                (point,) = axis.plot(row["difference"], place, marker, color=colour, markersize=size)
+                point.set(markerfacecolor=fill, markeredgewidth=1.3)
             axis.set(ylim=(len(sizes) + 0.6, -0.6), xlim=(-reach, reach))
             axis.set_yticks(range(len(sizes) + 1), [*map(str, sizes), "all sizes"])
             axis.tick_params(axis="y", length=0)
             axis.grid(visible=False, axis="y")
             axis.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
-            axis.xaxis.set_major_formatter(
-                FuncFormatter(lambda x, _: f"{x:+.2g}".replace("-", "−") if abs(x) > 1e-9 else "0")
-            )
+            axis.xaxis.set_major_formatter(lambda x, _: f"{x:+.2g}".replace("-", "−") if abs(x) > 1e-9 else "0")
             axis.set_title(f"{name} − {baseline}", loc="left")
-            if index % columns == 0:
-                axis.set_ylabel(unit)
         figure.supxlabel(f"difference in {score}: right of 0 the first pipeline is better", color=INK)
     return figure

@@ -1,14 +1,12 @@
 """Error against the number of labels, with the fitted learning curves."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter
 
 from sweep.analysis.scores import Scores
 from sweep.report.figures.style import INK, MUTED, NARROW, PAPER, WIDE, Style, Styles, drawing, error_ticks, legend
@@ -30,9 +28,9 @@ def error_by_labels(
     size by the fit to the smaller sizes, with its 95 % interval.
 
     Args:
-        scores: of the study.
-        bands: of `sweep.analysis.learning_curves.bands`.
-        backtest: of `sweep.analysis.learning_curves.backtest`; of each size the last forecast is drawn.
+        scores: scores of the study.
+        bands: table of `sweep.analysis.learning_curves.bands`.
+        backtest: table of `sweep.analysis.learning_curves.backtest`; of each size the last forecast is drawn.
 
     Source: Kalapos and Gyires-Toth 2022, figure 4.
     """
@@ -72,17 +70,17 @@ def error_by_labels(
         axis.set_xlim(labels[0] / 10 ** (3 * shift + 0.03), max(reach, labels[-1] * 10 ** (3 * shift)))
         error_ticks(axis.yaxis, axis.get_ylim())
         _size_ticks(axis, labels, width)
-        if len(bands):
-            axis.axvline(labels[-1] * 10 ** (2.6 * shift), color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
-            where: dict[str, Any] = {"transform": axis.transAxes, "ha": "right", "va": "top"}
-            axis.text(0.985, 0.975, "extrapolated", color=MUTED, style="italic", **where)
         extra: list[Line2D | Patch] = []
         if len(bands):
-            extra.append(Line2D([], [], color=INK, linewidth=1.8, label="fit"))
-            extra.append(Patch(facecolor=INK, alpha=0.15, label="95 % band"))
+            axis.axvline(labels[-1] * 10 ** (2.6 * shift), color=MUTED, linewidth=0.8, linestyle=(0, (1, 3)))
+            corner = 0.985, 0.975, "extrapolated"
+            axis.text(*corner, color=MUTED, style="italic", transform=axis.transAxes, ha="right", va="top")
+            extra += [Line2D([], [], color=INK, linewidth=1.8, label="fit")]
+            extra += [Patch(facecolor=INK, alpha=0.15, label="95 % band")]
         if predicted["predicted"].notna().any():
-            cross: dict[str, Any] = {"marker": "x", "linestyle": ":", "linewidth": 0.9, "markersize": 7}
-            extra.append(Line2D([], [], color=INK, label="predicted from smaller sizes", **cross))
+            cross = Line2D([], [], color=INK, marker="x", linestyle=":", linewidth=0.9, markersize=7)
+            cross.set_label("predicted from smaller sizes")
+            extra += [cross]
         legend(figure, styles, width, extra)
     return figure
 
@@ -131,6 +129,6 @@ def _size_ticks(axis: Axes, labels: np.ndarray, width: int) -> None:
         if places[kept[-1]] - places[place] >= room:
             kept.append(place)
     axis.xaxis.set_major_locator(FixedLocator([float(labels[place]) for place in sorted(kept)]))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
     axis.xaxis.set_minor_locator(FixedLocator(labels.tolist()))
     axis.xaxis.set_minor_formatter(NullFormatter())

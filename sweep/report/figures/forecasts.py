@@ -10,7 +10,7 @@ def forecasts(backtest: pd.DataFrame, styles: Styles, *, width: int = WIDE) -> F
     """The back-test: the error of each larger size predicted from smaller sizes, against the error observed.
 
     Args:
-        backtest: of `sweep.analysis.learning_curves.backtest`.
+        backtest: table of `sweep.analysis.learning_curves.backtest`.
 
     Returns:
         A panel for each pipeline; None if there is no forecast.

@@ -21,9 +21,8 @@ def pretraining(
     """Effect of the length of pretraining: validation curves at the largest size, and the final score against epochs.
 
     Args:
-        curves: pipeline, pretrain_epochs, labels, step, score.
-        results: pipeline, pretrain_epochs, labels and `measure`, of one split.
-        measure: column of the results.
+        curves: columns pipeline, pretrain_epochs, labels, step and score.
+        results: columns pipeline, pretrain_epochs, labels and that named by `measure`, of one split.
 
     Returns:
         None unless some pipeline was pretrained for several numbers of epochs.
@@ -43,9 +42,8 @@ def pretraining(
                 rows = curves[(curves["pipeline"] == name) & (curves["labels"] == largest)]
                 groups = list(rows.groupby("pretrain_epochs"))
                 for (count, runs), strength in zip(groups, np.linspace(0.25, 1, len(groups)), strict=True):
-                    mean_curve(
-                        axis, runs.groupby("step")["score"].agg(["mean", "std"]), styles[name], strength, f"{count:g}"
-                    )
+                    over = runs.groupby("step")["score"].agg(["mean", "std"])
+                    mean_curve(axis, over, styles[name], strength, f"{count:g}")
                 axis.set(xlabel="training step", ylabel=f"validation {score}")
                 axis.set_xlim(left=0)
                 axis.set_title(f"{name}, {largest} {unit}", loc="left")

@@ -15,7 +15,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 T = TypeVar("T")
 WIDE, NARROW = 860, 360
@@ -80,8 +80,9 @@ def drawing(width: int, height: float) -> Iterator[Figure]:
     settings = (
         dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize"), size)
         | dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), size - 1)
-        | dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK)
-        | dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK)
+        | dict.fromkeys(
+            ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), INK
+        )
         | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED)
         | dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False)
         | dict.fromkeys(("figure.constrained_layout.h_pad", "figure.constrained_layout.w_pad"), 5 / 72)
@@ -96,24 +97,45 @@ def drawing(width: int, height: float) -> Iterator[Figure]:
         figure.set_layout_engine("none")  # the layout is fixed: SVG and PNG are alike, and saved faster
 
 
-def panels(figure: Figure, entries: Sequence[T], columns: int, *, share: bool = False) -> Iterator[tuple[Axes, T]]:
-    """Pairs of an axis and an entry, row by row."""
+def panels(
+    figure: Figure, entries: Sequence[T], columns: int, *, share: bool = False, ylabel: str = ""
+) -> Iterator[tuple[Axes, T]]:
+    """Pairs of an axis and an entry, row by row; `ylabel` stands at the first of each row."""
     rows = -(-len(entries) // columns)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
     for place, axis in enumerate(axes[: len(entries)]):
         axis.tick_params(
             labelbottom=place + columns >= len(entries) or not share, labelleft=not share or place % columns == 0
         )
+        if place % columns == 0:
+            axis.set_ylabel(ylabel)
     for axis in axes[len(entries) :]:
         axis.set_axis_off()
     yield from zip(axes, entries, strict=False)
 
 
-def column_count(panels: int, width: int) -> int:
-    """Number of columns for so many panels."""
-    if width <= NARROW:
-        return 1
-    return {4: 2}.get(panels, min(panels, 3))
+@contextmanager
+def size_panels(
+    labels: Sequence[int] | np.ndarray,
+    unit: str,
+    width: int,
+    *,
+    row: int,
+    rest: int,
+    share: bool = True,
+    ylabel: str = "",
+) -> Iterator[tuple[Figure, list[tuple[Axes, int]]]]:
+    """A figure with a panel for each of the `selected` sizes, as pairs of an axis and the position of the size.
+
+    `row` is the height of a row of panels and `rest` that of everything else, in pixels.
+    """
+    sizes = selected(labels)
+    columns = 1 if width <= NARROW else {4: 2}.get(len(sizes), min(len(sizes), 3))
+    with drawing(width, rest + row * -(-len(sizes) // columns)) as figure:
+        axes = list(panels(figure, sizes, columns, share=share, ylabel=ylabel))
+        for axis, size in axes:
+            axis.set_title(f"{labels[size]} {unit}", loc="left")
+        yield figure, axes
 
 
 def legend(figure: Figure, styles: Styles, width: int, extra: Sequence[Line2D | Patch] = ()) -> None:
@@ -148,7 +170,7 @@ def error_ticks(side: Axis, limits: tuple[float, float], least: int = 4) -> None
         if len(ticks) >= least:
             break
     side.set_major_locator(FixedLocator(ticks))
-    side.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    side.set_major_formatter(lambda value, _: f"{value:.3g}")
     side.set_minor_locator(NullLocator())
 
 
