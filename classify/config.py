@@ -35,7 +35,7 @@ class ClassifyConfig(SupervisedSettings):
     test_seed: int = 0
     """Random seed of the frames drawn for scoring, 0 or more; the same in all runs, so that they pair up."""
     explain: Annotated[Output[int], SetBySweep] = 0
-    """Grad-CAM for the N highest-scoring exams."""
+    """Write Grad-CAM pictures of the N highest-scoring exams; 0: none."""
 
     image_size: Annotated[int, Group("images")] = 224
     """Side of a frame in pixels, 32 or more."""

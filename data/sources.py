@@ -27,7 +27,7 @@ class FolderSource:
     dataset: Literal["folder"] = "folder"
     """Layout of the data set: nnU-Net's, images/ and labels/, or any folder of NIfTI, PNG or TIFF files."""
     data_root: Output[Path | None] = None
-    """Folder that holds the images."""
+    """Folder that holds the images; required."""
     subject_pattern: str | None = None
     """Regular expression that finds the subject in a file's path; default: each file is a subject."""
     splits_file: Path | None = None
@@ -45,9 +45,9 @@ class MrnetSource:
     plane: str = "sagittal"
     """Plane of the exams: sagittal, coronal or axial."""
     task: str = "acl"
-    """Label to learn: acl, meniscus, abnormal or any other {train,valid}-TASK.csv."""
+    """Label of the exams: acl, meniscus, abnormal or any other {train,valid}-TASK.csv; pretraining does not use it."""
     split_seed: int = 0
-    """Random seed of the inner validation split; runs to be compared need the same one."""
+    """Random seed that draws the validation exams from the training ones; runs to be compared need the same one."""
 
 
 @dataclass(frozen=True, kw_only=True)

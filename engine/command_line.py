@@ -183,7 +183,7 @@ def _class_for_tyro(default: Any, presets: Sequence[str], preset: str) -> type:
                 _flag(type(value), f.name, getattr(value, f.name), prefixed=f.name in taken) for f in fields(value)
             ]
             # the type of `dataset` is the name of one layout; the flag takes all
-            text = f"Layout of the data set: {', '.join(layouts)}. It decides which settings follow."
+            text = f"Layout of the data set: {', '.join(layouts)}. It determines which data options exist."
             layout = tyro.conf.arg(help=text, metavar="|".join(layouts), prefix_name=False)
             groups[name] = [("dataset", Annotated[str, layout], flags[0][2]), *flags[1:]]
         else:

@@ -21,7 +21,8 @@ class RunSettings:
     """Settings of every training command: where it computes and where it writes."""
 
     seed: Annotated[int, Group("run"), SetBySweep] = 0
-    """Random seed for the labelled subset, weight initialisation, data order and augmentation; 0 or more."""
+    """Random seed for weight initialisation, data order, augmentation and, where labels are used, the labelled subset;
+    0 or more."""
     micro_batch_size: int | None = None
     """Samples of one backward pass on one device; None: the device's whole share of `batch_size`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -90,7 +91,7 @@ class SupervisedSettings(RunSettings):
     encoder: Annotated[str, Group("network")] = "resnet50"
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50."""
     norm: Annotated[Literal["batch", "group", "frozen"], Group("network")] = "batch"
-    """Normalisation layers: batch norm, group norm (exact under accumulation), or batch norm with frozen statistics."""
+    """Normalisation layers: batch norm, group norm (independent of the batch), or batch norm with frozen statistics."""
     batch_size: Annotated[int, Group("training")] = 16
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
     lr: Annotated[float, Group("training")] = 1e-4

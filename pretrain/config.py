@@ -41,7 +41,7 @@ class PretrainConfig(RunSettings):
     )
     """Data set: acdc or folder for slices, mrnet or exams for clips of whole exams, which have presets of their own."""
     unlabelled_splits: Annotated[Literal["train", "all"], Group("data")] = "train"
-    """Splits whose images are used; `all` includes validation and test patients."""
+    """Splits to pretrain on: train, or all (validation and test subjects too, without their labels)."""
     clip_frames: int = 16
     """Frames of a clip, drawn at random from an exam and kept in order."""
     image_size: int = 224
@@ -58,7 +58,7 @@ class PretrainConfig(RunSettings):
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50; for exams also r3d_18, mc3_18
     or r2plus1d_18, which are 3D. The maps of a 2D encoder are max-pooled over the frames of a clip."""
     norm: Literal["batch", "group", "frozen"] = "batch"
-    """Normalisation layers: batch norm, group norm (exact under accumulation), or batch norm with frozen statistics."""
+    """Normalisation layers: batch norm, group norm (independent of the batch), or batch norm with frozen statistics."""
     projector_hidden: int = 4096
     """Hidden width of the projector."""
     predictor_hidden: int = 8192

@@ -22,7 +22,7 @@ class SegmentConfig(SupervisedSettings):
     data: Annotated[AcdcSource | FolderSource, SetBySweep] = field(default_factory=AcdcSource)
     """Data set."""
     test: Annotated[Output[bool], Group("scoring"), SetBySweep] = False
-    """Score the test split as well; look at it once, when every choice has been made."""
+    """Score the test split as well; use it once, after all choices have been made."""
     select: Literal["last", "best"] = "last"
     """Weights to keep: the last, or those of the best validation Dice (which then is a biased estimate)."""
     evaluate_every: int = 70

@@ -45,7 +45,7 @@ class SweepConfig:
     """Repetitions: random seeds, each 0 or more. A seed draws the labelled subset, the weights of decoder or head and
     the data order, the same in all pipelines."""
     cross_seeds: bool = False
-    """Draw the subset and the rest by separate seeds, and run every pair of them."""
+    """Draw the labelled subset with one seed and everything else with another, and run every pair of seeds."""
     pretrain_seeds: Annotated[tuple[int, ...], MayGrow] = (0,)
     """Random seeds of pretraining, one encoder for each."""
     pretrain_epochs: Annotated[tuple[int, ...], MayGrow] = ()
@@ -55,8 +55,8 @@ class SweepConfig:
     data: AcdcSource | FolderSource | MrnetSource | ExamsSource = field(default_factory=AcdcSource)
     """Data set: acdc or folder to segment, mrnet or exams to classify."""
     test: Annotated[bool, Group("scoring")] = False
-    """Score the test split as well and report on it; look at it once, when every choice has been made."""
-    keep_models: Output[bool] = False
+    """Score the test split as well and report on it; use it once, after all choices have been made."""
+    keep_models: Annotated[bool, Affects.OUTPUT, Group("study")] = False
     """Keep the trained networks of all runs (tens of megabytes each), not only the scores."""
     out: Output[Path] = Path("runs/sweep")
     """Folder of the study. Run the same command again to continue a study that was stopped."""
@@ -66,9 +66,9 @@ class SweepConfig:
     """Print the plan and its cost, estimated from one short run; train nothing."""
 
     executor: Annotated[Literal["local", "slurm"], Affects.EXECUTION, Group("execution")] = "local"
-    """Where the runs are made: in processes of this machine, or as job arrays of a Slurm cluster."""
+    """Where the runs are executed: in processes of this machine, or as job arrays of a Slurm cluster."""
     processes: Execution[int | None] = None
-    """Runs at a time (local); None: one per core, or `runs_per_gpu` per GPU."""
+    """Largest number of runs at the same time on this machine; None: one per core, or `runs_per_gpu` per GPU."""
     runs_per_gpu: Execution[int] = 1
     """Runs that share one GPU (local)."""
     threads: Execution[int | None] = None
@@ -85,7 +85,7 @@ class SweepConfig:
     slurm_gres: Execution[str | None] = None
     """Generic resources of one run, e.g. gpu:1."""
     slurm_parallel: Execution[int] = 16
-    """Runs at a time."""
+    """Largest number of Slurm runs at the same time."""
     slurm_memory_gb: Execution[float | None] = None
     """Memory of one run in GB; None: the cluster's default."""
 
