@@ -61,7 +61,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
                 for plane, scores in results.items()
             }
         result["seconds"] = time.perf_counter() - began
-        run.write_result(result)
+        result = run.write_result(result)
     fabric.barrier()
     return result
 
@@ -69,7 +69,9 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
 def _of_plane(cfg: ClassifyConfig, plane: str) -> ClassifyConfig:
     assert isinstance(cfg.data, MrnetSource)
     data = replace(cfg.data, plane=plane)
-    return replace(cfg, data=data, planes=(), out=cfg.run_folder / plane, overwrite=False)
+    out = cfg.run_folder / plane
+    resume = cfg.resume and (out / "config.json").exists()  # a plane may not have begun
+    return replace(cfg, data=data, planes=(), out=out, resume=resume, overwrite=False)
 
 
 def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:

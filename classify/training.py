@@ -123,7 +123,7 @@ def run_plane(
         if run.main:
             result |= _score(cfg, fabric, run.path, exams)
         result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
-        run.write_result(result)
+        result = run.write_result(result)
     fabric.barrier()
     return result
 

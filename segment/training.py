@@ -91,7 +91,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         if main:
             result |= _score(cfg, fabric, run.path, dataset, predictions)
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
-        run.write_result(result)
+        result = run.write_result(result)
     fabric.barrier()
     return result
 
