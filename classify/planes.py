@@ -19,9 +19,9 @@ from classify.model import Combination, log_odds
 from classify.scoring import write_scores
 from classify.training import choose_threshold, prepare, run_plane
 from core.errors import UserError
-from core.files import write_json
 from data.sources import MrnetSource
 from engine.devices import make_fabric, show_messages
+from engine.model_file import write_card
 from engine.run_folder import RunFolder
 
 log = logging.getLogger("fewslice")
@@ -100,7 +100,7 @@ def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:
         intercept=float(regression.intercept_[0]),
         threshold=threshold["value"],
     )
-    write_json(folder / "model.json", combination.model_dump())
+    write_card(folder / "model.json", combination)
     return {
         "threshold": threshold,
         "test_clips": cfg.test_clips,

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -52,10 +52,8 @@ def user_errors() -> Iterator[None]:
         raise KeyboardInterrupt
 
     previous: Any = None
-    try:
+    with suppress(ValueError):  # not in the main thread: the program that started the thread handles signals
         previous = signal.signal(signal.SIGINT, interrupt)
-    except ValueError:  # not in the main thread: the program that started the thread handles signals
-        pass
     try:
         yield
     except SystemExit:

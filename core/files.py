@@ -131,6 +131,11 @@ def write_csv(path: Path, table: "pd.DataFrame", **options: Any) -> None:
     write_atomically(path, lambda file: table.to_csv(file, **{"index": False} | options))
 
 
+def write_parquet(path: Path, table: "pd.DataFrame") -> None:
+    """Write a table atomically as Parquet, without its index."""
+    write_atomically(path, lambda file: table.to_parquet(file, index=False))
+
+
 def save_figure(path: Path, figure: "Figure", **options: Any) -> None:
     """Write a figure atomically; the suffix gives the format, `options` are those of `Figure.savefig`."""
     write_atomically(path, lambda file: figure.savefig(file, **options))

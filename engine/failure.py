@@ -1,5 +1,6 @@
 """The record of a training step whose loss was not finite: `failure.json`, read by `python -m engine.replay`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from core.files import write_json
 NAME = "failure.json"
 
 
-def write_failure(folder: Path, command: str, step: int, loss: float, batches: list[list[tuple[int, int]]]) -> None:
+def write_failure(
+    folder: Path, command: str, step: int, loss: float, batches: Sequence[Sequence[tuple[int, int]]]
+) -> None:
     """Write `failure.json` into a run folder.
 
     Args:

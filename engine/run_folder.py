@@ -157,11 +157,11 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 class _LogFile(logging.FileHandler):
     """A log file; a full disk ends the run with a sentence, not with a traceback for every message."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+    def handleError(self, record: logging.LogRecord) -> None:
         """Raise the error that `logging` would print, with the file's name."""
         log.removeHandler(self)
         with naming_file(Path(self.baseFilename)):
-            raise  # noqa: PLE0704
+            raise
 
 
 @contextmanager
