@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from classify.model import Classifier, ModelCard
+from core.files import save_figure
 from data.preprocessing import z_score
 from data.readers.exams import ExamSet
 from data.samples.clips import draw_frames, whole_clips
@@ -76,7 +77,7 @@ def montage(
     bars.set(xlabel="frame", yticks=[], xlim=(0.4, len(frames) + 0.6))
     bars.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(f"{title}, probability {probability:.3f}", fontsize=11, fontweight="bold")
-    figure.savefig(path, dpi=110)
+    save_figure(path, figure, dpi=110)
     return probability
 
 

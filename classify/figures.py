@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
 from classify.statistics import auc_with_interval, calibration_bins, calibration_error, interval_text, proportion
+from core.files import save_figure
 from engine.learning_curve import BLUE, RED
 
 NAMES = {"val": "inner validation", "test": "test"}
@@ -37,7 +38,7 @@ def roc_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, 
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", aspect="equal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axis.legend(loc="lower right", frameon=False, fontsize=9)
     _tidy(axis)
-    figure.savefig(path, dpi=200)
+    save_figure(path, figure, dpi=200)
 
 
 def calibration_figure(labels: np.ndarray, probabilities: np.ndarray, path: Path, split: str) -> None:
@@ -66,7 +67,7 @@ def calibration_figure(labels: np.ndarray, probabilities: np.ndarray, path: Path
     lower.set(xlabel="predicted probability", ylabel="exams")
     for axis in (upper, lower):
         _tidy(axis)
-    figure.savefig(path, dpi=200)
+    save_figure(path, figure, dpi=200)
 
 
 def _tidy(axis: Axes) -> None:

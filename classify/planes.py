@@ -19,9 +19,9 @@ from classify.model import Combination, log_odds
 from classify.scoring import write_scores
 from classify.training import choose_threshold, prepare, run_plane
 from core.errors import UserError
-from core.files import write_json
 from data.sources import MrnetSource
 from engine.devices import make_fabric, show_messages
+from engine.model_file import write_card
 from engine.run_folder import RunFolder
 
 log = logging.getLogger("fewslice")
@@ -61,7 +61,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
                 for plane, scores in results.items()
             }
         result["seconds"] = time.perf_counter() - began
-        run.write_result(result)
+        result = run.write_result(result)
     fabric.barrier()
     return result
 
@@ -69,7 +69,9 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
 def _of_plane(cfg: ClassifyConfig, plane: str) -> ClassifyConfig:
     assert isinstance(cfg.data, MrnetSource)
     data = replace(cfg.data, plane=plane)
-    return replace(cfg, data=data, planes=(), out=cfg.run_folder / plane, overwrite=False)
+    out = cfg.run_folder / plane
+    resume = cfg.resume and (out / "config.json").exists()  # a plane may not have begun
+    return replace(cfg, data=data, planes=(), out=out, resume=resume, overwrite=False)
 
 
 def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:
         intercept=float(regression.intercept_[0]),
         threshold=threshold["value"],
     )
-    write_json(folder / "model.json", combination.model_dump())
+    write_card(folder / "model.json", combination)
     return {
         "threshold": threshold,
         "test_clips": cfg.test_clips,

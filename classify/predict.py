@@ -12,6 +12,7 @@ from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
+from core.files import write_csv
 from data.readers.exams import read_exam
 from data.readers.images import NIFTI_SUFFIXES
 
@@ -79,7 +80,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if rows:
         cfg.output.parent.mkdir(parents=True, exist_ok=True)
-        table.to_csv(cfg.output, index=False, float_format="%.6f")
+        write_csv(cfg.output, table, float_format="%.6f")
         _print(table, cfg.output)
     if problems:
         raise UserError(f"{first_and_count(problems)}; the other {len(rows)} exams are done")

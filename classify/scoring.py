@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from classify.figures import calibration_figure, roc_figure
 from classify.model import ModelCard
 from classify.statistics import auc_with_interval, summarise
+from core.files import write_csv
 from data.readers.exams import ExamSet
 from data.samples.clips import WholeClips
 
@@ -87,7 +88,7 @@ def write_scores(table: pd.DataFrame, threshold: float, folder: Path) -> dict[st
         split -> `statistics.summarise` of the mean probabilities; in it as `single_draw`, that of one clip per exam.
     """
     table = table.assign(called=(table["probability"] >= threshold).astype(int))
-    table.to_csv(folder / "per_exam.csv", index=False, float_format="%.9g")
+    write_csv(folder / "per_exam.csv", table, float_format="%.9g")
     curves, result = {}, {}
     for split in ("val", "test"):
         rows = table[table["split"] == split]

@@ -19,7 +19,7 @@ from classify.model import Classifier, ModelCard, build_classifier, load_classif
 from classify.scoring import highest, probabilities, score_table, validate, write_scores
 from classify.statistics import youden_threshold
 from core.errors import UserError
-from core.files import write_json
+from core.files import write_csv
 from data.augment import Augmenter
 from data.readers.exams import ExamSet, require_both_classes
 from data.samples.clips import LabelledClips
@@ -29,7 +29,7 @@ from encoders.card import say_normalisation
 from encoders.weights import load_weights
 from engine.devices import make_fabric, show_messages
 from engine.loop import Metrics
-from engine.model_file import save_model
+from engine.model_file import save_model, write_card
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
@@ -103,7 +103,7 @@ def run_plane(
         if run.main:
             save_splits(run.path / "splits.json", exams.splits)
             labelled = exams.table.iloc[positions][["exam", "subject", "label"]]
-            labelled.to_csv(run.path / "labelled_exams.csv", index=False)
+            write_csv(run.path / "labelled_exams.csv", labelled)
         say_random_start(cfg)
         began = time.perf_counter()
         speed = _fit(cfg, fabric, run, exams, classifier, card, positions)
@@ -123,7 +123,7 @@ def run_plane(
         if run.main:
             result |= _score(cfg, fabric, run.path, exams)
         result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
-        run.write_result(result)
+        result = run.write_result(result)
     fabric.barrier()
     return result
 
@@ -213,7 +213,7 @@ def _score(cfg: ClassifyConfig, fabric: Fabric, folder: Path, exams: ExamSet) ->
         tables.append(score_table(exams, positions, scores))
     threshold = choose_threshold(cfg, tables[0])
     card = card.model_copy(update={"threshold": threshold["value"]})
-    write_json(folder / "model.json", card.model_dump())
+    write_card(folder / "model.json", card)
     table = pd.concat(tables)
     scores_by_split = write_scores(table, card.threshold, folder)
     if cfg.explain:

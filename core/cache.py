@@ -1,10 +1,13 @@
 """The cache folder: decoded data, and other files that can be rebuilt, kept between runs."""
 
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+from core.locks import file_lock
 
 
 def cache_folder() -> Path:
@@ -17,8 +20,8 @@ def cache_folder() -> Path:
 def made_once(name: str, message: str, make: Callable[[Path], object]) -> Path:
     """Make a folder in ``cache_folder()`` on first use, and return its path.
 
-    Safe if two processes start at once: each fills a temporary folder, the first to finish moves it into place, and
-    the other removes its copy.
+    Safe if two processes start at once: one waits for the other. Where the file system has no locks, each fills a
+    temporary folder, the first to finish moves it into place, and the other removes its copy.
 
     Args:
         name: name of the folder.
@@ -28,13 +31,19 @@ def made_once(name: str, message: str, make: Callable[[Path], object]) -> Path:
     folder = cache_folder() / name
     if folder.is_dir():
         return folder
-    print(message.format(folder=folder), file=sys.stderr, flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
-        make(Path(temporary) / name)
-        try:
-            os.rename(Path(temporary) / name, folder)
-        except OSError:  # a folder that is not empty is never replaced: another process was first
-            if not folder.is_dir():
-                raise
+    with file_lock(folder.parent / f".{name}.lock", wait=True) as alone:
+        if folder.is_dir():
+            return folder
+        if alone:
+            for killed in folder.parent.glob(f"{name}.*"):
+                shutil.rmtree(killed, ignore_errors=True)
+        print(message.format(folder=folder), file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=folder.parent) as temporary:
+            make(Path(temporary) / name)
+            try:
+                os.rename(Path(temporary) / name, folder)
+            except OSError:  # a folder that is not empty is never replaced: another process was first
+                if not folder.is_dir():
+                    raise
     return folder

@@ -1,13 +1,27 @@
 """Errors that a user can fix, and how a command line reports them."""
 
+import atexit
+import errno
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 
 class UserError(ValueError):
     """A mistake in a setting or file of the user. Its one sentence says what, which value or file, and what to do."""
+
+
+ADVICE = {
+    errno.ENOSPC: "make room, or choose a folder on another disk; what was saved before is intact",
+    errno.EDQUOT: "make room, or choose a folder on another disk; what was saved before is intact",
+    errno.EROFS: "choose a folder that can be written",
+    errno.EACCES: "change its permissions, or choose another",
+}
+"""What to do about an error of the operating system."""
 
 
 def first_and_count(problems: Sequence[object]) -> str:
@@ -15,16 +29,49 @@ def first_and_count(problems: Sequence[object]) -> str:
     return f"{problems[0]} (and {len(problems) - 1} more)" if len(problems) > 1 else str(problems[0])
 
 
+def sentence(error: Exception) -> str:
+    """An error as one sentence; of the operating system's, the file, the reason and what to do."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    file = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    advice = f"; {ADVICE[error.errno]}" if error.errno in ADVICE and ";" not in (error.strerror or "") else ""
+    return f"{file}{error.strerror}{advice}"
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
 
-    Any other exception is a bug and keeps its traceback, as all do with ``FEWSLICE_TRACEBACK=1``.
+    Ctrl-C ends it with one line and exit code 130. Any other exception is a bug and keeps its traceback, as all do
+    with ``FEWSLICE_TRACEBACK=1``.
     """
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    previous: Any = None
+    with suppress(ValueError):  # not in the main thread: the program that started the thread handles signals
+        previous = signal.signal(signal.SIGINT, interrupt)
     try:
         yield
-    except (UserError, OSError) as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         if os.environ.get("FEWSLICE_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        # a library that is interrupted while it is imported or called may raise another error in its place
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            print("stopped by Ctrl-C", file=sys.stderr)
+            raise SystemExit(130) from None
+        if not isinstance(error, UserError | OSError):
+            raise
+        print(f"error: {sentence(error)}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGINT, previous)
+            if previous is signal.default_int_handler:
+                # the work is done: Ctrl-C while the interpreter shuts down ends it without a traceback
+                atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)

@@ -12,13 +12,14 @@ import numpy as np
 import pandas as pd
 
 from core.cache import cache_folder
+from core.contents import content_digests
 from core.errors import UserError, first_and_count
 from core.locks import Locked, file_lock
 from core.progress import progress
 from data.preprocessing import mean_and_std, narrow
 from data.readers.images import read_labels, read_volume
 
-FORMAT = 2  # part of every key: raise it when the layout of the packed file or of its table changes
+FORMAT = 3  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
 PACKED = {
@@ -113,23 +114,17 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
 def files_digest(table: pd.DataFrame, root: Path) -> str:
     """Digest of the format, the slices listed and the files' contents.
 
-    Of each file the size and the first and last 64 KiB stand for the whole: a .gz ends on the checksum and
-    length of its content. Other files add their modification time.
+    Time stamps and the place of `root` do not count: a copy of the data has the same digest.
     """
     digest = hashlib.blake2b(f"format {FORMAT}\n".encode(), digest_size=16)
     for name in SOURCE:
-        digest.update("\n".join(map(str, table[name].tolist())).encode() + b"\0")  # iterating a column is slow
-    for name in sorted({*table["file"].unique(), *table["label_file"].unique()} - {""}):
-        try:
-            with open(root / name, "rb") as stream:
-                stat = os.fstat(stream.fileno())
-                changed = 0 if name.endswith(".gz") else stat.st_mtime_ns
-                digest.update(f"{name} {stat.st_size} {changed}\n".encode())
-                digest.update(stream.read(1 << 16))
-                stream.seek(max(stat.st_size - (1 << 16), 0))
-                digest.update(stream.read(1 << 16))
-        except OSError as error:
-            raise UserError(f"{root / name} cannot be opened ({error.strerror}): check the data set") from None
+        digest.update(os.fsencode("\n".join(map(str, table[name].tolist()))) + b"\0")  # iterating a column is slow
+    names = sorted({*table["file"].unique(), *table["label_file"].unique()} - {""})
+    try:
+        for name, content in zip(names, content_digests(root, names), strict=True):
+            digest.update(os.fsencode(f"{name} {content}\n"))
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be opened ({error.strerror}): check the data set") from None
     return digest.hexdigest()
 
 

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from core.files import write_text
+
 SYNTHETIC = "SYNTHETIC.txt"
 
 
 def mark_synthetic(root: Path) -> None:
     """Leave the mark in a data set's folder, which is created if absent."""
     root.mkdir(parents=True, exist_ok=True)
-    (root / SYNTHETIC).write_text("Synthetic images by fewslice: scores reached on them say nothing about patients.\n")
+    write_text(root / SYNTHETIC, "Synthetic images by fewslice: scores reached on them say nothing about patients.\n")
 
 
 def is_synthetic(root: Path) -> bool:

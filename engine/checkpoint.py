@@ -1,12 +1,31 @@
-"""Atomic checkpoint files."""
+"""Atomic checkpoint files that end with a digest of their content."""
 
+import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from core.errors import UserError
 from core.files import write_atomically
+
+MARK = b"fewslice sha256 "
+"""Stands before the digest, after the last byte of torch's file; torch ignores both."""
+DIGEST_SIZE = hashlib.sha256().digest_size
+
+
+class _Hashing:
+    """A file that computes the digest of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        return self.file.write(content)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -18,23 +37,28 @@ def write_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     def write(file: Path) -> None:
         with file.open("wb") as stream:
-            torch.save(state, stream)
+            hashing = _Hashing(stream)
+            torch.save(state, hashing)  # type: ignore[arg-type]  # torch needs write and flush only
+            stream.write(MARK + hashing.digest.digest())
 
     try:
         write_atomically(path, write, sync=True)
-    except (OSError, RuntimeError) as error:  # torch.save reports a short write as RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a short write as RuntimeError
         kept = "the previous checkpoint is intact" if path.exists() else "there is no earlier one"
-        reason: BaseException | None = error
-        while reason and not isinstance(reason, OSError):  # torch raises another error in its place on a full disk
-            reason = reason.__context__
         raise UserError(
-            f"cannot write the checkpoint {path} ({reason or error}); {kept}: make room and continue with --resume"
+            f"cannot write the checkpoint {path} ({getattr(error, 'strerror', None) or error}); {kept}: "
+            "make room and continue with --resume"
         ) from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, without unpickling code; a UserError says if it is missing or damaged."""
+    """Read a checkpoint to the CPU, without unpickling code; a UserError says if it is missing or damaged.
+
+    Checkpoints of version 0.1, which have no digest, are read unverified.
+    """
     try:
+        if not _is_intact(path):
+            raise ValueError("its content has changed since it was written: a fault of the disk or of a copy")
         return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint {path} to resume from; start again with --overwrite") from None
@@ -42,3 +66,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         # torch goes on to recommend unsafe loading: its first sentence is enough
         reason = str(error).split("\n")[0].split(". ")[0]
         raise UserError(f"cannot read the checkpoint {path} ({reason}); start again with --overwrite") from error
+
+
+def _is_intact(path: Path) -> bool:
+    """Whether the content has the digest at the end of the file, or the file has none."""
+    with path.open("rb") as file:
+        size = path.stat().st_size - len(MARK) - DIGEST_SIZE
+        if size < 0:
+            return True
+        file.seek(size)
+        mark, expected = file.read(len(MARK)), file.read()
+        if mark != MARK:
+            return True
+        file.seek(0)
+        digest = hashlib.sha256()
+        while content := file.read(min(1 << 20, size)):
+            digest.update(content)
+            size -= len(content)
+    return digest.digest() == expected

@@ -5,6 +5,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from core.files import save_figure
+
 BLUE, RED = "#0072B2", "#D55E00"  # of the palette of Okabe and Ito 2008, safe for colour-blind readers
 NAMES = {"validation_dice": "validation Dice", "validation_auc": "validation AUC"}
 
@@ -39,4 +41,4 @@ def draw_learning_curve(metrics: pd.DataFrame, path: Path, *, score: str) -> Non
     for axis in (upper, lower):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=200)
+    save_figure(path, figure, dpi=200)

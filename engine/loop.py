@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from core.errors import UserError
 from engine.checkpoint import read_checkpoint, write_checkpoint
+from engine.failure import write_failure
 from engine.run_folder import RunFolder
 from engine.sampler import MicroBatchSampler, StepSampler
 
@@ -64,10 +65,16 @@ class Training:
     checkpoint_every: int = 100
     """Optimiser steps between checkpoints; 0: only when the run is interrupted."""
     log_every: int = 10
+    observed: Callable[[int], bool] = lambda step: False
+    """Whether `observe` may return metrics, or keep a network, after this number of steps."""
     losses: list[Tensor] = field(default_factory=list, init=False)
+    """Mean loss of each step since the last row of `metrics.csv`."""
 
-    def state(self, step: int) -> dict[str, Any]:
-        """The content of a checkpoint. The sampler has no state: samples and augmentation follow from the step."""
+    def state(self, step: int, losses: Sequence[float]) -> dict[str, Any]:
+        """The content of a checkpoint, with the losses since the last row of metrics.
+
+        The sampler has no state: samples and augmentation follow from the step.
+        """
         return {
             "step": step,
             "data": self.data,
@@ -75,21 +82,32 @@ class Training:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.fabric.strategy.precision.state_dict(),
             "torch_rng": torch.get_rng_state(),
+            "losses": torch.tensor(losses),
         }
 
     def restore(self) -> int:
         """Load the checkpoint and return the number of optimiser steps taken before it was saved."""
         state = read_checkpoint(self.run.checkpoint)
-        if state["data"] != self.data:
+        try:
+            self.run.note_data(self.data, state["data"])
+            self.model.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.fabric.strategy.precision.load_state_dict(state["scaler"])
+            torch.set_rng_state(state["torch_rng"])
+            losses = state.get("losses", torch.empty(0))  # checkpoints of version 0.1 have none
+            self.losses = list(losses.to(self.fabric.device).unbind())
+            step = int(state["step"])
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            reason = str(error).strip().split("\n")[0]
             raise UserError(
-                f"{self.run.path} was trained on other data (digest {state['data']}, now {self.data}); "
-                "pass the same --data-root, or start again with --overwrite"
-            )
-        self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.fabric.strategy.precision.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["torch_rng"])
-        return int(state["step"])
+                f"{self.run.checkpoint} is not a checkpoint of this run ({type(error).__name__}: {reason}); "
+                "start again with --overwrite"
+            ) from error
+        if not 0 <= step <= self.steps:
+            raise UserError(f"{self.run.checkpoint} is of step {step}, the run has {self.steps}; use --overwrite")
+        return step
 
 
 def train(t: Training, *, resume: bool = False) -> float:
@@ -102,7 +120,9 @@ def train(t: Training, *, resume: bool = False) -> float:
         UserError: if the loss is not finite, naming the step; the last checkpoint stays.
         Interrupted: after SIGINT or SIGTERM, once the running step is done and saved.
     """
-    first = t.restore() if resume and t.run.checkpoint.exists() else 0
+    if t.run.finished is not None and not t.run.checkpoint.exists():
+        return 0.0  # the checkpoint was removed to save room
+    first = _first_step(t, resume)
     t.run.open_metrics(["step", "epoch", "learning_rate", "loss", "samples_per_second", *t.columns], first)
     loader = iter(_loader(t, first))
     seen, began, paused = 0, time.perf_counter(), 0.0
@@ -136,16 +156,18 @@ def train(t: Training, *, resume: bool = False) -> float:
 
             done = step + 1
             stopping = _asked_to_stop(t, done, signals)
-            ending = done == t.steps or stopping
-            saving = stopping or bool(t.checkpoint_every and (ending or done % t.checkpoint_every == 0))
-            due = ending or saving or done % t.log_every == 0
+            saving = stopping or bool(t.checkpoint_every and (done == t.steps or done % t.checkpoint_every == 0))
+            # Rows follow from the step alone: a stop, or another interval of checkpoints, does not change them.
+            due = done == t.steps or done % t.log_every == 0
             # Read before observing and saving, so that a network with a loss that is not finite is never kept.
-            mean_loss = _read_losses(t, done) if due else None
+            losses = _read_losses(t, done) if due or saving or t.observed(done) else []
             pause_began = time.perf_counter()
             metrics = t.observe(done, done == t.steps)
             paused += time.perf_counter() - pause_began
             if due or metrics:
-                mean_loss = _read_losses(t, done) if mean_loss is None else mean_loss
+                losses = losses or _read_losses(t, done)
+                mean_loss = sum(losses) / len(losses)
+                t.losses, losses = [], []
                 speed = seen * t.sampler.devices / max(1e-9, time.perf_counter() - began - paused)
                 row = {
                     "step": done,
@@ -157,10 +179,21 @@ def train(t: Training, *, resume: bool = False) -> float:
                 t.run.record(row | metrics)
                 advance(done, mean_loss, speed)
             if saving:
-                _save(t, done)
+                _save(t, done, losses)
             if stopping and done < t.steps:
                 raise _interrupted(t, done, signals)
     return seen * t.sampler.devices / max(1e-9, time.perf_counter() - began - paused)
+
+
+def _first_step(t: Training, resume: bool) -> int:
+    """Number of optimiser steps that an earlier process has taken and saved."""
+    t.run.note_data(t.data)
+    if resume and t.run.checkpoint.exists():
+        return t.restore()
+    if resume and (t.run.path / "metrics.csv").exists():
+        log.warning(f"{t.run.path} holds no checkpoint: training starts again at step 0")
+    t.run.forget_kept()
+    return 0
 
 
 def _loader(t: Training, first: int) -> DataLoader[Any]:
@@ -194,22 +227,29 @@ def _optimiser_step(t: Training) -> bool:
     return scaler is None or scaler.get_scale() >= before
 
 
-def _read_losses(t: Training, done: int) -> float:
-    """Mean loss since the last reading, over all devices. The only place where the loop waits for the device."""
+def _read_losses(t: Training, done: int) -> list[float]:
+    """Mean loss of each step since the last row, over all devices. The only place where the loop waits for the device.
+
+    Raises:
+        UserError: if one is not finite, after `failure.json` was written.
+    """
     values = t.fabric.all_reduce(torch.stack(t.losses), reduce_op="mean").tolist()
-    t.losses.clear()
-    for step, value in enumerate(values, start=done - len(values) + 1):
+    for step, value in enumerate(values, start=done - len(values)):
         if not math.isfinite(value):
+            if t.run.main:
+                batches = [samples for samples, _ in t.sampler.micro_batches(step)]
+                write_failure(t.run.path, t.run.command, step + 1, value, batches)
             raise UserError(
-                f"the loss became {value} at optimiser step {step}; the last checkpoint is kept in "
-                f"{t.run.path}: lower --lr, or try --precision fp32"
+                f"the loss became {value} at optimiser step {step + 1}; the last checkpoint is kept in "
+                f"{t.run.path}: lower --lr, or try --precision fp32 "
+                f"(python -m engine.replay {t.run.path} repeats that step)"
             )
-    return sum(values) / len(values)
+    return values
 
 
-def _save(t: Training, done: int) -> None:
+def _save(t: Training, done: int, losses: Sequence[float]) -> None:
     if t.run.main:
-        write_checkpoint(t.run.checkpoint, t.state(done))
+        write_checkpoint(t.run.checkpoint, t.state(done, losses))
     t.fabric.barrier()
 
 

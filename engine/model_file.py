@@ -1,17 +1,20 @@
 """A trained model on disk: `model.safetensors` and its card, `model.json`."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from core.errors import UserError
 from core.files import write_atomically, write_json
+from encoders import digest
 from encoders.norm import Norm
 
 
@@ -37,8 +40,19 @@ Network = TypeVar("Network", bound=nn.Module)
 def save_model(network: nn.Module, folder: Path, card: ModelCard) -> None:
     """Write the weights and the card into a folder, each completely or not at all."""
     tensors = {name: value.contiguous() for name, value in network.state_dict().items()}
-    write_atomically(folder / "model.safetensors", lambda file: save_file(tensors, file))
-    write_json(folder / "model.json", card.model_dump())
+    metadata = {digest.KEY: digest.digest_of(tensors)}
+    write_atomically(folder / "model.safetensors", lambda file: save_file(tensors, file, metadata=metadata))
+    write_card(folder / "model.json", card)
+
+
+def write_card(path: Path, card: BaseModel) -> None:
+    """Write a card with the digest of its content."""
+    content = card.model_dump(mode="json")
+    write_json(path, content | {digest.KEY: _digest(content)})
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network]) -> tuple[Network, Card]:
@@ -60,7 +74,9 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
         card = read_json_card(sidecar, kind)
         with torch.random.fork_rng(devices=[]):  # the discarded initial weights must not shift later random numbers
             network = build(card)
-        network.load_state_dict(load_file(weights))
+        tensors = load_file(weights)
+        digest.refuse_changed(weights, tensors)
+        network.load_state_dict(tensors)
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot read the model in {folder} ({str(error).splitlines()[0]}); train it again") from error
     network.eval()
@@ -68,13 +84,20 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
 
 
 def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
-    """Read a card.
+    """Read a card; those of version 0.1 have no digest.
 
     Raises:
-        UserError: if the file is not such a card.
+        UserError: if the file is not such a card, or has changed since it was written.
     """
     try:
-        return kind.model_validate_json(path.read_text())
-    except ValidationError as error:
+        text = path.read_text(encoding="utf-8")
+        card = kind.model_validate_json(text)
+        content = json.loads(text)
+    except ValueError as error:  # pydantic's, JSON's and that of text which is not UTF-8
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot read the model in {path.parent} ({reason}); train it again") from error
+    if content.pop(digest.KEY, None) not in (None, _digest(content)):
+        raise UserError(
+            f"{path} has changed since it was written; restore it, or remove its {digest.KEY} to use it as it is"
+        )
+    return card

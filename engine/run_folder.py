@@ -5,22 +5,32 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import write_json
+from core.files import is_temporary, naming_file, remove_leftovers, write_json, write_text
+from core.locks import Locked, file_lock
 from core.settings import Affects
 from engine.config import RunSettings, affects, read_config, result_settings, saved
+from engine.revision import revision
 
 log = logging.getLogger("fewslice")
+
+LOCK = ".lock"
+"""File that is locked while a process works in the folder."""
+TIMES = ("seconds", "images_per_second", "exams_per_second")
+"""What differs in the results of two equal runs."""
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
     """`config.json`, `metrics.csv`, TensorBoard events, `train.log`, `checkpoint.pt` and `result.json`.
+
+    One process at a time works in a folder: it holds a lock until `close`, which ends with the process.
 
     Args:
         path: the folder; made if it does not exist.
@@ -28,20 +38,58 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         main: False on all processes but the first, which alone writes.
 
     Raises:
-        UserError: if the folder holds a run and neither `resume` nor `overwrite` is set, or holds something else.
+        UserError: if the folder holds a run and neither `resume` nor `overwrite` is set, or holds something else, or
+            another process works in it.
     """
 
     def __init__(self, path: Path, config: RunSettings, *, main: bool = True) -> None:
         self.path, self.main = path, main
         self.checkpoint = path / "checkpoint.pt"
+        self.finished: dict[str, Any] | None = _finished(path) if config.resume else None
+        """The result of a finished run that is resumed."""
+        self.latest: dict[str, float] = {}
+        """The last value of each metric, of a resumed run too."""
+        self.command = type(config).__module__.partition(".")[0]
+        self._data = ""
         self._metrics: Any = None
+        self._held = ExitStack()
         if not main:
             return
-        _claim(path, config)
-        write_json(path / "config.json", saved(config))
-        self._log_file = logging.FileHandler(path / "train.log")
-        self._log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        log.addHandler(self._log_file)
+        _refuse_other_content(path)
+        os.makedirs(path, exist_ok=True)
+        with ExitStack() as held:
+            held.enter_context(_only_process(path))
+            _claim(path, config)
+            write_json(path / "config.json", saved(config))
+            log_file = _LogFile(path / "train.log")
+            held.callback(log_file.close)
+            log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+            log.addHandler(log_file)
+            held.callback(log.removeHandler, log_file)
+            self._held = held.pop_all()
+
+    def note_data(self, digest: str, earlier: str | None = None) -> None:
+        """Keep the digest of the data for the result.
+
+        Args:
+            digest: of the data of this process.
+            earlier: digest in the checkpoint that is resumed; None: that of the finished run, if there is one.
+
+        Raises:
+            UserError: if the run began with other data.
+        """
+        earlier = earlier or (self.finished or {}).get("data_digest")
+        if earlier not in (None, digest):
+            raise UserError(
+                f"{self.path} was trained on other data (digest {earlier}, now {digest}); "
+                "pass the same --data-root, or start again with --overwrite"
+            )
+        self._data = digest
+
+    def forget_kept(self) -> None:
+        """Remove what an earlier attempt noted about its kept weights, before training starts at step 0 again."""
+        if self.main:
+            (self.path / "kept.json").unlink(missing_ok=True)
 
     def open_metrics(self, columns: list[str], first_step: int) -> None:
         """Start `metrics.csv` and TensorBoard; rows after `first_step` of a resumed run are dropped first."""
@@ -50,60 +98,163 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
 
         path = self.path / "metrics.csv"
-        kept = []
-        if path.exists():
-            with path.open(newline="") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"]) <= first_step]
-        self._metrics = path.open("w", newline="", buffering=1)
+        rows = _read_metrics(path, columns, first_step) if first_step else []
+        for row in rows:
+            self.latest |= {name: float(value) for name, value in row.items() if value and name != "step"}
+        text = StringIO(newline="")
+        table = csv.DictWriter(text, columns, restval="")
+        table.writeheader()
+        table.writerows(rows)
+        # rewritten as a whole, so that a kill in the middle loses no row; then rows are appended one by one
+        write_text(path, text.getvalue())
+        with naming_file(path):
+            self._metrics = self._held.enter_context(path.open("a", newline="", buffering=1))
         self._rows = csv.DictWriter(self._metrics, columns, restval="")
-        self._rows.writeheader()
-        self._rows.writerows(kept)
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
+        with naming_file(self.path / "tensorboard"):
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
+        self._held.callback(self._board.close)
 
     def record(self, row: Mapping[str, float]) -> None:
         """Write one row of metrics; `row["step"]` is the number of optimiser steps taken."""
+        self.latest |= {name: value for name, value in row.items() if name != "step"}
         if self._metrics is None:
             return
-        self._rows.writerow(row)
-        for name, value in row.items():
-            if name != "step":
-                self._board.add_scalar(name, value, int(row["step"]))
+        with naming_file(self.path / "metrics.csv"):
+            self._rows.writerow(row)
+        with naming_file(self.path / "tensorboard"):
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, int(row["step"]))
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write `result.json`: its presence says that the run is finished."""
-        if self.main:
-            write_json(self.path / "result.json", result)
+    def write_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write `result.json`, whose presence says that the run is finished, and return its content.
+
+        Versions, commit and digest of the data are added. The result of a run that was finished before keeps its
+        times, and the scores that were not made again.
+        """
+        if not self.main:
+            return dict(result)
+        from encoders.card import versions  # torch is slow to import
+
+        origin = {"data_digest": self._data or None, "versions": versions(), "commit": revision()}
+        if self.finished is not None:
+            result = self.finished | {k: v for k, v in result.items() if k not in TIMES or k not in self.finished}
+            origin = {}
+        content = {**result, **origin}
+        write_json(self.path / "result.json", content)
+        return content
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         """Flush and release the files, so that a later run in this process does not log into them."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._board.close()
-        if self.main:
-            log.removeHandler(self._log_file)
-            self._log_file.close()
+        self._metrics = None
+        with naming_file(self.path):
+            self._held.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file; a full disk ends the run with a sentence, not with a traceback for every message."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise the error that `logging` would print, with the file's name."""
+        log.removeHandler(self)
+        with naming_file(Path(self.baseFilename)):
+            raise
+
+
+@contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    """Hold the folder's lock; a UserError if another process does."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(path / LOCK, wait=False))
+        except Locked:
+            raise UserError(
+                f"another process is working in {path}: wait until it ends, or choose another --out"
+            ) from None
+        yield
 
 
 def _claim(path: Path, config: RunSettings) -> None:
-    """Make or empty the folder for a new run, or check that the run in it can be resumed; UserError if neither."""
-    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if not occupied:
-        os.makedirs(path, exist_ok=True)
-    elif not _is_run(path):
-        raise UserError(f"{path} is not empty and holds no fewslice run; choose another --out")
+    """Empty the folder for a new run, or check that the run in it can be resumed; UserError if neither."""
+    remove_leftovers(path, alone=True)
+    if not _is_run(path):  # new, or of a process that was killed before it began
+        _refuse_other_content(path)
+        if config.resume:
+            log.warning(f"nothing to resume in {path}: the run starts at step 0")
     elif config.resume:
         if changed := _changed(path, config):
             raise UserError(
                 f"cannot resume {path} with other settings ({', '.join(changed)}); drop them or choose another --out"
             )
     elif config.overwrite:
-        shutil.rmtree(path)
-        os.makedirs(path)
+        _empty(path)
     else:
         raise UserError(f"{path} holds an earlier run; continue it with --resume, replace it with --overwrite")
+
+
+def _refuse_other_content(path: Path) -> None:
+    """Raise a UserError if something is in the folder that is no run: it is never touched."""
+    if path.is_dir():
+        content = [each for each in path.iterdir() if each.name != LOCK and not is_temporary(each)]
+    else:
+        content = [path] if os.path.lexists(path) else []
+    if content and not _is_run(path):
+        raise UserError(f"{path} is not empty and holds no fewslice run; choose another --out")
+
+
+def _empty(path: Path) -> None:
+    """Remove a run. What a resumed run would rely on goes first, `config.json` stays until it is replaced: whenever
+    this is interrupted, the folder is one that can be resumed, from step 0, or overwritten."""
+    for name in ("result.json", "checkpoint.pt", "kept.json", "metrics.csv"):
+        for file in path.rglob(name):
+            file.unlink()
+    for each in path.iterdir():
+        if each.name not in (LOCK, "config.json"):
+            shutil.rmtree(each) if each.is_dir() and not each.is_symlink() else each.unlink()
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The content of `result.json`, None if there is none."""
+    try:
+        result = json.loads((path / "result.json").read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path / 'result.json'} ({error}); remove it and --resume again") from None
+    if not isinstance(result, dict):
+        raise UserError(f"{path / 'result.json'} is not the result of a run; remove it and --resume again")
+    return result
+
+
+def _read_metrics(path: Path, columns: Sequence[str], last_step: int) -> list[dict[str, str]]:
+    """The rows of `metrics.csv` up to a step; lines that are damaged are left out, and a warning counts them."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        log.warning(f"{path} is missing: it starts again after step {last_step}")
+        return []
+    lines = text.replace("\0", "").splitlines()  # NUL bytes: what some file systems leave at the end after a crash
+    header = lines[0].split(",") if lines else []
+    rows, damaged = [], len(set(header) ^ set(columns))
+    for line in lines[1:]:
+        row = dict(zip(header, line.split(","), strict=False))
+        try:
+            numbers = {name: float(value) for name, value in row.items() if value}
+            whole = line.count(",") == len(header) - 1 and numbers["step"] == int(row["step"])
+        except (ValueError, KeyError):
+            whole = False
+        if not whole:
+            damaged += 1
+        elif int(row["step"]) <= last_step:
+            rows.append({name: row.get(name, "") for name in columns})
+    if damaged:
+        aside = path.with_name("metrics.damaged.csv")
+        shutil.copyfile(path, aside)
+        log.warning(f"{path} is damaged or of another version: {len(rows)} rows could be kept; see {aside.name}")
+    return rows
 
 
 def can_resume(path: Path, config: RunSettings) -> bool:

@@ -165,6 +165,7 @@ def fit(
             # In its first steps the average follows the network closely, or the random start would weigh too much.
             after_step=lambda step: supervised.move_average(min(settings.ema_decay, step / (step + 10))),
             observe=observe,
+            observed=lambda step: step % evaluate_every == 0,
             columns=task.columns,
             workers=settings.workers,
             checkpoint_every=settings.checkpoint_every,

@@ -55,7 +55,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             result = train_stage(cfg, fabric, run_folder, images, encoder, lineage, probe)
         else:
             result = _save_untrained(cfg, run_folder, encoder, lineage)
-        run_folder.write_result(result)
+        result = run_folder.write_result(result)
     return result
 
 

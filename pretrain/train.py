@@ -56,6 +56,9 @@ def train_stage(
     Returns:
         The content of `result.json`.
     """
+    if run.finished is not None:
+        run.note_data(images.hash)
+        return run.finished
     byol = Byol(
         channels_last(encoder),
         feature_width(encoder),
@@ -86,7 +89,7 @@ def train_stage(
             save_encoder(network, folder, network=cfg.export, lineage=stages, **facts_of_encoder(cfg))
 
     epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, steps)
-    latest: Metrics = {}
+    columns = ["projection_std", "effective_rank", "probe_jaccard"]
 
     def observe(step: int, last: bool) -> Metrics:
         if step in epochs_kept:
@@ -97,8 +100,10 @@ def train_stage(
             _warn_of_collapse(metrics["projection_std"], step)
         if probe is not None and (step % cfg.probe_every == 0 or last):
             metrics["probe_jaccard"] = probe(byol.target_encoder, fabric.device)
-        latest.update(metrics)
         return metrics
+
+    def observed(step: int) -> bool:
+        return step in epochs_kept or step % cfg.log_every == 0 or (probe is not None and step % cfg.probe_every == 0)
 
     if 0 in epochs_kept and not (cfg.resume and run.checkpoint.exists()):
         export(run.path / "epoch-0", 0)
@@ -120,7 +125,8 @@ def train_stage(
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
             after_step=move_target,
             observe=observe,
-            columns=["projection_std", "effective_rank", "probe_jaccard"],
+            observed=observed,
+            columns=columns,
             workers=cfg.workers,
             on_device=images.on_device,
             checkpoint_every=cfg.checkpoint_every,
@@ -134,7 +140,7 @@ def train_stage(
         images.unit: images.count,
         "steps": steps,
         "seed": cfg.seed,
-        **latest,
+        **{name: run.latest[name] for name in columns if name in run.latest},
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
         "encoder": str(run.path / "encoder.safetensors"),

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
-from core.files import write_json
+from core.files import write_csv, write_json
 from core.progress import progress
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
 from data.readers.images import IMAGE_SUFFIXES, is_image, label_stack, read_labels, read_volume, stem
@@ -60,7 +60,7 @@ def run(cfg: Evaluate) -> dict[str, Any]:
 
     out = cfg.out or cfg.prediction / "scores"
     out.mkdir(parents=True, exist_ok=True)
-    per_volume.to_csv(out / "per_volume.csv", index=False)
+    write_csv(out / "per_volume.csv", per_volume)
     write_json(out / "result.json", result)
     console = Console()
     for table in result_tables(result):

@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from core.files import save_figure
 from segment.metrics import foreground, mean_dice
 
 # Okabe and Ito, "Color Universal Design" (2008), the brightest first, as they are drawn on grey images.
@@ -88,7 +89,7 @@ def prediction_panel(
         for i, name in enumerate(foreground(classes))
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=200)
+    save_figure(path, figure, dpi=200)
 
 
 def _window(reference: np.ndarray, prediction: np.ndarray, aspect: float) -> tuple[slice, slice]:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
+from core.files import write_csv
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.images import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
 from segment.tables import table_of
@@ -73,7 +74,7 @@ def run(cfg: Predict) -> pd.DataFrame:
             rows.append({"file": str(target), "subject": subject, "phase": phase, "frame": frame} | volumes)
     table = pd.DataFrame(rows)
     if rows:
-        table.to_csv(cfg.output / "volumes.csv", index=False, float_format="%.3f")
+        write_csv(cfg.output / "volumes.csv", table, float_format="%.3f")
         _print(table, cfg.output)
     if problems:
         raise UserError(f"{first_and_count(problems)}; the other {len(files) - len(problems)} files are done")

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from core.files import write_csv
 from data.slices import Dataset
 from segment.figures import panel_case, prediction_panel, worst_median_best
 from segment.inference import segment_stack
@@ -86,7 +87,7 @@ def score_split(
         rows.append(origin | score)
     folder.mkdir(parents=True, exist_ok=True)
     per_volume = pd.DataFrame(rows)
-    per_volume.to_csv(folder / "per_volume.csv", index=False)
+    write_csv(folder / "per_volume.csv", per_volume)
     if figures:
         _draw_panel(per_volume, volumes, predictions, classes, folder / "predictions.png")
     return summarise(per_volume, classes)

@@ -12,6 +12,7 @@ from scipy import ndimage
 from torch import nn
 
 from core.errors import UserError
+from core.files import write_csv
 from data.augment import Augmenter
 from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics
@@ -69,7 +70,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         fabric.barrier()
         if main:
             columns = ["subject", "group", "phase", "frame", "slice", "file"]
-            labelled[columns].to_csv(run.path / "labelled_slices.csv", index=False)
+            write_csv(run.path / "labelled_slices.csv", labelled[columns])
             save_splits(run.path / "splits.json", dataset.splits)
         say_random_start(cfg)
         subjects = labelled["subject"].nunique()
@@ -91,7 +92,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         if main:
             result |= _score(cfg, fabric, run.path, dataset, predictions)
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
-        run.write_result(result)
+        result = run.write_result(result)
     fabric.barrier()
     return result
 

@@ -133,4 +133,6 @@ def test_the_log_ends_with_the_run(tmp_path):
     text = (tmp_path / "train.log").read_text()
     assert "during" in text
     assert "after" not in text
-    assert json.loads((tmp_path / "result.json").read_text()) == {"steps": 3}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["steps"] == 3
+    assert result.keys() == {"steps", "data_digest", "versions", "commit"}

@@ -7,6 +7,7 @@ the real ones: identity affines while pixdim holds the spacing, int16 and float3
 without labels, intensities above 255. Scores on a phantom are no evidence about patients.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import nibabel as nib
 import numpy as np
 
 from core.cache import made_once
-from data.phantoms.checks import Matrix, check_range, start_data_set
+from core.files import write_atomically
+from data.phantoms.checks import Matrix, check_range, new_data_set
 from data.phantoms.chest import Scan
 from data.phantoms.heart import GROUPS, Heart, draw_heart, end_systole
 from data.phantoms.short_axis import LV, MYO, RV, image_subject
@@ -94,9 +96,10 @@ def write_acdc(out: Path, subjects: int, seed: int, frames: int = DEMO_FRAMES, m
     """
     check_range("subjects", subjects, 1, 100)
     check_range("frames", frames, 4, 99)
-    start_data_set(out, ["training"], seed)
-    for number in range(1, subjects + 1):
-        _write_subject(out / "training" / f"patient{number:03d}", draw_subject(seed, number, matrix), seed, frames)
+    with new_data_set(out, ["training"], seed) as folder:
+        for number in range(1, subjects + 1):
+            subject = draw_subject(seed, number, matrix)
+            _write_subject(folder / "training" / f"patient{number:03d}", subject, seed, frames)
 
 
 def demo_root() -> Path:
@@ -176,11 +179,13 @@ def write_sheet(root: Path, file: Path) -> None:
                 axis.set_title(f"{group}  {phase} {level}", fontsize=6, color="white", pad=2)
     figure.subplots_adjust(0, 0, 1, 0.975, 0.02, 0.1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=90, facecolor="black")
-    plt.close(figure)
     # a palette of greys and the outlines' colours only: a third of the bytes
     hues = [(1, 1, 1)] * 32 + [to_rgb(colour) for colour in OUTLINES.values()] * 4
     steps = [*np.linspace(0, 255, 32), *np.repeat([255, 200, 150, 110], len(OUTLINES))]
     palette = Image.new("P", (1, 1))
     palette.putpalette([round(step * part) for step, hue in zip(steps, hues, strict=True) for part in hue])
-    Image.open(file).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE).save(file, optimize=True)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=90, facecolor="black")
+    plt.close(figure)
+    sheet = Image.open(picture).convert("RGB").quantize(palette=palette, dither=Image.Dither.NONE)
+    write_atomically(file, lambda path: sheet.save(path, optimize=True))

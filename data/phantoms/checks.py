@@ -1,10 +1,14 @@
 """Options of a synthetic data set, checked before it is written."""
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from core.errors import UserError
+from core.files import naming_file, remove_leftovers, temporary_name
 from data.synthetic import mark_synthetic
 
 Matrix = Literal["small", "large"]
@@ -17,11 +21,35 @@ def check_range(option: str, value: int, low: int, high: int) -> None:
         raise UserError(f"--{option} {value} is out of range: choose {low}..{high}")
 
 
-def start_data_set(out: Path, folders: Sequence[str], seed: int) -> None:
-    """Create ``out``, marked as synthetic; raise a UserError if the seed is negative or one of ``folders`` exists."""
+@contextmanager
+def new_data_set(out: Path, folders: Sequence[str], seed: int) -> Iterator[Path]:
+    """A folder to write a data set into; at the end its content moves into ``out``, marked as synthetic.
+
+    Whatever a killed process left is removed, so that the same command can be repeated.
+
+    Args:
+        out: folder of the data set; created if absent.
+        folders: folders of the data set, which must not exist in ``out``; the last one is moved last.
+        seed: random seed.
+
+    Raises:
+        UserError: if the seed is negative or one of ``folders`` exists.
+    """
     if seed < 0:
         raise UserError(f"--seed {seed} is negative: choose 0 or more")
     for folder in folders:
         if (out / folder).exists():
             raise UserError(f"{out / folder} exists already: choose another --out or remove it")
-    mark_synthetic(out)
+    with naming_file(out):
+        out.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
+        hidden = temporary_name(out / "data")
+        shutil.rmtree(hidden, ignore_errors=True)
+        try:
+            hidden.mkdir()
+            yield hidden
+            mark_synthetic(out)
+            for path in sorted(hidden.iterdir(), key=lambda path: path.name in folders):
+                os.replace(path, out / path.name)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)

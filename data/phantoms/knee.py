@@ -18,8 +18,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from core.cache import made_once
+from core.files import write_atomically
 from data.phantoms import knee_soft_tissue as soft_tissue
-from data.phantoms.checks import Matrix, check_range, start_data_set
+from data.phantoms.checks import Matrix, check_range, new_data_set
 from data.phantoms.knee_anatomy import Knee, Tones, deform, draw_knee
 from data.phantoms.knee_bones import paint_bones
 from data.phantoms.painting import LEVELS, Block
@@ -198,7 +199,11 @@ def write_mrnet(out: Path, exams: int, seed: int, matrix: Matrix = "small") -> N
         UserError: if a number is out of range or ``out`` already holds train or valid.
     """
     check_range("subjects", exams, 3, FIRST_VALID)
-    start_data_set(out, list(POSITIVE), seed)
+    with new_data_set(out, list(POSITIVE), seed) as folder:
+        _write_splits(folder, exams, seed, matrix)
+
+
+def _write_splits(out: Path, exams: int, seed: int, matrix: Matrix) -> None:
     for split, count in {"train": exams, "valid": exams // 3}.items():
         drawn = [draw_exam(seed, split, index) for index in range(count)]
         for plane in PLANES:
@@ -246,4 +251,5 @@ def write_knee_sheet(file: Path, seed: int, matrix: Matrix = "small") -> None:
             picture = Image.fromarray(stacks[plane][frame]).resize((side, side), Image.Resampling.BICUBIC)
             sheet.paste(picture, (column * side, row * side))
     file.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(28, dither=Image.Dither.NONE).save(file, optimize=True)
+    quantized = sheet.quantize(28, dither=Image.Dither.NONE)
+    write_atomically(file, lambda path: quantized.save(path, optimize=True))

@@ -17,6 +17,7 @@ from nibabel.spatialimages import HeaderDataError
 from PIL import Image, ImageSequence
 
 from core.errors import UserError
+from core.files import write_atomically
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PLANAR_SUFFIXES = (".png", ".tif", ".tiff")
@@ -200,18 +201,19 @@ def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     if path.name.lower().endswith(PLANAR_SUFFIXES):
         if stack.shape[:2] != (1, 1):
             raise UserError(f"{path} can hold one slice and {like.path} has more: write a .nii.gz file")
-        Image.fromarray(stack[0, 0].astype(np.uint8)).save(path)
+        write_atomically(path, Image.fromarray(stack[0, 0].astype(np.uint8)).save)
         return
     values = np.moveaxis(stack.astype(np.uint8).T, 2, like.shape.slice_axis)
     if like.header is None:
-        nib.Nifti1Image(values[..., 0], like.affine).to_filename(path)
+        write_atomically(path, nib.Nifti1Image(values[..., 0], like.affine).to_filename)
         return
     header = like.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window would hide the labels
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    kind(values.reshape(header.get_data_shape(), order="F"), like.affine, header).to_filename(path)
+    image = kind(values.reshape(header.get_data_shape(), order="F"), like.affine, header)
+    write_atomically(path, image.to_filename)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError
+from core.files import write_csv
 from sweep.analysis import convergence, learning_curves, statistics
 from sweep.analysis.bootstrap import bootstrap
 from sweep.analysis.curve_fitting import fit
@@ -45,7 +46,7 @@ def analyse(folder: Path, measure: str = "dice", draws: int = 2000, seed: int = 
     }
     (folder / "statistics").mkdir(exist_ok=True)
     for name, table in tables.items():
-        table.to_csv(folder / "statistics" / f"{name}.csv", index=False, float_format="%.8g")
+        write_csv(folder / "statistics" / f"{name}.csv", table, float_format="%.8g")
     return tables
 
 

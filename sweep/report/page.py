@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from core.errors import UserError
+from core.files import write_text
 from sweep.analysis.convergence import LEVEL, runs_from
 from sweep.analysis.curve_fitting import OFFSET_POWER_LAW
 from sweep.analysis.scores import longest_pretraining
@@ -65,7 +66,7 @@ def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int
     """
     study = read_study(folder, measure, draws, seed)
     path = folder / "report.html"
-    path.write_text(render(study), encoding="utf-8")
+    write_text(path, render(study))
     return path
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from classify.config import ClassifyConfig
 from core.errors import UserError
+from core.files import write_text
 from data.sources import open_exams, open_slices
 from engine.run_folder import can_resume
 from segment.config import SegmentConfig
@@ -30,7 +31,7 @@ def failure(job: Job) -> str:
 def note_failure(job: Job, message: str) -> None:
     """Write an error to the job's folder, where `failure` and the report read its first line."""
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "error.txt").write_text(message)
+    write_text(job.folder / "error.txt", message)
 
 
 def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from core.errors import UserError
+from core.files import write_csv, write_parquet
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job
 from sweep.study.jobs import is_done
@@ -39,13 +40,13 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> None:
             raise UserError(f"cannot read the cell {job.folder} ({reason}); remove its folder and run again") from error
         times.append({"cell": key["cell"]} | {name: result[name] for name in TIMES if name in result})
     results = pd.DataFrame(rows)
-    results.to_csv(cfg.out / "results.csv", index=False)
-    results.to_parquet(cfg.out / "results.parquet", index=False)
+    write_csv(cfg.out / "results.csv", results)
+    write_parquet(cfg.out / "results.parquet", results)
     if done:
         detail = "per_volume.csv" if cfg.task == "segment" else "per_exam.csv"
-        pd.concat(details, ignore_index=True).to_csv(cfg.out / detail, index=False)
-        pd.concat(curves, ignore_index=True).to_parquet(cfg.out / "curves.parquet", index=False)
-        pd.DataFrame(times).to_csv(cfg.out / "timings.csv", index=False)
+        write_csv(cfg.out / detail, pd.concat(details, ignore_index=True))
+        write_parquet(cfg.out / "curves.parquet", pd.concat(curves, ignore_index=True))
+        write_csv(cfg.out / "timings.csv", pd.DataFrame(times))
 
 
 def _scores(cfg: SweepConfig, result: dict[str, Any], job: Job) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from core.files import save_figure, write_text
+
 T = TypeVar("T")
 WIDE, NARROW = 860, 360
 """Widths of a figure on a screen and on a phone, in pixels."""
@@ -185,6 +187,6 @@ def to_svg(figure: Figure, name: str) -> str:
 def save(figure: Figure, path: Path) -> str:
     """Write the figure to PATH.svg and PATH.png, and return the SVG."""
     svg = to_svg(figure, path.name)
-    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-    figure.savefig(path.with_suffix(".png"), dpi=150)
+    write_text(path.with_suffix(".svg"), svg)
+    save_figure(path.with_suffix(".png"), figure, dpi=150)
     return svg

@@ -1,0 +1,33 @@
+"""Digest of tensors, which a safetensors file written here holds in its metadata."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from core.errors import UserError
+
+KEY = "sha256"
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and values, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def refuse_changed(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a UserError if the tensors of a file are not those that its digest was computed from.
+
+    Files of other software and of version 0.1 have no digest.
+    """
+    with safe_open(path, framework="pt") as file:
+        expected = (file.metadata() or {}).get(KEY)
+    if expected not in (None, digest_of(tensors)):
+        raise UserError(f"{path} has changed since it was written: a fault of the disk or of a copy; get it again")
