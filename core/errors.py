@@ -1,5 +1,6 @@
 """Errors that a user can fix, and how a command line reports them."""
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,12 @@ def first_and_count(problems: Sequence[object]) -> str:
 def user_errors() -> Iterator[None]:
     """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
 
-    Any other exception is a bug and keeps its traceback, as all do with ``FEWSLICE_TRACEBACK=1``.
+    Any other exception is a bug and keeps its traceback, as all do with ``FEWSLICE_TRACEBACK=1``. A character that the
+    output's encoding lacks is printed as an escape, such as \\u2019.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except (UserError, OSError) as error:
