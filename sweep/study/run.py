@@ -26,6 +26,8 @@ from sweep.study.results import collect, collected
 
 LOCK = ".lock"
 """Name of the lock file in a study's folder."""
+MOST_PER_CORE = 16
+"""Processes per core: more only take memory."""
 
 console = terminal()
 
@@ -113,6 +115,10 @@ def _execute(cfg: SweepConfig, jobs: Sequence[Job], board: Board) -> None:
         gpus = torch.cuda.device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = cfg.processes or (gpus * cfg.runs_per_gpu if gpus else cores)
+    if processes > MOST_PER_CORE * max(cores, gpus):
+        raise UserError(
+            f"--processes {processes}: this machine has {cores} cores; pass {MOST_PER_CORE * cores} or fewer"
+        )
     (cfg.out / "logs").mkdir(exist_ok=True)
     run_locally(
         jobs,
