@@ -16,6 +16,11 @@ def first_and_count(problems: Sequence[object]) -> str:
     return f"{problems[0]} (and {len(problems) - 1} more)" if len(problems) > 1 else str(problems[0])
 
 
+def say(sentence: str) -> None:
+    """Print the sentence of an error; a run of several processes replaces this function by `engine.process_group`'s."""
+    print(sentence, file=sys.stderr)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
@@ -31,5 +36,5 @@ def user_errors() -> Iterator[None]:
     except (UserError, OSError) as error:
         if os.environ.get("FEWSLICE_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}")
         raise SystemExit(2) from None
