@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import tyro
-from rich.console import Console
 
 from classify.statistics import auc_with_interval, confusion_counts, delong_test, interval_text, mcnemar
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.tables import read_table
+from core.terminal import terminal
 
 COLUMNS = ("exam", "split", "label", "probability", "called")
 
@@ -82,7 +82,7 @@ def _read(folder: Path, split: str) -> pd.DataFrame:
 
 
 def _print(result: dict[str, Any], cfg: Compare) -> None:
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     console.print(f"{result['exams']} {cfg.split} exams, {result['positive']} positive")
     for folder, auc, accuracy in zip(cfg.runs, result["auc"], result["accuracy"], strict=True):
         console.print(f"{folder}: AUC {interval_text(auc)}, accuracy {accuracy:.3f}")

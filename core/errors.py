@@ -16,6 +16,13 @@ def first_and_count(problems: Sequence[object]) -> str:
     return f"{problems[0]} (and {len(problems) - 1} more)" if len(problems) > 1 else str(problems[0])
 
 
+def escape_unprintable() -> None:
+    """Let the process print a character that its output's encoding lacks as an escape, such as \\u2019."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def say(sentence: str) -> None:
     """Print the sentence of an error; a run of several processes replaces this function by `engine.process_group`'s."""
     print(sentence, file=sys.stderr)
@@ -25,12 +32,9 @@ def say(sentence: str) -> None:
 def user_errors() -> Iterator[None]:
     """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
 
-    Any other exception is a bug and keeps its traceback, as all do with ``FEWSLICE_TRACEBACK=1``. A character that the
-    output's encoding lacks is printed as an escape, such as \\u2019.
+    Any other exception is a bug and keeps its traceback, as all do with ``FEWSLICE_TRACEBACK=1``.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    escape_unprintable()
     try:
         yield
     except (UserError, OSError) as error:
