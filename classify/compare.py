@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import tyro
-from rich.console import Console
 
 from classify.statistics import auc_with_interval, confusion_counts, delong_test, interval_text, mcnemar
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
+from core.tables import read_table
+from core.terminal import terminal
 
 COLUMNS = ("exam", "split", "label", "probability", "called")
 
@@ -66,11 +67,13 @@ def _read(folder: Path, split: str) -> pd.DataFrame:
     file = folder / "per_exam.csv"
     if not file.is_file():
         raise UserError(f"{folder} holds no per_exam.csv; pass a finished run of python -m classify")
-    try:
-        table = pd.read_csv(file, dtype={"exam": str})
-        table = table.loc[table["split"] == split, list(COLUMNS)]
-    except (ValueError, KeyError) as error:
-        raise UserError(f"{file} is not the table of a classifier run ({error}); score the run again") from None
+    table = read_table(file, COLUMNS, "it is not the table of a classifier run, score the run again")
+    table = table.loc[table["split"] == split, list(COLUMNS)]
+    valid = table["label"].isin([0, 1]) & table["called"].isin([0, 1]) & table["probability"].between(0, 1)
+    if not valid.all():
+        raise UserError(f"{file}: exam {table['exam'][~valid].iloc[0]} has impossible scores; score the run again")
+    if (repeated := table["exam"].duplicated()).any():
+        raise UserError(f"{file}: exam {table['exam'][repeated].iloc[0]} is there twice; score the run again")
     if table["label"].nunique() < 2:
         raise UserError(
             f"{file} has no {split} exams of both classes; choose the other --split, or train without --no-test"
@@ -79,7 +82,7 @@ def _read(folder: Path, split: str) -> pd.DataFrame:
 
 
 def _print(result: dict[str, Any], cfg: Compare) -> None:
-    console = Console(soft_wrap=True)
+    console = terminal(soft_wrap=True)
     console.print(f"{result['exams']} {cfg.split} exams, {result['positive']} positive")
     for folder, auc, accuracy in zip(cfg.runs, result["auc"], result["accuracy"], strict=True):
         console.print(f"{folder}: AUC {interval_text(auc)}, accuracy {accuracy:.3f}")

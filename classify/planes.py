@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from lightning_fabric import Fabric
 from sklearn.linear_model import LogisticRegression
 
@@ -19,6 +18,7 @@ from classify.model import Combination, log_odds
 from classify.scoring import write_scores
 from classify.training import choose_threshold, prepare, run_plane
 from core.errors import UserError
+from core.tables import read_table
 from data.sources import MrnetSource
 from engine.devices import make_fabric, show_messages
 from engine.model_file import write_card
@@ -76,7 +76,7 @@ def _of_plane(cfg: ClassifyConfig, plane: str) -> ClassifyConfig:
 
 def _combine(cfg: ClassifyConfig, folder: Path) -> dict[str, Any]:
     """Fit on the inner validation, score the exams that all planes have, write `model.json` and the scores."""
-    tables = [pd.read_csv(folder / plane / "per_exam.csv", dtype={"exam": str, "subject": str}) for plane in cfg.planes]
+    tables = [read_table(folder / plane / "per_exam.csv") for plane in cfg.planes]
     common = set.intersection(*(set(table["exam"]) for table in tables))
     if missing := len({exam for table in tables for exam in table["exam"]} - common):
         log.info(f"{missing} exams lack a plane and are left out of the combination")

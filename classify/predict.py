@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
 from core.files import write_csv
+from core.terminal import terminal
 from data.readers.exams import read_exam
 from data.readers.images import NIFTI_SUFFIXES
 
@@ -131,7 +131,7 @@ def _probability(classifier: "Classifier", card: "ModelCard", file: Path, exam: 
 
 
 def _print(table: pd.DataFrame, output: Path) -> None:
-    console = Console()
+    console = terminal()
     summary = Table(title="probabilities")
     for heading in ("exam", "probability", "called"):
         summary.add_column(heading, justify="left" if heading == "exam" else "right")

@@ -1,18 +1,19 @@
 """Print the scores of a finished classifier run."""
 
+from shlex import quote
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from classify.config import ClassifyConfig
 from classify.figures import NAMES
 from classify.statistics import interval_text
+from core.terminal import terminal
 
 
 def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
     """Print the scores of each split and the commands that come next."""
-    console = Console()
+    console = terminal()
     splits = [split for split in ("val", "test") if split in result]
     threshold = result["threshold"]
     table = Table("", title=f"{result['task']}, threshold {threshold['value']:.3f}: {threshold['source']}")
@@ -28,10 +29,10 @@ def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
     console.print(table)
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
-    folder = cfg.run_folder
+    folder, data = cfg.run_folder, cfg.data.data_root or "DIR"
     console.print(
         f"result:  {folder}: result.json, per_exam.csv, roc.png, calibration.png\n"
-        f"next:    python -m classify.predict --run {folder} --input {cfg.data.data_root or 'DIR'}\n"
-        f"         python -m classify.compare {folder} OTHER_RUN",
+        f"next:    python -m classify.predict --run {quote(str(folder))} --input {quote(str(data))}\n"
+        f"         python -m classify.compare {quote(str(folder))} OTHER_RUN",
         soft_wrap=True,
     )

@@ -2,6 +2,7 @@
 
 import atexit
 import errno
+import io
 import os
 import signal
 import sys
@@ -38,6 +39,18 @@ def sentence(error: Exception) -> str:
     return f"{file}{error.strerror}{advice}"
 
 
+def escape_unprintable() -> None:
+    """Let the process print a character that its output's encoding lacks as an escape, such as \\u2019."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def say(sentence: str) -> None:
+    """Print the sentence of an error; a run of several processes replaces this function by `engine.process_group`'s."""
+    print(sentence, file=sys.stderr)
+
+
 @contextmanager
 def user_errors() -> Iterator[None]:
     """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
@@ -45,6 +58,7 @@ def user_errors() -> Iterator[None]:
     Ctrl-C ends it with one line and exit code 130. Any other exception is a bug and keeps its traceback, as all do
     with ``FEWSLICE_TRACEBACK=1``.
     """
+    escape_unprintable()
     interrupts: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -67,7 +81,7 @@ def user_errors() -> Iterator[None]:
             raise SystemExit(130) from None
         if not isinstance(error, UserError | OSError):
             raise
-        print(f"error: {sentence(error)}", file=sys.stderr)
+        say(f"error: {sentence(error)}")
         raise SystemExit(2) from None
     finally:
         if previous is not None:

@@ -118,7 +118,7 @@ def naming_file(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, in UTF-8."""
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -127,8 +127,12 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_csv(path: Path, table: "pd.DataFrame", **options: Any) -> None:
-    """Write a table atomically, without its index; `options` are those of `DataFrame.to_csv`."""
-    write_atomically(path, lambda file: table.to_csv(file, **{"index": False} | options))
+    """Write a table atomically, without its index; `options` are those of `DataFrame.to_csv`.
+
+    Names of files that are not UTF-8 stay the bytes that they are.
+    """
+    options = {"index": False, "errors": "surrogateescape"} | options
+    write_atomically(path, lambda file: table.to_csv(file, **options))
 
 
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:

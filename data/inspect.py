@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.files import write_json
 from core.progress import progress
+from core.terminal import terminal
 from data.readers.acdc import missing_halves
 from data.readers.folder import unpaired_labels
 from data.readers.images import Volume, read_labels, read_volume
@@ -222,15 +224,14 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     for kind, style in (("warnings", "yellow"), ("problems", "red")):
         for finding in report[kind]:
             what = finding["problem"].removeprefix(f"{finding['file']} ")
-            console.print(f"[{style}]{kind[:-1]}[/{style}] ", end="")
-            console.print(f"{finding['file']} {what}", markup=False, highlight=False, soft_wrap=True)
+            console.print(Text.assemble((kind[:-1], style), f" {finding['file']} {what}"), soft_wrap=True)
     console.print(f"{len(report['problems'])} problems, {len(report['warnings'])} warnings")
 
 
 def run(cfg: Inspect) -> int:
     """Inspect a data set, print and save the report; return the number of problems."""
     report = inspect_dataset(cfg.dataset, find_root(cfg.dataset, cfg.data_root), cfg.subject_pattern)
-    print_report(report, Console())
+    print_report(report, terminal())
     if cfg.json is not None:
         cfg.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(cfg.json, report)

@@ -7,13 +7,17 @@ from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
+from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from core.errors import UserError
+from engine.process_group import share_errors
 
 log = logging.getLogger("fewslice")
+
+MOST_PER_CORE = 16
+"""Processes per core of a run on the CPU: more only take memory."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -28,7 +32,8 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         nodes: machines.
 
     Raises:
-        UserError: if `device` is "cuda" and there is no GPU, or `precision` is "fp16" on the CPU.
+        UserError: if `device` is "cuda" and there is no GPU, `precision` is "fp16" on the CPU, there are fewer GPUs
+            than `devices`, or Slurm has started another number of processes.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -41,6 +46,10 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
     if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun
         devices = int(os.environ["LOCAL_WORLD_SIZE"])
         nodes = int(os.environ["WORLD_SIZE"]) // devices
+    available = torch.cuda.device_count() if device == "cuda" else MOST_PER_CORE * (os.cpu_count() or 1)
+    if devices > available:
+        what = "GPUs" if device == "cuda" else "processes on the CPU"
+        raise UserError(f"--devices {devices}: this machine has room for {available} {what}; pass fewer")
     torch.set_float32_matmul_precision("high")
     fabric = Fabric(
         accelerator=device,
@@ -48,11 +57,39 @@ def make_fabric(device: str = "auto", precision: str = "auto", devices: int = 1,
         num_nodes=nodes,
         strategy="ddp" if devices * nodes > 1 else "auto",
         precision={"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision],
-        # a single process needs no cluster: Fabric would else read Slurm's variables and wait for other processes
-        plugins=[LightningEnvironment()] if devices * nodes == 1 else None,
+        plugins=_environment(devices, nodes),
     )
     fabric.launch()
+    if fabric.world_size > 1:
+        share_errors(fabric)
     return fabric
+
+
+def _environment(devices: int, nodes: int) -> list[ClusterEnvironment] | None:
+    """Who starts the processes: this process, Slurm, or (None) what Fabric finds, such as torchrun.
+
+    A single process needs no cluster: Fabric would read Slurm's variables and wait for other processes. So would it
+    in a batch job that starts Python without srun.
+    """
+    if devices * nodes == 1:
+        return [LightningEnvironment()]
+    if "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_NTASKS" not in os.environ:
+        return None
+    variables = os.environ
+    in_step = "SLURM_STEP_ID" in variables or "SLURM_STEPID" in variables  # set by srun alone
+    tasks = int(variables.get("SLURM_STEP_NUM_TASKS", variables["SLURM_NTASKS"])) if in_step else 1
+    if tasks == 1:
+        if nodes > 1 and "NODE_RANK" not in variables:
+            raise UserError(f"--nodes {nodes}: under Slurm, start the command with srun, one task for each device")
+        return [LightningEnvironment()]
+    machines = int(variables.get("SLURM_STEP_NUM_NODES", variables.get("SLURM_NNODES", nodes)))
+    if (tasks, machines) != (devices * nodes, nodes):
+        raise UserError(
+            f"--devices {devices} --nodes {nodes}: srun has started {tasks} tasks on {machines} nodes; "
+            "start one task for each device"
+        )
+    variables["SLURM_NTASKS_PER_NODE"] = str(devices)  # a job without --ntasks-per-node lacks it
+    return [SLURMEnvironment(auto_requeue=False)]
 
 
 def channels_last(network: Network) -> Network:

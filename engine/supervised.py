@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from core.files import write_json
+from core.tables import read_table
 from engine.compiling import compile_method
 from engine.config import SupervisedSettings
 from engine.devices import channels_last, scales_gradients, synchronise_norms
@@ -174,7 +174,7 @@ def fit(
         resume=settings.resume,
     )
     if run.main and task.figures:
-        metrics = pd.read_csv(run.path / "metrics.csv")
+        metrics = read_table(run.path / "metrics.csv")
         draw_learning_curve(metrics, run.path / "learning_curve.png", score=task.score)
     return speed
 

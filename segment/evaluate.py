@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.files import write_csv, write_json
 from core.progress import progress
+from core.terminal import terminal
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
 from data.readers.images import IMAGE_SUFFIXES, is_image, label_stack, read_labels, read_volume, stem
 from segment.metrics import foreground, score_volume, summarise
@@ -62,7 +62,7 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "per_volume.csv", per_volume)
     write_json(out / "result.json", result)
-    console = Console()
+    console = terminal()
     for table in result_tables(result):
         console.print(table)
     console.print(f"written: {out / 'per_volume.csv'}, {out / 'result.json'}", soft_wrap=True)

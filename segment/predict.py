@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
 
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
 from core.files import write_csv
+from core.terminal import terminal
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.images import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
 from segment.tables import table_of
@@ -133,7 +133,7 @@ def _frames(file: Path, count: int) -> list[tuple[str, str, int]]:
 
 
 def _print(table: pd.DataFrame, output: Path) -> None:
-    console = Console()
+    console = terminal()
     classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
     if not table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all():
         summary = table_of("volumes", "file", "phase", "frame", *(f"{name} mL" for name in classes))
@@ -147,7 +147,8 @@ def _print(table: pd.DataFrame, output: Path) -> None:
             for _, row in ejection_fractions(table, chamber).iterrows():
                 console.print(
                     f"{row['source']}: {chamber} {row['ed_ml']:.0f} mL at ED, {row['es_ml']:.0f} mL at ES, "
-                    f"ejection fraction {row['ejection_fraction']:.0f} %"
+                    f"ejection fraction {row['ejection_fraction']:.0f} %",
+                    soft_wrap=True,
                 )
     console.print(f"written: {table['file'].nunique()} label maps and volumes.csv in {output}", soft_wrap=True)
 

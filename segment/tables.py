@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from core.terminal import terminal
 
 
 def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> None:
     """Print the scores of a finished run and the next command, with `images`, the folder of the data set, if any."""
-    console = Console()
+    console = terminal()
     scores = {"val": result} | ({"test": result["test"]} if "test" in result else {})
     for split, summary in scores.items():
         console.print(f"{split} split:")
@@ -20,7 +22,8 @@ def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> N
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
     console.print(
         f"result:  {folder}: result.json, per_volume.csv, predictions.png, learning_curve.png\n"
-        f"next:    python -m segment.predict --run {folder} --input {images or 'FILE.nii.gz'} --output OUT",
+        f"next:    python -m segment.predict --run {quote(str(folder))} --input {quote(str(images or 'FILE.nii.gz'))} "
+        "--output OUT",
         soft_wrap=True,
     )
 

@@ -1,5 +1,6 @@
 """`python -m sweep`: a study of scores against numbers of labels, and its report."""
 
+import shlex
 import signal
 import sys
 
@@ -23,7 +24,7 @@ def main() -> None:
             raise SystemExit(130) from None
         if report:
             print(f"report:  {report.resolve().as_uri()}")
-            print(f"next:    python -m sweep.forecast --results {cfg.out} --target 0.85")
+            print(f"next:    python -m sweep.forecast --results {shlex.quote(str(cfg.out))} --target 0.85")
 
 
 if __name__ == "__main__":

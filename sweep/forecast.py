@@ -1,21 +1,23 @@
 """`python -m sweep.forecast --results DIR --target 0.85`: labels needed for a score, and the gain from more labels."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from rich.console import Console
 from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
-from sweep.analysis.bootstrap import bootstrap
+from core.terminal import terminal
+from sweep.analysis.bootstrap import bootstrap, require_resamples
 from sweep.analysis.curve_fitting import fit
 from sweep.analysis.forecasts import labels_needed, next_labels
 from sweep.analysis.learning_curves import backtest
+from sweep.analysis.study_files import read_results, require_all_cells
 from sweep.analysis.tables import scored_split, study_scores
-from sweep.report.study_folder import NAMES, is_synthetic, read_plan, read_results, read_settings
+from sweep.report.study_folder import NAMES, is_synthetic, read_plan, read_settings
 
 EXAMPLES = ("--results runs/study --target 0.85", "--results runs/study --target 0.9 --at 75 --more 25")
 
@@ -45,10 +47,11 @@ class Forecast:
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
             raise UserError(f"--target {self.target}: must lie in (0, 1), e.g. 0.85")
-        if self.at is not None and self.at <= 0:
-            raise UserError(f"--at {self.at}: must be above 0")
-        if self.more <= 0 or self.draws < 100 or self.seed < 0:
-            raise UserError("--more must be above 0, --draws 100 or more, --seed 0 or more")
+        for name in ("at", "more"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name} {value}: must be above 0")
+        require_resamples(self.draws, self.seed)
 
 
 def run(cfg: Forecast) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -62,20 +65,21 @@ def run(cfg: Forecast) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     read_settings(cfg.results)
     results, plan = read_results(cfg.results), read_plan(cfg.results)
+    require_all_cells(cfg.results, results)
     boot = bootstrap(study_scores(cfg.results, cfg.measure), cfg.draws, cfg.seed)
     curves, unit = fit(boot), plan["unit"]
     at = float(boot.scores.labels[-1]) if cfg.at is None else cfg.at
     needed, gains = labels_needed(curves, cfg.target, unit), next_labels(curves, at, cfg.more, unit)
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal(highlight=False, soft_wrap=True)
     score, split = "AUC" if plan["task"] == "classify" else NAMES[cfg.measure], scored_split(cfg.results)
     for title, table in (
         (f"labels needed for {score} {cfg.target:g} on the {NAMES.get(split, split)} split", needed),
         (f"gain in {score} from {cfg.more:g} more {unit} at {at:g}", gains),
     ):
-        console.print(f"[bold]{title}[/]")
+        console.print(title, style="bold")
         for answer in table["answer"]:
-            console.print(f"  {answer}", markup=False)
+            console.print(f"  {answer}")
     tested = backtest(boot, cfg.seed).dropna(subset=["observed", "low", "high"])
     if len(tested):
         console.print(_backtest_table(tested))

@@ -1,5 +1,6 @@
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -103,6 +104,21 @@ def test_sizes_count_labels():
         ({"fractions": (0.5, 1.5)}, r"--fractions 1\.5: must lie in \(0, 1\]"),
         ({"fractions": (0.0,)}, r"--fractions 0\.0"),
         ({"seeds": ()}, "--seeds is empty"),
+        ({"seeds": (2**70,)}, "--seeds 1180591620717411303424: must be below 2 to the power of 63"),
+        ({"processes": 10**9}, "--processes 1000000000: must be at most 1024"),
+        ({"threads": 10**9}, "--threads 1000000000: must be at most 1024"),
+        ({"slurm_minutes": 10**9}, "--slurm-minutes 1000000000: must be at most 527040"),
+        ({"slurm_memory_gb": float("nan")}, "--slurm-memory-gb nan: must be above 0"),
+        ({"slurm_memory_gb": float("inf")}, "--slurm-memory-gb inf: must be above 0 and at most"),
+        ({"slurm_partition": "gpu\ntouch x #"}, r"--slurm-partition 'gpu\\ntouch x #': may hold letters"),
+        ({"slurm_partition": "--wrap=x"}, "--slurm-partition '--wrap=x'"),
+        ({"slurm_partition": ""}, "--slurm-partition ''"),
+        ({"slurm_gres": "gpu:1;touch x"}, "--slurm-gres 'gpu:1;touch x': may hold letters"),
+        ({"slurm_gres": "$(touch x)"}, "--slurm-gres"),
+        ({"slurm_gres": "gpu:1\r#SBATCH --uid=0"}, "--slurm-gres"),
+        ({"slurm_partition": "gpu\u2028x"}, "--slurm-partition"),
+        ({"executor": "slurm", "out": Path("a\n#SBATCH --wrap=x")}, r"--out .*Slurm cannot write to a path with '\\n'"),
+        ({"executor": "slurm", "out": Path("100%j")}, r"Slurm cannot write to a path with '%'"),
         ({"seeds": (3, 3)}, "--seeds 3 3: a value is repeated"),
         ({"data": MrnetSource()}, "--dataset mrnet does not go with --task segment"),
         (
@@ -117,6 +133,25 @@ def test_sizes_count_labels():
 def test_refused(settings, message):
     with pytest.raises(UserError, match=message):
         SweepConfig(**settings)
+
+
+def test_settings_of_slurm_that_sbatch_takes():
+    settings = {"slurm_partition": "gpu-a100,cpu_2.long", "slurm_gres": "gpu:a100:2,gres/shard=1", "executor": "slurm"}
+    SweepConfig(**settings, slurm_memory_gb=0.5, out=Path("my studies/first"))
+
+
+def test_a_study_written_by_hand_cannot_add_lines_to_the_batch_script(tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text('executor: slurm\nslurm_partition: "gpu\\ntouch x #"\n')
+    with pytest.raises(UserError, match="--slurm-partition"):
+        read_config(SweepConfig, file)
+
+
+def test_more_cells_than_anyone_can_train():
+    with pytest.raises(UserError, match=r"the study would have .* cells, more than 100,000"):
+        jobs_of(seeds=tuple(range(30_000)))
+    with pytest.raises(UserError, match="--cross-seeds with 1,000 seeds"):
+        jobs_of(seeds=tuple(range(1000)), cross_seeds=True)
 
 
 def test_recipes():

@@ -534,7 +534,7 @@ def test_a_study_of_version_0_1_has_no_plan(tmp_path):
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [([], "holds no study"), (["--draws", "5"], "--draws 5 --seed 0: must be 100 or more")],
+    [([], "holds no study"), (["--draws", "5"], "--draws 5 --seed 0: --draws takes 100 to 100,000")],
 )
 def test_mistakes_on_the_command_line(tmp_path, monkeypatch, capsys, arguments, expected):
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path), *arguments])

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import UserError
 from sweep.analysis.scores import Scores, nan_mean
+
+MOST_DRAWS = 100_000
+"""More resamples take gigabytes and change no interval visibly."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,13 @@ class Bootstrap:
         return {
             pair: replace(self, scores=self.scores.matched(*pair)) for pair in combinations(self.scores.pipelines, 2)
         }
+
+
+def require_resamples(draws: int, seed: int) -> None:
+    """Raise a UserError unless the number of resamples and the random seed of the bootstrap are sensible."""
+    if not 100 <= draws <= MOST_DRAWS or seed < 0:
+        limits = f"--draws takes 100 to {MOST_DRAWS:,}, --seed 0 or more"
+        raise UserError(f"--draws {draws} --seed {seed}: {limits}")
 
 
 def bootstrap(scores: Scores, draws: int = 2000, seed: int = 0) -> Bootstrap:

@@ -10,6 +10,7 @@ from sweep.analysis import convergence, learning_curves, statistics
 from sweep.analysis.bootstrap import bootstrap
 from sweep.analysis.curve_fitting import fit
 from sweep.analysis.scores import Scores, scores_from
+from sweep.analysis.study_files import read_curves, read_scores
 
 
 def analyse(folder: Path, measure: str = "dice", draws: int = 2000, seed: int = 0) -> dict[str, pd.DataFrame]:
@@ -29,7 +30,7 @@ def analyse(folder: Path, measure: str = "dice", draws: int = 2000, seed: int = 
         UserError: if the study has no scores.
     """
     boot = bootstrap(study_scores(folder, measure), draws, seed)
-    runs = convergence.runs_from(pd.read_parquet(_existing(folder / "curves.parquet")))
+    runs = convergence.runs_from(read_curves(folder))
     tables = {
         "by_size": statistics.by_size(boot),
         "pairs": statistics.pairs(boot),
@@ -56,8 +57,8 @@ def study_scores(folder: Path, measure: str = "dice") -> Scores:
     Raises:
         UserError: if the study has no scores, or the measure is unknown.
     """
-    rows = _cells(folder)
-    rows = rows[rows["split"] == scored_split(folder)]
+    rows = read_scores(folder)
+    rows = rows[rows["split"] == _scored_split(rows)]
     if "probability" not in rows and measure not in ("dice", "jaccard"):
         raise UserError(f"measure {measure!r} is unknown: choose dice or jaccard")
     return scores_from(rows, measure)
@@ -65,23 +66,8 @@ def study_scores(folder: Path, measure: str = "dice") -> Scores:
 
 def scored_split(folder: Path) -> str:
     """The split that the analysis uses: "test" if it was scored, else "val"."""
-    return "test" if (_cells(folder)["split"] == "test").any() else "val"
+    return _scored_split(read_scores(folder))
 
 
-def _cells(folder: Path) -> pd.DataFrame:
-    """Rows of volumes or exams."""
-    path = folder / "per_exam.csv"
-    if not path.is_file():
-        path = folder / "per_volume.csv"
-    rows = pd.read_csv(_existing(path), dtype={"subject": str, "exam": str, "pipeline": str})
-    if rows.empty:
-        raise UserError(
-            f"{path}: holds no scores because no run has finished; run the same `python -m sweep` command again"
-        )
-    return rows
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; pass the folder that `python -m sweep --out` wrote")
-    return path
+def _scored_split(rows: pd.DataFrame) -> str:
+    return "test" if (rows["split"] == "test").any() else "val"

@@ -13,12 +13,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from core.errors import UserError
 from core.files import write_text
+from sweep.analysis.bootstrap import require_resamples
 from sweep.analysis.convergence import LEVEL, runs_from
 from sweep.analysis.curve_fitting import OFFSET_POWER_LAW
 from sweep.analysis.scores import longest_pretraining
 from sweep.analysis.statistics import decided, oriented
+from sweep.analysis.study_files import read_curves
 from sweep.analysis.tables import study_scores
 from sweep.report import filters
 from sweep.report.figures.curve_areas import VIOLIN_FROM, curve_areas
@@ -49,8 +50,7 @@ class Report:
     """Random seed of the bootstrap, 0 or more."""
 
     def __post_init__(self) -> None:
-        if self.draws < 100 or self.seed < 0:
-            raise UserError(f"--draws {self.draws} --seed {self.seed}: must be 100 or more, and 0 or more")
+        require_resamples(self.draws, self.seed)
 
 
 def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int = 0) -> Path:
@@ -73,7 +73,7 @@ def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int
 def render(study: Study) -> str:
     """The page of a study, after its figures are drawn and saved."""
     facts, tables = study.facts, study.tables
-    styles, curves = pipeline_styles(facts.pipelines), pd.read_parquet(study.folder / "curves.parquet")
+    styles, curves = pipeline_styles(facts.pipelines), read_curves(study.folder)
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     for name in ("number", "interval", "p_value", "bounded", "labels_needed", "listed"):

@@ -1,14 +1,23 @@
 """A study as its folder describes it: settings, plan, results and encoder cards, read as plain files."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from core.errors import UserError
+from sweep.analysis.study_files import (
+    ADVICE,
+    first_line,
+    is_inside,
+    read_json,
+    read_results,
+    relative_paths,
+    require_all_cells,
+)
 from sweep.analysis.tables import analyse, scored_split
 
 LAYOUTS = {"segment": "acdc", "classify": "mrnet"}
@@ -85,6 +94,10 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
         UserError: if the folder holds no study, no finished run, or no plan.
     """
     settings, results, plan = read_settings(folder), read_results(folder), read_plan(folder)
+    settings = read_json(folder / "study.json", _Settings)
+    if not settings.get(plan["task"]):
+        raise UserError(f"{folder / 'study.json'} and plan.json are not of one study; {ADVICE}")
+    require_all_cells(folder, results)
     tables, split = analyse(folder, measure, draws, seed), scored_split(folder)
     scored, exams = set(tables["by_size"]["pipeline"]), plan["task"] == "classify"
     runs, run_settings = _with_states(folder, plan["jobs"], set(results["cell"])), settings[plan["task"]]
@@ -111,35 +124,123 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
     )
 
 
+def _inside(name: str) -> str:
+    if not is_inside(name):
+        raise ValueError("must be a folder inside the study")
+    return name
+
+
+class _Pretraining(BaseModel):
+    """The settings of pretraining that the report names."""
+
+    image_size: int | tuple[int, int]
+    batch_size: int
+    steps: int | None
+
+
+class _Run(_Pretraining):
+    """The settings of the cells that the report names."""
+
+    encoder: str
+    epochs: float | None = None
+    spacing_mm: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> "_Run":
+        if not self.steps and self.epochs is None:
+            raise ValueError("a run needs steps or epochs")
+        return self
+
+
+class _Data(BaseModel):
+    dataset: str | None = None
+    data_root: str | None = None
+
+
+class _Settings(_Data):
+    """study.json, as far as the report reads it."""
+
+    pipelines: list[str]
+    seeds: list[int]
+    pretrain_seeds: list[int]
+    pretrain_epochs: list[int] = []
+    sizes: list[int] = []
+    cross_seeds: bool = False
+    data: _Data | None = None
+    segment: _Run | None = None
+    classify: _Run | None = None
+    pretrain: _Pretraining
+
+
+class _Job(BaseModel):
+    name: Annotated[str, AfterValidator(_inside)]
+    is_cell: bool
+    needs: list[str]
+    pipeline: str | None = None
+    labels: int | None = None
+    pretrain_epochs: float | None = None
+    stage: str | None = None
+    epochs: float | None = None
+
+    @model_validator(mode="after")
+    def _cell_has_a_key(self) -> "_Job":
+        if self.is_cell and not {"pipeline", "labels", "pretrain_epochs"} <= self.model_fields_set:
+            raise ValueError("a cell needs pipeline, labels and pretrain_epochs")
+        return self
+
+
+class _Plan(BaseModel):
+    """plan.json."""
+
+    unit: Literal["slices", "patients", "exams"]
+    task: Literal["segment", "classify"]
+    jobs: list[_Job]
+
+
+class _Images(BaseModel):
+    name: str
+
+
+class _Stage(BaseModel):
+    """A stage of an encoder's card."""
+
+    stage: str
+    source: str | None = None
+    data: _Images | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+
+    @model_validator(mode="after")
+    def _says_its_images(self) -> "_Stage":
+        trained = self.data is not None and self.steps is not None and self.batch_size is not None
+        if (self.stage == "foreign" and not self.source) or (
+            self.stage == "generalist" and not (self.source or trained)
+        ):
+            raise ValueError("the origin of the encoder is missing")
+        return self
+
+
+class _Card(BaseModel):
+    """encoder.json of an encoder."""
+
+    lineage: Annotated[list[_Stage], Field(min_length=1)]
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """The configuration of a study, study.json."""
-    return _read_json(
-        folder / "study.json", "{} holds no study (no study.json); pass the --out folder of python -m sweep"
-    )
+    if not (folder / "study.json").is_file():
+        raise UserError(f"{folder} holds no study (no study.json); pass the --out folder of python -m sweep")
+    return read_json(folder / "study.json")
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
     """The content of a study's plan.json: unit, task and the jobs, as `python -m sweep` planned them."""
-    return _read_json(
-        folder / "plan.json",
-        "{} lacks plan.json, which fewslice 0.1 did not write; run the same python -m sweep command again: it adds the "
-        "file and repeats no finished run",
-    )
-
-
-def _read_json(file: Path, missing: str) -> dict[str, Any]:
-    if not file.is_file():
-        raise UserError(missing.format(file.parent))
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def read_results(folder: Path) -> pd.DataFrame:
-    """The results of a study, a row for each finished cell and split."""
-    try:
-        return pd.read_csv(folder / "results.csv", dtype={"pipeline": str})
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        message = "no run of the study has finished; run the same python -m sweep command again"
-        raise UserError(f"{folder}: {message}") from None
+    if not (folder / "plan.json").is_file():
+        raise UserError(
+            f"{folder} lacks plan.json, which fewslice 0.1 did not write; run the same python -m sweep command again: "
+            "it adds the file and repeats no finished run"
+        )
+    return read_json(folder / "plan.json", _Plan)
 
 
 def is_synthetic(results: pd.DataFrame) -> bool:
@@ -155,7 +256,7 @@ def _with_states(folder: Path, jobs: Sequence[Mapping[str, Any]], finished: set[
         done = name.removeprefix("cells/") in finished if job["is_cell"] else True
         if not (job["is_cell"] and done):
             note = folder / name / "error.txt"
-            error = note.read_text().partition("\n")[0] if note.is_file() else ""
+            error = relative_paths(first_line(note), folder)
             failed = [need for need in job["needs"] if need in runs and runs[need]["error"]]
             error = error or (f"needs {failed[0]}, which failed" if failed else "")
         state = "failed" if error else "done" if done else "not run"
@@ -174,7 +275,7 @@ def _dataset(settings: Mapping[str, Any], task: str, synthetic: bool) -> str:
 def _natural_image_starts(folder: Path) -> Iterator[tuple[str, str]]:
     """What the cards of a study's encoders say about the first stage of those that began with natural images."""
     for card in sorted(folder.glob("encoders/*/encoder.json")):
-        first = json.loads(card.read_text())["lineage"][0]
+        first = read_json(card, _Card)["lineage"][0]
         if first["stage"] == "foreign":
             yield (
                 first["source"],

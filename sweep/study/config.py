@@ -1,6 +1,7 @@
 """Configuration of a study, with the presets demo, default and paper for slices and for exams."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,10 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of Kalapos and Gyires-Toth 2022: 1, 3, 7, 15, 30, 75, 150, 300, 749 and 1498 slices."""
 SEEDS = (0, 13, 42, 123, 1111, 77, 62, 91, 7, 5)
 """Seeds of the code of Kalapos and Gyires-Toth 2022."""
+
+LARGEST = {"processes": 1024, "runs_per_gpu": 64, "threads": 1024}
+"""Largest sensible values: a mistyped number must not bring the machine down."""
+LARGEST |= {"slurm_minutes": 366 * 24 * 60, "slurm_parallel": 10_000, "slurm_memory_gb": 100_000}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +117,8 @@ class SweepConfig:
             for value in values if isinstance(values, tuple) else (values,):
                 if value is not None and value < 1:
                     raise UserError(f"{_flag(name)} {value}: must be 1 or more")
+                if value is not None and value > LARGEST.get(name, value):
+                    raise UserError(f"{_flag(name)} {value}: must be at most {LARGEST[name]}")
         for name in marked(SweepConfig, MayGrow):
             values = getattr(self, name)
             if not values and name not in ("sizes", "pretrain_epochs"):
@@ -120,6 +127,9 @@ class SweepConfig:
                 raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: a value is repeated")
             if any(isinstance(value, int) and value < 0 for value in values):
                 raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: must be 0 or more")
+            if any(isinstance(value, int) and value >= 2**63 for value in values):
+                raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: must be below 2 to the power of 63")
+        self._refuse_unsafe_settings_of_slurm()
         exams = isinstance(self.data, MrnetSource | ExamsSource)
         if exams != (self.task == "classify"):
             raise UserError(f"--dataset {self.data.dataset} does not go with --task {self.task}")
@@ -127,6 +137,22 @@ class SweepConfig:
             raise UserError(f"--label-unit {self.label_unit} goes with --task segment: classify counts exams")
         for part in ("pretrain", "segment", "classify"):
             self._refuse_settings_of_runs(part)
+
+    def _refuse_unsafe_settings_of_slurm(self) -> None:
+        """Refuse what is no name of a partition or resource: Slurm's settings become lines of a batch script."""
+        for name in ("slurm_partition", "slurm_gres"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"\w[\w.,:=/-]*", value, re.ASCII):
+                raise UserError(f"{_flag(name)} {value!r}: may hold letters, digits and . , : = / _ - only")
+        if self.slurm_memory_gb is not None and not 0 < self.slurm_memory_gb <= LARGEST["slurm_memory_gb"]:
+            raise UserError(
+                f"--slurm-memory-gb {self.slurm_memory_gb}: must be above 0 and at most {LARGEST['slurm_memory_gb']}"
+            )
+        unsafe = re.search(r"[\x00-\x1f\x7f%\\'\"]", str(self.out.absolute()))
+        if self.executor == "slurm" and unsafe:
+            raise UserError(
+                f"--out {str(self.out.absolute())!r}: Slurm cannot write to a path with {unsafe[0]!r}; choose another"
+            )
 
     def _refuse_settings_of_runs(self, part: str) -> None:
         """Refuse settings below `pretrain`, `segment` or `classify` that the sweep sets in every run."""

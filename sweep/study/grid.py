@@ -15,6 +15,9 @@ from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
 from sweep.study.config import SweepConfig
 
+MOST_CELLS = 100_000
+"""More cells are a mistake: each is a training run."""
+
 RunConfig = PretrainConfig | SegmentConfig | ClassifyConfig
 
 
@@ -60,12 +63,17 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
         total: number of labelled training slices, patients or exams: what `labels` counts.
 
     Raises:
-        UserError: when a size is larger than `total`, or is one exam.
+        UserError: when a size is larger than `total`, or is one exam, or there are more cells than `MOST_CELLS`.
     """
     sizes = _sizes(cfg, total)
+    if cfg.cross_seeds and len(cfg.seeds) ** 2 > MOST_CELLS:
+        raise UserError(f"--cross-seeds with {len(cfg.seeds):,} seeds: more than {MOST_CELLS:,} pairs; pass fewer")
     pairs = list(product(cfg.seeds, cfg.seeds)) if cfg.cross_seeds else [(seed, seed) for seed in cfg.seeds]
     encoders: dict[str, Job] = {}
     starts = {pipeline: _starts(cfg, pipeline, encoders) for pipeline in cfg.pipelines}
+    count = len(pairs) * len(sizes) * sum(map(len, starts.values()))
+    if count > MOST_CELLS:
+        raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
     cells = []
     for (subset_seed, seed), (labels, fraction), pipeline in product(pairs, sizes.items(), cfg.pipelines):
         for start in starts[pipeline]:

@@ -1,18 +1,19 @@
 """One job of a study: run or continue it, tell whether it is done, keep its error."""
 
-import contextlib
 import shutil
 import traceback
 from dataclasses import replace
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 from classify.config import ClassifyConfig
 from core.errors import UserError
-from core.files import write_text
+from core.files import remove_leftovers, write_text
 from data.sources import open_exams, open_slices
 from engine.run_folder import can_resume
 from segment.config import SegmentConfig
+from sweep.analysis.study_files import first_line
 from sweep.study.grid import Job
 
 
@@ -23,15 +24,34 @@ def is_done(job: Job) -> bool:
 
 def failure(job: Job) -> str:
     """First line of the error of the job's last attempt; empty if there was none."""
-    with contextlib.suppress(OSError):
-        return (job.folder / "error.txt").read_text().splitlines()[0]
-    return ""
+    return first_line(job.folder / "error.txt")
 
 
 def note_failure(job: Job, message: str) -> None:
     """Write an error to the job's folder, where `failure` and the report read its first line."""
     job.folder.mkdir(parents=True, exist_ok=True)
     write_text(job.folder / "error.txt", message)
+
+
+def tidy(job: Job, *, keep_model: bool) -> None:
+    """Remove what a finished cell does not need (its checkpoint and, unless it is kept, its network).
+
+    Only once, at the end of the run or, if its process was killed there, when the study is continued: a network that
+    an earlier command kept stays.
+    """
+    if not is_done(job) or not _unfinished(job).exists():
+        return
+    if job.is_cell:
+        (job.folder / "checkpoint.pt").unlink(missing_ok=True)
+        if not keep_model:
+            (job.folder / "model.safetensors").unlink(missing_ok=True)
+    remove_leftovers(job.folder, alone=True)
+    _unfinished(job).unlink(missing_ok=True)
+
+
+def _unfinished(job: Job) -> Path:
+    """A file beside the job's folder that exists while the job runs, and after it if its process was killed."""
+    return job.folder.with_name(f".{job.folder.name}.unfinished")
 
 
 def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -> None:
@@ -50,6 +70,8 @@ def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -
     if is_done(job):
         return
     (job.folder / "error.txt").unlink(missing_ok=True)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    _unfinished(job).touch()
     try:
         import torch
 
@@ -63,10 +85,7 @@ def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         note_failure(job, f"{message}\n\n{traceback.format_exc()}")
         raise
-    if job.is_cell:
-        (job.folder / "checkpoint.pt").unlink(missing_ok=True)
-        if not keep_model:
-            (job.folder / "model.safetensors").unlink(missing_ok=True)
+    tidy(job, keep_model=keep_model)
 
 
 def _run(config: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from core.errors import escape_unprintable
 from sweep.study.grid import Job
 from sweep.study.jobs import failure, is_done, note_failure, run_job
 
@@ -145,6 +146,7 @@ def _work(pipe: Connection, log: Path, threads: int, gpu: int | None, keep_model
     with log.open("a", buffering=1) as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+        escape_unprintable()
         parent = multiprocessing.parent_process()
         Thread(target=_exit_with, args=(parent,), daemon=True).start()
         while True:

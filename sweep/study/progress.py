@@ -4,11 +4,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from core.terminal import terminal
 from sweep.study.grid import Job
 from sweep.study.jobs import is_done
 
@@ -23,7 +24,7 @@ class Board:
         self.states = {job.name: "done" if is_done(job) else "waiting" for job in jobs}
         self.done_before = self._count("done")
         self.start_time = time.monotonic()
-        self.console = Console()
+        self.console = terminal()
         self.live = Live(self.table(), console=self.console, refresh_per_second=2) if self.console.is_terminal else None
 
     def __enter__(self) -> "Board":

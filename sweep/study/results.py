@@ -1,52 +1,170 @@
 """The study's tables: one row per cell and split, per volume or exam, per validation."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import BaseModel, Field, ValidationError
 
 from core.errors import UserError
 from core.files import write_csv, write_parquet
+from core.tables import read_table
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job
-from sweep.study.jobs import is_done
+from sweep.study.jobs import is_done, note_failure
 
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch")
 TIMES = ("seconds", "images_per_second", "exams_per_second")
 
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A score between 0 and 1."""
 
-def collect(cfg: SweepConfig, cells: Sequence[Job]) -> None:
+
+class Interval(BaseModel):
+    """A score of exams; its interval is not checked."""
+
+    value: Share
+
+
+class ExamScores(BaseModel):
+    """Scores of a classifier on one split."""
+
+    auc: Interval
+    accuracy: Interval
+    sensitivity: Interval
+    specificity: Interval
+    brier: Share
+    calibration_error: Share
+    exams: int
+    positive: int
+
+
+class VolumeScores(BaseModel):
+    """Scores of a segmentation on one split; None where no volume was counted."""
+
+    dice: dict[str, Share | None]
+    jaccard: dict[str, Share | None]
+    hd95_mm: dict[str, float | None]
+    assd_mm: dict[str, float | None]
+    not_counted: dict[str, dict[str, int]]
+    slice_jaccard: float | None
+    patients: int
+    volumes: int
+
+
+class CellResult(BaseModel):
+    """What a study needs of a cell's `result.json`; there is more in it."""
+
+    seed: int
+    subset_seed: int
+    synthetic: bool
+    seconds: float
+
+
+class SegmentResult(CellResult, VolumeScores):
+    """`result.json` of a segmentation: the scores of the validation split at the top level."""
+
+    labelled_slices: int
+    labelled_subjects: int
+    steps: int | None
+    test: VolumeScores | None = None
+
+
+class Labelled(BaseModel):
+    """The exams that a classifier was trained on."""
+
+    exams: int
+    positive: int
+
+
+class ClassifyResult(CellResult):
+    """`result.json` of a classifier."""
+
+    train: Labelled
+    val: ExamScores
+    test: ExamScores | None = None
+
+
+def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
     """Write `results`, `per_volume` or `per_exam`, `curves` and `timings` of the finished cells into the study.
 
     The tables follow from the cells' files alone, in the order of the plan, and only `timings.csv` holds times: a
-    study that was interrupted ends with the same bytes.
+    study that was interrupted ends with the same bytes. A cell whose files are damaged is left out, with the reason
+    in its `error.txt`.
 
-    Raises:
-        UserError: when a finished cell's files cannot be read; the cell is named.
+    Returns:
+        The reason for each cell that was left out, by its name.
     """
-    done = [job for job in cells if is_done(job)]
     rows, details, curves, times = [], [], [], []
-    for job in done:
+    unusable: dict[str, str] = {}
+    for job in (job for job in cells if is_done(job)):
+        key = {"cell": job.name.removeprefix("cells/")} | job.key
         try:
-            result = json.loads((job.folder / "result.json").read_text())
-            key = {"cell": job.name.removeprefix("cells/")} | job.key
-            rows += [key | row for row in _scores(cfg, result, job)]
-            details += [_keyed(table, key) for table in _details(cfg, job)]
-            curves.append(_keyed(_curve(cfg, job), key))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"cannot read the cell {job.folder} ({reason}); remove its folder and run again") from error
+            result = _result(cfg, job)
+            scores = [key | row for row in _scores(cfg, result, job)]
+            tables = [_keyed(table, key) for table in _details(cfg, job)]
+            _require_all_rows(job, scores, tables)
+            curve = _keyed(_curve(cfg, job), key)
+        except (UserError, OSError) as error:
+            unusable[job.name] = f"{error}; remove the folder {job.folder} and run the same command again"
+            note_failure(job, unusable[job.name])
+            continue
+        rows += scores
+        details += tables
+        curves.append(curve)
         times.append({"cell": key["cell"]} | {name: result[name] for name in TIMES if name in result})
-    results = pd.DataFrame(rows)
-    write_csv(cfg.out / "results.csv", results)
-    write_parquet(cfg.out / "results.parquet", results)
-    if done:
-        detail = "per_volume.csv" if cfg.task == "segment" else "per_exam.csv"
-        write_csv(cfg.out / detail, pd.concat(details, ignore_index=True))
+    if rows:
+        write_csv(cfg.out / ("per_volume.csv" if cfg.task == "segment" else "per_exam.csv"), pd.concat(details))
         write_parquet(cfg.out / "curves.parquet", pd.concat(curves, ignore_index=True))
         write_csv(cfg.out / "timings.csv", pd.DataFrame(times))
+    results = pd.DataFrame(rows)
+    write_parquet(cfg.out / "results.parquet", results)
+    write_csv(cfg.out / "results.csv", results)  # last: it says which cells the other tables hold
+    return unusable
+
+
+def collected(cfg: SweepConfig, cells: Sequence[Job]) -> bool:
+    """Whether the study's tables already hold all cells, so that `collect` would write the same again."""
+    detail = "per_volume.csv" if cfg.task == "segment" else "per_exam.csv"
+    if not all((cfg.out / name).is_file() for name in (detail, "curves.parquet", "results.csv", "results.parquet")):
+        return False
+    try:
+        results = read_table(cfg.out / "results.csv", ("cell", "config_hash"))
+    except UserError:
+        return False
+    written = set(zip(results["cell"], results["config_hash"], strict=True))
+    return written == {(job.name.removeprefix("cells/"), job.hash) for job in cells}
+
+
+def _result(cfg: SweepConfig, job: Job) -> dict[str, Any]:
+    """The content of a cell's `result.json`; UserError if it is damaged or of another run."""
+    file = job.folder / "result.json"
+    kind = SegmentResult if cfg.task == "segment" else ClassifyResult
+    try:
+        text = file.read_text(encoding="utf-8")
+        result = kind.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} is damaged ({where}: {first['msg']})") from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    for name in ("seed", "subset_seed"):
+        if getattr(result, name) != job.key[name]:
+            raise UserError(f"{file} is of another run ({name} {getattr(result, name)}, not {job.key[name]})")
+    return json.loads(text)
+
+
+def _require_all_rows(job: Job, scores: Sequence[dict[str, Any]], tables: Sequence[pd.DataFrame]) -> None:
+    """Raise a UserError unless the tables of volumes or exams have as many rows as `result.json` says."""
+    counts = Counter(split for table in tables for split in table["split"])
+    for row in scores:
+        expected, split = row["volumes"] if "volumes" in row else row["exams"], row["split"]
+        if counts[split] != expected:
+            raise UserError(f"{job.folder} has the scores of {counts[split]} of {expected} cases of the {split} split")
 
 
 def _scores(cfg: SweepConfig, result: dict[str, Any], job: Job) -> Iterator[dict[str, Any]]:
@@ -79,11 +197,11 @@ def _classify_row(result: dict[str, Any], scores: dict[str, Any]) -> dict[str, A
 def _details(cfg: SweepConfig, job: Job) -> Iterator[pd.DataFrame]:
     """Tables with a row per volume or exam and its split."""
     if cfg.task == "classify":
-        yield pd.read_csv(job.folder / "per_exam.csv", dtype={"exam": str, "subject": str})
+        yield read_table(job.folder / "per_exam.csv", ("exam", "split", "label", "probability"), "it is damaged")
         return
     for split, folder in (("val", job.folder), ("test", job.folder / "test")):
         if (file := folder / "per_volume.csv").exists():
-            table = pd.read_csv(file, dtype={"subject": str, "group": str, "phase": str})
+            table = read_table(file, ("subject", "slices"), "it is damaged")
             table.insert(0, "split", split)
             yield table
 
@@ -91,8 +209,11 @@ def _details(cfg: SweepConfig, job: Job) -> Iterator[pd.DataFrame]:
 def _curve(cfg: SweepConfig, job: Job) -> pd.DataFrame:
     """step, score (validation Dice or AUC) and loss at every validation."""
     name = "validation_dice" if cfg.task == "segment" else "validation_auc"
-    table = pd.read_csv(job.folder / "metrics.csv")
-    return table.loc[table[name].notna(), ["step", name, "loss"]].rename(columns={name: "score"})
+    table = read_table(job.folder / "metrics.csv", ("step", name, "loss"), "it is damaged")
+    table = table.loc[table[name].notna(), ["step", name, "loss"]]
+    if table.empty or not table[name].between(0, 1).all() or not table["step"].is_monotonic_increasing:
+        raise UserError(f"{job.folder / 'metrics.csv'} is damaged ({name} is missing or impossible)")
+    return table.rename(columns={name: "score"})
 
 
 def _keyed(table: pd.DataFrame, key: dict[str, Any]) -> pd.DataFrame:

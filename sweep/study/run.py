@@ -7,23 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.text import Text
 
 from core.errors import UserError
 from core.files import write_json
 from core.locks import Locked, file_lock
 from core.settings import MayGrow
+from core.terminal import terminal
 from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
 from engine.config import marked, read_config, result_settings, saved
 from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
 from sweep.study.grid import Job, plan, unit
-from sweep.study.jobs import failure, is_done
+from sweep.study.jobs import failure, is_done, tidy
 from sweep.study.plan_file import write_plan
 from sweep.study.progress import Board
-from sweep.study.results import collect
+from sweep.study.results import collect, collected
 
-console = Console()
+LOCK = ".lock"
+"""Name of the lock file in a study's folder."""
+MOST_PER_CORE = 16
+"""Processes per core: more only take memory."""
+
+console = terminal()
 
 
 def run(cfg: SweepConfig) -> Path | None:
@@ -35,34 +41,54 @@ def run(cfg: SweepConfig) -> Path | None:
     Raises:
         UserError: for a mistake in the configuration or the data, or a folder that holds another study.
     """
-    cfg = _joined(cfg)
-    jobs = plan(cfg, count_labels(cfg))
-    cells = [job for job in jobs if job.is_cell]
-    sizes = {job.key["labels"] for job in cells}
-    if len(sizes) < len(cfg.sizes or cfg.fractions):
-        console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
+    asked, cfg = cfg, _joined(cfg)
+    jobs = _planned(cfg)  # before the folder is made: a mistake in the data leaves nothing behind
     if cfg.dry_run:
         estimate(cfg, jobs, console)
         return None
     with _claimed(cfg):
+        if (again := _joined(asked)) != cfg:  # another sweep has begun or extended the study meanwhile
+            cfg, jobs = again, _planned(again)
+        write_json(cfg.out / "study.json", saved(cfg))
         write_plan(cfg.out, jobs, unit(cfg), cfg.task)
-        left = sum(not is_done(job) for job in jobs)
-        console.print(
-            f"{len(cells)} cells and {len(jobs) - len(cells)} encoders in {cfg.out}"
-            + (f", {len(jobs) - left} of them finished before" if left < len(jobs) else ""),
-            soft_wrap=True,
-        )
+        return _finish(cfg, jobs)
+
+
+def _planned(cfg: SweepConfig) -> list[Job]:
+    """The jobs of the study; a line says if there are fewer sizes than fractions."""
+    jobs = plan(cfg, count_labels(cfg))
+    sizes = {job.key["labels"] for job in jobs if job.is_cell}
+    if len(sizes) < len(cfg.sizes or cfg.fractions):
+        console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
+    return jobs
+
+
+def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
+    """Run what is left of the study, then write its tables and its report."""
+    cells = [job for job in jobs if job.is_cell]
+    for job in jobs:
+        tidy(job, keep_model=cfg.keep_models)
+    left = sum(not is_done(job) for job in jobs)
+    console.print(
+        f"{len(cells)} cells and {len(jobs) - len(cells)} encoders in {cfg.out}"
+        + (f", {len(jobs) - left} of them finished before" if left < len(jobs) else ""),
+        soft_wrap=True,
+    )
+    if left:
         with Board(jobs, unit(cfg)) as board:
             _execute(cfg, jobs, board)
-        failed = [job for job in jobs if not is_done(job)]
-        for job in failed[:10]:
-            console.print(f"[red]failed[/] {job.name}: {failure(job) or 'a job it depends on failed'}", soft_wrap=True)
-        collect(cfg, cells)
-        if len(failed) == len(jobs):
-            raise UserError(f"every run of the study in {cfg.out} failed; the first: {failure(failed[0])}")
-        from sweep.report.page import report
+    errors = {job.name: failure(job) or "a job it depends on failed" for job in jobs if not is_done(job)}
+    if left or not collected(cfg, cells):
+        errors |= collect(cfg, cells)
+    for name, error in list(errors.items())[:10]:
+        console.print(Text.assemble(("failed", "red"), f" {name}: {error}"), soft_wrap=True)
+    if len(errors) > 10:
+        console.print(f"and {len(errors) - 10} more failed; see error.txt in their folders", soft_wrap=True)
+    if all(job.name in errors for job in cells):
+        raise UserError(f"every run of the study in {cfg.out} failed; the first: {next(iter(errors.values()))}")
+    from sweep.report.page import report
 
-        return report(cfg.out)
+    return report(cfg.out)
 
 
 def count_labels(cfg: SweepConfig) -> int:
@@ -89,6 +115,10 @@ def _execute(cfg: SweepConfig, jobs: Sequence[Job], board: Board) -> None:
         gpus = torch.cuda.device_count()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = cfg.processes or (gpus * cfg.runs_per_gpu if gpus else cores)
+    if processes > MOST_PER_CORE * max(cores, gpus):
+        raise UserError(
+            f"--processes {processes}: this machine has {cores} cores; pass {MOST_PER_CORE * cores} or fewer"
+        )
     (cfg.out / "logs").mkdir(exist_ok=True)
     run_locally(
         jobs,
@@ -105,7 +135,7 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
     """The configuration, with `--extend` joined to that of the study in the folder; another study is refused."""
     file = cfg.out / "study.json"
     if not file.exists():
-        if cfg.out.exists() and (not cfg.out.is_dir() or any(cfg.out.iterdir())):
+        if cfg.out.exists() and (not cfg.out.is_dir() or any(entry.name != LOCK for entry in cfg.out.iterdir())):
             raise UserError(f"{cfg.out} is not empty and holds no study; choose another --out")
         return cfg
     before, growing = read_config(SweepConfig, file), marked(SweepConfig, MayGrow)
@@ -142,10 +172,9 @@ def _difference(value: Any, other: Any) -> str:
 def _claimed(cfg: SweepConfig) -> Iterator[None]:
     """Hold the study's folder, as two sweeps at once would run every cell twice."""
     cfg.out.mkdir(parents=True, exist_ok=True)
-    write_json(cfg.out / "study.json", saved(cfg))
     with contextlib.ExitStack() as held:
         try:
-            held.enter_context(file_lock(cfg.out / ".lock", wait=False))
+            held.enter_context(file_lock(cfg.out / LOCK, wait=False))
         except Locked:
             raise UserError(f"another sweep is running in {cfg.out}; wait for it, or stop it") from None
         yield

@@ -108,7 +108,7 @@ def _queued() -> set[str]:
 
 def _executor(cfg: SweepConfig) -> Any:
     try:
-        executor = submitit.SlurmExecutor(folder=cfg.out / "logs" / "slurm-%j")
+        executor = submitit.SlurmExecutor(folder=cfg.out.absolute() / "logs" / "slurm-%j")
     except RuntimeError as error:  # no sbatch
         reason = _first_line(error)
         raise UserError(f"--executor slurm: {reason}; run where sbatch is, or with --executor local") from None

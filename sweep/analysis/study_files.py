@@ -1,0 +1,163 @@
+"""The tables and JSON files of a study's folder, checked as they are read: nothing in them is trusted."""
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ValidationError
+
+from core.errors import UserError
+from core.tables import read_table
+
+ADVICE = "remove it and run the same `python -m sweep` command again"
+KEY = ("pipeline", "pretrain_epochs", "pretrain_seed", "labels", "subset_seed", "seed")
+"""Columns of all tables of a study that identify a cell."""
+
+
+def read_scores(folder: Path) -> pd.DataFrame:
+    """Rows of the volumes or exams of all cells: per_exam.csv or, without it, per_volume.csv.
+
+    Raises:
+        UserError: if there is no such table, it is damaged, or it has no rows.
+    """
+    exams = (folder / "per_exam.csv").is_file()
+    file = _existing(folder / ("per_exam.csv" if exams else "per_volume.csv"))
+    rows = read_table(file, (*KEY, "split", *(("exam", "label", "probability") if exams else ("subject",))), ADVICE)
+    if rows.empty:
+        raise UserError(
+            f"{file}: holds no scores because no run has finished; run the same `python -m sweep` command again"
+        )
+    return _checked(file, rows)
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    """Rows of results.csv, one for each finished cell and split.
+
+    Raises:
+        UserError: if no run of the study has finished, or the table is damaged.
+    """
+    file = folder / "results.csv"
+    if not file.is_file() or file.stat().st_size < 3:  # pandas writes a table without columns as an empty line
+        raise UserError(f"{folder}: no run of the study has finished; run the same python -m sweep command again")
+    rows = _checked(file, read_table(file, (*KEY, "cell", "fraction", "split", "synthetic"), ADVICE))
+    if unsafe := [cell for cell in rows["cell"] if not is_inside(cell)]:
+        raise UserError(f"{file}: {unsafe[0]!r} is no name of a cell; {ADVICE}")
+    return rows
+
+
+def read_curves(folder: Path) -> pd.DataFrame:
+    """Rows of curves.parquet, the validation curves of all cells.
+
+    Raises:
+        UserError: if there is no such table, or it is damaged.
+    """
+    file = _existing(folder / "curves.parquet")
+    try:
+        rows = pd.read_parquet(file)
+        rows = rows.astype(dict.fromkeys(("pretrain_epochs", "step", "score"), float))
+        if missing := [name for name in (*KEY, "cell") if name not in rows]:
+            raise ValueError(f"it has no column {missing[0]!r}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{file} is no table of validation curves ({reason}); {ADVICE}") from None
+    return _checked(file, rows)
+
+
+def require_all_cells(folder: Path, results: pd.DataFrame) -> None:
+    """Compare the tables of scores and curves with the results: each must hold every finished cell as a whole.
+
+    Raises:
+        UserError: if rows are missing, as in a table that was cut.
+    """
+    scores, curves = read_scores(folder), read_curves(folder)
+    exams = "exam" in scores
+    file = folder / ("per_exam.csv" if exams else "per_volume.csv")
+    counts = scores.groupby(["cell", "split"]).size()
+    expected = results.set_index(["cell", "split"])
+    if lacking := set(counts.index) ^ set(expected.index):
+        cell, split = min(lacking)
+        raise UserError(
+            f"{file} and results.csv do not hold the same cells ({cell}, {split}); {ADVICE.replace('it', 'both', 1)}"
+        )
+    size = "exams" if exams else "volumes"
+    if size in expected and (wrong := counts != expected[size].reindex(counts.index)).any():
+        cell, split = counts.index[wrong][0]
+        raise UserError(f"{file} lacks {size} of the cell {cell}, {split}; {ADVICE}")
+    if lacking := set(results["cell"]) - set(curves["cell"]):
+        raise UserError(f"{folder / 'curves.parquet'} lacks the cell {min(lacking)}; {ADVICE}")
+
+
+def read_json(file: Path, model: type[BaseModel] | None = None, advice: str = ADVICE) -> dict[str, Any]:
+    """The content of a JSON file that holds an object.
+
+    Args:
+        file: the file.
+        model: what the content must hold; more is allowed.
+        advice: what to do about a damaged file, for the message.
+
+    Raises:
+        UserError: if the file cannot be read, holds no object, or a value is missing or of another type.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}, no object")
+        if model:
+            model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise UserError(f"{file} is damaged ({where}: {first['msg']}); {advice}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} cannot be read ({error}); {advice}") from None
+    return content
+
+
+def first_line(file: Path) -> str:
+    """First line of a text file of any content, at most 2000 characters; empty if it cannot be read."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as text:
+            return text.readline(2000).strip().replace("\0", "")
+    except OSError:
+        return ""
+
+
+def relative_paths(text: str, folder: Path) -> str:
+    """A message without the folders of this machine: paths in `folder` become relative, of others the name is left."""
+    for known in sorted({str(folder), str(folder.resolve())}, key=len, reverse=True):
+        text = text.replace(f"{known}/", "")
+    for known in sorted({str(Path.cwd()), str(Path.home())}, key=len, reverse=True):
+        text = text.replace(f"{known}/", "/")
+    return re.sub(r"(?<![\w./<])/(?:[^\s/'\"]+/)+", "", text)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays in the folder that it starts from."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def _checked(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows; UserError if a number of labels, seed, class or score is impossible."""
+    for name, least in (("labels", 1), ("subset_seed", 0), ("seed", 0)):
+        if rows[name].dtype.kind not in "iu" or (rows[name] < least).any():
+            raise UserError(f"{file} is damaged ({name} must be whole numbers, {least} or more); {ADVICE}")
+    names = ("dice", "jaccard", "auc", "probability", "score", "label")
+    for name in rows.columns:
+        if name in names or str(name).startswith(("dice_", "jaccard_")):
+            values = rows[name].to_numpy(float)
+            if not (np.isnan(values) | ((values >= 0) & (values <= 1))).all():
+                raise UserError(f"{file} is damaged ({name} must lie between 0 and 1); {ADVICE}")
+    if "label" in rows and not rows["label"].isin([0, 1]).all():
+        raise UserError(f"{file} is damaged (label must be 0 or 1); {ADVICE}")
+    return rows
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; pass the folder that `python -m sweep --out` wrote")
+    return path
