@@ -12,6 +12,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.files import write_atomically, write_json
+from core.text import read_text
 from encoders.norm import Norm
 
 
@@ -74,7 +75,7 @@ def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
         UserError: if the file is not such a card.
     """
     try:
-        return kind.model_validate_json(path.read_text())
+        return kind.model_validate_json(read_text(path))
     except ValidationError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot read the model in {path.parent} ({reason}); train it again") from error

@@ -1,7 +1,6 @@
 """The run folder: configuration, metrics, checkpoint and result of one run."""
 
 import csv
-import json
 import logging
 import os
 import shutil
@@ -14,6 +13,7 @@ from typing import Any
 from core.errors import UserError
 from core.files import write_json
 from core.settings import Affects
+from core.text import read_json
 from engine.config import RunSettings, affects, read_config, result_settings, saved
 
 log = logging.getLogger("fewslice")
@@ -114,7 +114,7 @@ def can_resume(path: Path, config: RunSettings) -> bool:
 def _is_run(path: Path) -> bool:
     """Whether the folder holds a run of this software; other software keeps a `config.json` too."""
     try:
-        content = json.loads((path / "config.json").read_text())
+        content = read_json(path / "config.json")
     except (OSError, ValueError):
         return False
     every_run = {f.name for f in fields(RunSettings) if affects(RunSettings, f.name) != Affects.INVOCATION}
