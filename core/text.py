@@ -45,6 +45,17 @@ def read_text(path: Path, most: int = LARGEST_TEXT, errors: str = "strict") -> s
         raise UserError(f"{path} is not text in UTF-8 (line {line}): save it as UTF-8") from None
 
 
+def printable(name: object) -> str:
+    r"""A name as text that every file and terminal takes: bytes that are not UTF-8 become \\udcfc and the like."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def require_utf8(name: object, what: str) -> None:
+    """Raise a UserError if the name of a file is not UTF-8, which tables and JSON files cannot hold."""
+    if (text := printable(name)) != str(name):
+        raise UserError(f"{what} {text} is not UTF-8: rename the file or folder")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 

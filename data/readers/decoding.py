@@ -22,6 +22,7 @@ from nibabel.arrayproxy import ArrayProxy
 from PIL import Image
 
 from core.errors import UserError
+from core.text import require_utf8
 
 LARGEST_GB = 4.0
 BOMB_GB, BOMB_RATIO = 0.5, 100
@@ -48,6 +49,7 @@ def naming(path: Path) -> Iterator[None]:
 
     They raise errors of any type on damaged files, from SyntaxError to struct.error, and MemoryError on false sizes.
     """
+    require_utf8(path, "the name")
     try:
         yield
     except UserError:
