@@ -2,12 +2,12 @@
 
 import os
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 import core.text
+from benchmarks.broken_files import CONFIGURATIONS, JSON_FILES
 from classify.config import ClassifyConfig
 from core.errors import UserError
 from core.text import read_json, read_text, read_yaml, search
@@ -18,8 +18,6 @@ from data.splits import load_splits
 from engine.config import read_config
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
-
-LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in pairwise("abcdefgh"))
 
 
 @pytest.mark.parametrize("read", [read_text, read_json, read_yaml])
@@ -39,36 +37,17 @@ def test_what_is_no_text_file(tmp_path, read, monkeypatch):
         read(tmp_path / "large")
 
 
-@pytest.mark.parametrize("content", ["{", "[" * 100_000, '{"a": ' + "9" * 5000 + "}", "", "{'a': 1}", "<html>"])
-def test_what_is_no_json(tmp_path, content):
-    (tmp_path / "a.json").write_text(content)
-    for read in (read_json, load_splits, read_classes):
+@pytest.mark.parametrize("name", ["cut", "brackets", "long number", "empty", "HTML", "list", "number"])
+def test_what_is_no_json(tmp_path, name):
+    (tmp_path / "a.json").write_text(JSON_FILES[name])
+    for read in (load_splits, read_classes):
         with pytest.raises(UserError, match=r"a\.json "):
             read(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        LAUGHS,
-        "[" * 5000,
-        "a: !!bool maybe",
-        "a: !!timestamp x",
-        "a: !!int x",
-        "a: !!python/name:os.system ''",
-        "? [a]\n: 1\n",
-        "a: 9999-99-99",
-        "a: " + "9" * 5000,
-        "a: *b",
-        "a: [",
-        "- 1",
-        "",
-        "1",
-        "\x07",
-    ],
-)
-def test_what_is_no_configuration(tmp_path, content):
-    (tmp_path / "a.yaml").write_text(content)
+@pytest.mark.parametrize("name", sorted(CONFIGURATIONS.keys() - {"brackets"}))
+def test_what_is_no_configuration(tmp_path, name):
+    (tmp_path / "a.yaml").write_text(CONFIGURATIONS[name])
     with pytest.raises(UserError, match=r"a\.yaml"):
         read_config(SegmentConfig, tmp_path / "a.yaml")
 
