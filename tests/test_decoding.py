@@ -1,8 +1,9 @@
 """Damaged, false and malicious image files end in one sentence that names the file, before memory is taken."""
 
+import contextlib
 import gzip
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import data.readers.decoding as decoding
-from benchmarks.broken_files import ARRAYS, content_of, nifti
+from benchmarks.broken_files import ARRAYS, content_of, encoded, nifti
 from core.errors import UserError
 from data.readers.images import read_shape, read_volume
 from data.readers.mrnet import read_array
@@ -123,3 +124,30 @@ def test_a_damaged_array(tmp_path, name):
     ) as refusal:
         read_array(tmp_path / "a.npy")
     assert "allow_pickle" not in str(refusal.value)
+
+
+def damaged(content: bytes, count: int) -> Iterator[bytes]:
+    """The content with a few random bytes changed, cut out or repeated, in many ways."""
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        changed = bytearray(content)
+        for position in rng.integers(0, min(len(changed), 400), rng.integers(1, 6)):
+            changed[position] = rng.choice([0, 1, 127, 255, int(rng.integers(256))])
+        first, last = sorted(rng.integers(0, len(changed), 2))
+        yield bytes((changed, changed[:last], changed[:first] + changed[last:], changed + changed)[rng.integers(4)])
+
+
+@pytest.mark.parametrize("kind", ["nii", "nii.gz", "PNG", "TIFF", "JPEG", "npy"])
+def test_random_damage_is_a_user_error_or_an_image(tmp_path, kind):
+    content = nifti() if kind.startswith("nii") else encoded(kind) if kind != "npy" else b""
+    if kind == "npy":
+        np.save(tmp_path / "whole.npy", np.zeros((3, 8, 8), np.uint8))
+        content = (tmp_path / "whole.npy").read_bytes()
+    path = tmp_path / f"a.{'png' if kind in ('JPEG', 'PNG') else 'tif' if kind == 'TIFF' else kind}"
+    read = 0
+    for changed in damaged(content, 150):
+        path.write_bytes(gzip.compress(changed, 1) if kind == "nii.gz" else changed)
+        with contextlib.suppress(UserError):
+            read_array(path) if kind == "npy" else read_volume(path)
+            read += 1
+    assert read < 150
