@@ -1,9 +1,12 @@
 """Command lines from dataclasses, with examples at the end of their help."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import tyro
+
+from core.text import require_utf8
 
 T = TypeVar("T")
 
@@ -16,7 +19,12 @@ def parse_command(kind: type[T], program: str, examples: Sequence[str], **settin
         program: name in the help, e.g. "python -m data.inspect".
         examples: arguments of the program, shown at the end of the help.
         settings: further arguments of `tyro.cli`.
+
+    Raises:
+        UserError: if an argument is not UTF-8.
     """
+    for argument in settings.get("args") or sys.argv[1:]:
+        require_utf8(argument, "the argument")
     try:
         return tyro.cli(kind, prog=program, **settings)
     except SystemExit as end:

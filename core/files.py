@@ -131,8 +131,8 @@ def write_csv(path: Path, table: "pd.DataFrame", **options: Any) -> None:
 
     Names of files that are not UTF-8 stay the bytes that they are.
     """
-    options = {"index": False, "errors": "surrogateescape"} | options
-    write_atomically(path, lambda file: table.to_csv(file, **options))
+    settings: dict[str, Any] = {"index": False, "errors": "surrogateescape"} | options
+    write_atomically(path, lambda file: table.to_csv(file, **settings))
 
 
 def write_parquet(path: Path, table: "pd.DataFrame") -> None:

@@ -22,6 +22,7 @@ from core.errors import UserError, user_errors
 from core.files import write_json
 from core.progress import progress
 from core.terminal import terminal
+from core.text import printable
 from data.readers.acdc import missing_halves
 from data.readers.folder import unpaired_labels
 from data.readers.images import Volume, read_labels, read_volume
@@ -59,11 +60,11 @@ class Report:
 
     def error(self, file: Path, what: str) -> None:
         """Note a file unfit for training."""
-        self.problems.append({"file": str(file), "problem": what})
+        self.problems.append({"file": printable(file), "problem": what})
 
     def warn(self, file: Path, what: str) -> None:
         """Note something worth knowing."""
-        self.warnings.append({"file": str(file), "problem": what})
+        self.warnings.append({"file": printable(file), "problem": what})
 
 
 def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None) -> dict[str, Any]:

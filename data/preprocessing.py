@@ -4,12 +4,19 @@ Training and inference share these functions. Label maps are resampled on the sa
 """
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 
+from core.errors import UserError
+
 EXACT = 2.0**49
 """Below this a double that is a few units in the last place off still rounds to the true integer."""
+LARGEST_SLICE = 2**24
+"""Pixels of a slice that a network takes as a whole: 4096 x 4096, some gigabytes of memory."""
+SMALLEST_SIDE = 8
+"""Pixels to which a larger slice may shrink."""
 
 
 def preprocess(
@@ -29,12 +36,37 @@ def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
     return (image.astype(np.float32) - np.float32(mean)) * np.float32(scale)
 
 
+def resampled_size(
+    shape: Sequence[int], spacing: Sequence[float], to_mm: float | None, name: str = "the image"
+) -> tuple[int, int]:
+    """(rows, columns) of a slice of some spacing (row_mm, column_mm) that is resampled to square pixels of `to_mm`.
+
+    Raises:
+        UserError: if before or after a slice has more than `LARGEST_SLICE` pixels, or one of its sides shrinks below
+            `SMALLEST_SIDE` pixels and a quarter of its own.
+    """
+    sides = [n if to_mm is None else n * mm / to_mm for n, mm in zip(shape, spacing, strict=True)]
+    rows, columns = (max(1.0, side) for side in sides)
+    if math.prod(shape) > LARGEST_SLICE:
+        most = f"a network takes {LARGEST_SLICE:,}"
+        raise UserError(f"{name} has slices of {shape[0]:,} x {shape[1]:,} pixels, {most}: cut it into tiles")
+    legible = all(side >= min(n / 4, SMALLEST_SIDE) for side, n in zip(sides, shape, strict=True))  # False for NaN
+    if not (legible and rows * columns <= LARGEST_SLICE):
+        mm = f"{shape[0]} x {shape[1]} pixels of {spacing[0]:g} x {spacing[1]:g} mm"
+        raise UserError(
+            f"{name} has slices of {mm}, which become {rows:,.0f} x {columns:,.0f} pixels of {to_mm:g} mm: "
+            "check the spacing in its header, and --spacing-mm"
+        )
+    return round(rows), round(columns)
+
+
 def resample(image: np.ndarray, spacing: tuple[float, float], to_mm: float, *, label: bool = False) -> np.ndarray:
     """An image (rows, columns) of some spacing (row_mm, column_mm), resampled to square pixels with sides of `to_mm`.
 
-    A `label` map takes the nearest class index instead of interpolating.
+    A `label` map takes the nearest class index instead of interpolating. The size must be possible, see
+    `resampled_size`.
     """
-    rows, columns = (max(1, round(n * mm / to_mm)) for n, mm in zip(image.shape, spacing, strict=True))
+    rows, columns = resampled_size(image.shape, spacing, to_mm)
     shrinks = rows * columns < image.size
     # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
     how = cv2.INTER_NEAREST_EXACT if label else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

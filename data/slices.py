@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from data.preprocessing import preprocess, resample
+from data.preprocessing import preprocess, resample, resampled_size
 from data.readers.acdc import ACDC_CLASSES, index_acdc
 from data.readers.folder import index_folder
 from data.readers.images import Problems
@@ -141,6 +141,13 @@ class Slices:
         """(rows, columns) uint8 class indices on the image's grid."""
         label = self.store.label(self.positions[k])
         return label if self.spacing_mm is None else resample(label, self.spacing(k), self.spacing_mm, label=True)
+
+
+def require_possible_sizes(table: pd.DataFrame, spacing_mm: float | None) -> None:
+    """Raise a UserError that names a file whose slices cannot be resampled, see `data.preprocessing.resampled_size`."""
+    sizes = table[["rows", "columns", "row_mm", "column_mm", "file"]]
+    for rows, columns, row_mm, column_mm, file in sizes.drop_duplicates(sizes.columns[:4]).itertuples(index=False):
+        resampled_size((rows, columns), (row_mm, column_mm), spacing_mm, file)
 
 
 def pooled_statistics(store: SliceStore, positions: np.ndarray) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """Splits by subject into train, val and test, and nested subsets of the labels for data-efficiency studies."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ import pandas as pd
 
 from core.errors import UserError
 from core.files import write_json
+from core.text import read_json
 from data.synthetic import is_synthetic
 
 SPLITS = ("train", "val", "test")
@@ -86,10 +86,7 @@ def save_splits(path: Path, splits: Mapping[str, str]) -> None:
 
 def load_splits(path: Path) -> dict[str, str]:
     """Read subject -> split from a file of ``save_splits``, or raise a UserError that says what is wrong with it."""
-    try:
-        lists = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}): correct it, or remove it to draw a new split") from None
+    lists = read_json(path)
     if not isinstance(lists, dict) or not all(
         name in SPLITS and isinstance(subjects, list) for name, subjects in lists.items()
     ):

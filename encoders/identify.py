@@ -1,6 +1,5 @@
 """Identify the network in a weight file, so that `--init FILE` determines the architecture."""
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 import torchvision
 
 from core.errors import UserError
+from core.text import read_json
 from encoders.card import read_card
 from encoders.formats import State, layouts, read_weights
 from encoders.names import VIDEO_ENCODERS, is_video
@@ -47,7 +47,7 @@ def identify(path: Path) -> Identity | None:
         if card := read_card(path):
             return Identity(card.architecture, card.norm)
         if path.name == "model.safetensors" and (path.parent / "model.json").is_file():
-            model = json.loads((path.parent / "model.json").read_text())
+            model = read_json(path.parent / "model.json")
             return Identity(model["encoder"], model["norm"])
         payload = read_weights(path)
     except (UserError, ValueError, KeyError, TypeError):

@@ -7,13 +7,29 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, SetBySweep
+from core.text import read_yaml
 
 C = TypeVar("C")
+
+LARGEST = {
+    **dict.fromkeys(("seed", "subset_seed", "test_seed"), 2**63 - 1),  # torch's generators take 64 bits
+    **dict.fromkeys(("steps", "epochs", "generalist_epochs", "warmup_epochs", "evaluate_every"), 10**9),
+    **dict.fromkeys(("checkpoint_every", "log_every", "probe_every"), 10**9),
+    **dict.fromkeys(("batch_size", "micro_batch_size", "test_clips", "clip_frames"), 2**16),
+    **dict.fromkeys(("projector_hidden", "predictor_hidden", "projection"), 2**17),
+    "generalist_images": 10**9,
+    "image_size": 4096,
+    "lr": 1e6,
+    "weight_decay": 1e6,
+    "workers": 1024,
+    "devices": 1024,
+    "nodes": 2**16,
+}
+"""Largest values of settings. A run with more would never end or never begin, which is a slip of the keyboard."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +68,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         self.require_above_0("micro_batch_size", "devices", "nodes", "log_every")
         self.require_at_least_0("seed", "workers", "checkpoint_every")
+        for name, most in LARGEST.items():
+            if (value := getattr(self, name, None)) is not None and value > most:
+                raise UserError(f"--{name.replace('_', '-')} {_short(value)}: must be at most {most:,}")
 
     @property
     def compiled(self) -> Literal["auto", "yes", "no"]:
@@ -73,8 +92,8 @@ class RunSettings:
     def _require(self, what: str, holds: Callable[[float], bool], names: Sequence[str]) -> None:
         for name in names:
             value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and holds(value)):
-                raise UserError(f"--{name.replace('_', '-')} {value}: {what}")
+            if value is not None and not (abs(value) < math.inf and holds(value)):  # isfinite cannot take huge integers
+                raise UserError(f"--{name.replace('_', '-')} {_short(value)}: {what}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,23 +191,29 @@ def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
         UserError: if the file is missing, is not a mapping, or a setting is unknown or of the wrong type.
     """
     try:
-        values = yaml.safe_load(path.read_text())  # JSON is YAML
-        if not isinstance(values, dict):
-            raise ValueError(f"it holds a {type(values).__name__}, not settings")
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"cannot read the configuration {path} (line {line}: {error.problem}); correct it") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or error
+        values = read_yaml(path)  # JSON is YAML
+    except OSError as error:
+        reason = error.strerror or error
         raise UserError(f"cannot read the configuration {path} ({reason}); pass a run's config.json") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, not settings; pass a run's config.json")
     values = _merged(default or kind(), values, f"{path} is not a {kind.__name__}: it has no setting")
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])  # empty when two settings contradict each other
-        setting = f"{where} is {first['input']!r}: " if where else ""
+        setting = f"{where} is {_short(first['input'])}: " if where else ""
         raise UserError(f"{path}: {setting}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _short(value: object) -> str:
+    """The value as text of a readable length."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets in thousands of brackets
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 100 else text[:100] + "..."
 
 
 RENAMED = {

@@ -136,7 +136,7 @@ def train(t: Training, *, resume: bool = False) -> float:
             micro_batches = t.sampler.micro_batches(step)
             total = torch.zeros((), device=t.fabric.device)
             for k, (samples, weight) in enumerate(micro_batches):
-                batch = t.fabric.to_device(next(loader))
+                batch = t.fabric.to_device(_next_batch(loader))
                 last = k == len(micro_batches) - 1
                 # Devices exchange gradients once per step, with the last micro-batch.
                 with t.fabric.no_backward_sync(t.model, enabled=not last):
@@ -208,6 +208,23 @@ def _loader(t: Training, first: int) -> DataLoader[Any]:
         pin_memory=t.fabric.device.type == "cuda" and not t.on_device,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+
+
+def _next_batch(loader: Iterator[Any]) -> Any:
+    """The next batch.
+
+    Raises:
+        UserError: for a file that cannot be read, or a worker that died, in one sentence. torch puts the traceback of
+            the worker process into the message.
+    """
+    try:
+        return next(loader)
+    except UserError as error:
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError("a data loading process died, perhaps for want of memory: lower --workers") from error
 
 
 def collate(samples: Any) -> Any:

@@ -14,6 +14,7 @@ from torch import nn
 
 from core.errors import UserError
 from core.files import write_atomically, write_json
+from core.text import read_text
 from encoders import digest
 from encoders.norm import Norm
 
@@ -90,7 +91,7 @@ def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
         UserError: if the file is not such a card, or has changed since it was written.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         card = kind.model_validate_json(text)
         content = json.loads(text)
     except ValueError as error:  # pydantic's, JSON's and that of text which is not UTF-8

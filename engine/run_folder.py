@@ -1,7 +1,6 @@
 """The run folder: configuration, metrics, checkpoint and result of one run."""
 
 import csv
-import json
 import logging
 import os
 import shutil
@@ -16,6 +15,7 @@ from core.errors import UserError
 from core.files import is_temporary, naming_file, remove_leftovers, write_json, write_text
 from core.locks import Locked, file_lock
 from core.settings import Affects
+from core.text import read_json
 from engine.config import RunSettings, affects, read_config, result_settings, saved
 from engine.revision import revision
 
@@ -219,7 +219,7 @@ def _empty(path: Path) -> None:
 def _finished(path: Path) -> dict[str, Any] | None:
     """The content of `result.json`, None if there is none."""
     try:
-        result = json.loads((path / "result.json").read_text())
+        result = read_json(path / "result.json")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -265,7 +265,7 @@ def can_resume(path: Path, config: RunSettings) -> bool:
 def _is_run(path: Path) -> bool:
     """Whether the folder holds a run of this software; other software keeps a `config.json` too."""
     try:
-        content = json.loads((path / "config.json").read_text())
+        content = read_json(path / "config.json")
     except (OSError, ValueError):
         return False
     every_run = {f.name for f in fields(RunSettings) if affects(RunSettings, f.name) != Affects.INVOCATION}

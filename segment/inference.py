@@ -1,13 +1,18 @@
 """Segment whole slices, without cropping; label maps lie on the grid of the files."""
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from data.preprocessing import mean_and_std, narrow, preprocess
+from data.preprocessing import mean_and_std, narrow, preprocess, resampled_size
 from segment.model import STRIDE, ModelCard
+
+PIXELS_PER_FORWARD = 2**22
+"""Bound on the memory of one forward: 16 slices of 512 x 512."""
 
 
 @torch.no_grad()
@@ -29,17 +34,23 @@ def segment_stack(
         stack: (slices, rows, columns), file units.
         spacing: (row_mm, column_mm).
         card: card of the network: preprocessing, test-time augmentation and post-processing.
-        batch: slices per forward.
+        batch: slices per forward, fewer if they are large.
 
     Returns:
         (slices, rows, columns) uint8 class indices; with the card's `keep_largest_component`, only the largest
         connected component of the foreground (all classes together, face neighbours).
+
+    Raises:
+        UserError: if the slices are too large, or cannot be resampled.
     """
     device = next(unet.parameters()).device
-    images = [_prepare(image, spacing, card) for image in narrow(stack)]
+    narrowed = narrow(stack)
+    pixels = max(math.prod(stack.shape[1:]), math.prod(resampled_size(stack.shape[1:], spacing, card.spacing_mm)))
+    batch = max(1, min(batch, PIXELS_PER_FORWARD // pixels))
     labels = []
-    for first in range(0, len(images), batch):
-        x = torch.from_numpy(np.stack(images[first : first + batch])[:, None]).to(device)
+    for first in range(0, len(stack), batch):
+        images = [_prepare(image, spacing, card) for image in narrowed[first : first + batch]]
+        x = torch.from_numpy(np.stack(images)[:, None]).to(device)
         probabilities = _probabilities(unet, x)
         if card.flip_tta:
             probabilities = (probabilities + _probabilities(unet, x.flip(3)).flip(3)) / 2

@@ -12,6 +12,7 @@ from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
 from core.files import write_csv
 from core.terminal import terminal
+from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.images import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
 from segment.tables import table_of
@@ -61,6 +62,7 @@ def run(cfg: Predict) -> pd.DataFrame:
             if not np.isfinite(volume.stack).all():
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
             row_mm, column_mm, slice_mm = volume.shape.slice_spacing
+            resampled_size(volume.stack.shape[2:], (row_mm, column_mm), card.spacing_mm, str(file))
             labels = np.stack([segment_stack(unet, frame, (row_mm, column_mm), card) for frame in volume.stack])
             target = cfg.output / (file.relative_to(cfg.input) if cfg.input.is_dir() else file.name)
             write_label_map(target, labels, volume)

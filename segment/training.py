@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.files import write_csv
 from data.augment import Augmenter
 from data.samples.slices import AugmentedSlices
-from data.slices import Dataset, Slices, pooled_statistics
+from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
 from data.sources import open_slices
 from data.splits import labelled_subset, save_splits
 from encoders.card import say_normalisation
@@ -55,6 +55,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset)
     # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
+    require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
     labelled = dataset.table.iloc[positions]
 
     torch.manual_seed(cfg.seed)

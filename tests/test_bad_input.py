@@ -283,8 +283,8 @@ def test_config_file(refused, command, tmp_path):
     pattern = r"cannot read the configuration nowhere\.json \(No such file.*\); pass a run's config\.json"
     assert re.search(pattern, message)
     for content, sentence in (
-        ("{", r"cannot read the configuration mine.json \(line 1: expected the node content"),
-        ("[1]", "cannot read the configuration .*it holds a list, not settings"),
+        ("{", r"mine\.json is not YAML \(line 1: expected the node content"),
+        ("[1]", "mine.json holds a list, not settings"),
         ('{"stepz": 3}', "it has no setting stepz"),
         ('{"steps": "many"}', "steps is 'many': Input should be a valid integer"),
         ('{"steps": -3}', "mine.json: --steps -3: must be above 0"),

@@ -207,7 +207,7 @@ def npy(**arrays: np.ndarray) -> bytes:
         (np.zeros((4, 6, 5), complex), r"numbers of type complex128"),
         (np.where(np.arange(120).reshape(4, 6, 5) == 70, np.nan, 1), r"0003.npy holds NaN or infinite values"),
         (np.where(np.arange(120).reshape(4, 6, 5) == 70, -np.inf, 1), r"infinite values \(frame 2\)"),
-        (b"", r"cannot be read \(No data left in file\)"),
+        (b"", r"cannot be read \(no data\)"),
         (pickle.dumps({"frames": 3}), r"holds Python objects"),
         (npy(a=np.ones(3)), r"is an .npz archive"),
     ],
@@ -364,7 +364,7 @@ def test_unlabelled_exams(cines):
         ("p00/scan.nii.gz,1\n", r"has the columns p00/scan.nii.gz, 1: path and label must be among them"),
         ("", r"has the columns none"),
         ("path,label\n", r"names no exams"),
-        (b"path,label\n\xff\xfe,1\n", r"is not a csv file in UTF-8"),
+        (b"path,label\n\xff\xfe,1\n", r"is not text in UTF-8 \(line 2\)"),
     ],
 )
 def test_bad_exam_csv(cines, content, message):

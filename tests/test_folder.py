@@ -191,5 +191,5 @@ def test_wrong_dataset_json(tmp_path):
         read_classes(path)
     for text in ("{", "[]", '{"labels": {"background": "none"}}'):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"dataset\.json cannot be parsed"):
+        with pytest.raises(UserError, match=r"dataset\.json (is not JSON|cannot be parsed)"):
             read_classes(path)

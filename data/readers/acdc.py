@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from core.errors import UserError
+from core.errors import UserError, first_and_count
+from core.text import read_text
 from data.readers.images import SLICE_COLUMNS, Problems, shape_or_problem, stem
 from data.splits import acdc_split
 
@@ -41,7 +42,8 @@ def index_acdc(root: Path, problems: Problems = None) -> pd.DataFrame:
     missing: Counter[str] = Counter()
     rows = [row for folder in folders for row in _patient_rows(root, folder, missing, problems)]
     if not rows:
-        raise UserError(f"{root} has patient folders without any readable image: copy the data set again")
+        unreadable = first_and_count([*problems.values()]) if problems else "copy the data set again"
+        raise UserError(f"{root} has patient folders without any readable image: {unreadable}")
     official = sum(is_official_test(folder.name) for folder in folders)
     training = len(folders) - official
     parts = [f"{training} of {TRAINING_PATIENTS} training patients"] if training < TRAINING_PATIENTS else []
@@ -86,13 +88,19 @@ def parse_name(name: str) -> FrameName | None:
 
 def phase_of(info: Mapping[str, str], frame: int) -> str:
     """Phase of a frame (1-based) according to `read_info`: "ED", "ES" or ""."""
-    return next((p for p in PHASES if info.get(p, "").isdigit() and int(info[p]) == frame), "")
+    return next((phase for phase in PHASES if _frame_of(info, phase) == frame), "")
+
+
+def _frame_of(info: Mapping[str, str], phase: str) -> int | None:
+    """The frame (1-based) of a phase according to `read_info`; None if there is no such number."""
+    number = info.get(phase, "")
+    return int(number) if re.fullmatch("[0-9]{1,9}", number) else None
 
 
 def read_info(folder: Path) -> dict[str, str]:
     """Parse ``Info.cfg`` ("ED: 1", "Group: DCM", ...); empty when the file is missing."""
     file = folder / "Info.cfg"
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    lines = read_text(file, errors="replace").splitlines() if file.is_file() else []
     pairs = (line.partition(":") for line in lines if ":" in line)
     return {key.strip(): value.strip() for key, _, value in pairs}
 
@@ -124,7 +132,7 @@ def missing_halves(root: Path) -> list[tuple[Path, str]]:
             missing.append((folder / "Info.cfg", "is missing: group, ED and ES are unknown"))
         elif images:
             for phase in PHASES:
-                if not (info.get(phase, "").isdigit() and int(info[phase]) in images):
+                if _frame_of(info, phase) not in images:
                     frame = info.get(phase, "none")
                     missing.append((folder / "Info.cfg", f"names frame {frame} as {phase}, but its image is missing"))
     return missing

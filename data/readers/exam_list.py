@@ -1,11 +1,13 @@
 """Lists of exams that are NIfTI files: a CSV file that names them, or every one in a folder."""
 
 import csv
+import io
 from pathlib import Path
 
 import pandas as pd
 
 from core.errors import UserError
+from core.text import read_text
 from data.readers.folder import find_images, subject_of
 from data.readers.images import NIFTI_SUFFIXES, stem
 from data.readers.mrnet import stratified_draw
@@ -63,23 +65,22 @@ def _classes(table: pd.DataFrame) -> dict[str, int]:
 def _lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> cell) of a csv with a header."""
     try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True, restval="")
-            names = [name.strip().lower() for name in reader.fieldnames or []]
-            if missing := [name for name in ("path", "label") if name not in names]:
-                raise UserError(
-                    f"{path} has the columns {', '.join(names) or 'none'}: {' and '.join(missing)} must be among them"
-                )
-            reader.fieldnames = names
-            lines = []
-            for row in reader:
-                cells = {name: (row[name] or "").strip() for name in names}
-                if any(cells.values()):
-                    lines.append((reader.line_num, cells))
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True, restval="")
+        names = [name.strip().lower() for name in reader.fieldnames or []]
+        if missing := [name for name in ("path", "label") if name not in names]:
+            raise UserError(
+                f"{path} has the columns {', '.join(names)[:200] or 'none'}: {' and '.join(missing)} must be among them"
+            )
+        reader.fieldnames = names
+        lines = []
+        for row in reader:
+            cells = {name: (row[name] or "").strip() for name in names}
+            if any(cells.values()):
+                lines.append((reader.line_num, cells))
     except OSError as error:
         raise UserError(f"--labels {path} cannot be opened ({error.strerror}): check the path") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--labels {path} is not a csv file in UTF-8 ({error}): export it again") from None
+    except csv.Error as error:
+        raise UserError(f"--labels {path} is not a csv file ({error}): export it again") from None
     if not lines:
         raise UserError(f"{path} names no exams: add lines like patient001.nii.gz,0 below path,label")
     return lines

@@ -6,14 +6,14 @@
 * otherwise every image found at any depth, without labels: enough for pretraining.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from core.errors import UserError
+from core.errors import UserError, first_and_count
+from core.text import read_json, search
 from data.readers.images import SLICE_COLUMNS, Problems, is_image, shape_or_problem, stem
 from data.splits import load_splits, save_splits, split_subjects
 
@@ -56,7 +56,7 @@ def index_folder(
             for z in range(shape.slices)
         ]
     if not rows:
-        raise UserError(f"{root} holds images but none of them can be read: copy them again")
+        raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
     return pd.DataFrame(rows, columns=SLICE_COLUMNS), read_classes(root / "dataset.json")
 
 
@@ -72,14 +72,16 @@ def read_classes(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        labels = json.loads(path.read_text()).get("labels", {})
+        labels = read_json(path).get("labels", {})
         if any(isinstance(value, list) for value in labels.values()):
             return ()
-        if all(str(key).isdigit() for key in labels):
+        if all(re.fullmatch("[0-9]{1,9}", str(key)) for key in labels):
             names = {int(key): str(name) for key, name in labels.items()}
         else:
             names = {int(value): str(name) for name, value in labels.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, OverflowError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f'{path} cannot be parsed ({error}): "labels" must be like {{"background": 0}}') from None
     if sorted(names) != list(range(len(labels))):
         raise UserError(f"{path} names the label values {sorted(names)}: they must be 0, 1, 2, ... without gaps")
@@ -136,10 +138,7 @@ def subject_of(name: str, file: Path, pattern: str | None) -> str:
     """
     if pattern is None:
         return name
-    try:
-        match = re.search(pattern, name)
-    except re.error as error:
-        raise UserError(f"--subject-pattern {pattern!r} is no regular expression ({error})") from None
+    match = search(pattern, name)
     subject = (match[1] if match.re.groups else match[0]) if match else None
     if not subject:
         raise UserError(f"--subject-pattern {pattern!r} finds no subject in {name!r} ({file}): widen it")

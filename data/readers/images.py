@@ -1,23 +1,17 @@
 """Read and write image files: NIfTI volumes and 2D PNG or TIFF images, in file units."""
 
-import gzip
 import math
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import deflate
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from PIL import Image, ImageSequence
 
 from core.errors import UserError
 from core.files import write_atomically
+from data.readers.decoding import decode_nifti, naming, native, open_nifti, open_planar, require_slices, spacing_of
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PLANAR_SUFFIXES = (".png", ".tif", ".tiff")
@@ -29,12 +23,7 @@ SLICE_COLUMNS = ["subject", "group", "phase", "frame", "slice", "file", "label_f
 Problems = dict[Path, UserError] | None
 """Collects the errors of unreadable files; None: the first one is raised."""
 
-MM_PER_UNIT = {"meter": 1000.0, "micron": 0.001}
 PLANAR_DTYPES = {"F": "float32", "I": "int32", "I;16": "uint16", "I;16B": "uint16", "I;16L": "uint16"}
-
-# Everything nibabel, gzip and Pillow raise on a file that is damaged, cut short or of another kind.
-# A damaged header may ask for more memory than there is.
-UNREADABLE = (ImageFileError, HeaderDataError, EOFError, OSError, ValueError, zlib.error, OverflowError, MemoryError)
 
 
 class VolumeShape(NamedTuple):
@@ -120,18 +109,17 @@ def read_volume(path: Path) -> Volume:
         UserError: if the file is missing, cut short, or no image of these kinds.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
-            with Image.open(path) as image:
+            with open_planar(path) as (image, _):
                 pages = [np.asarray(_grey(page)) for page in ImageSequence.Iterator(image)]
             values = np.stack(pages).T
             if values.dtype == bool:
                 values = values.astype(np.uint8)
-            return Volume(values=_native(values), spacing=(1.0, 1.0, 1.0), affine=np.eye(4), header=None, path=path)
-        nifti: Any = nib.load(path)
-        shape = _shape(nifti)
-        values = _decode(nifti, _inflate(path, nifti) if path.name.lower().endswith(".gz") else None)
-        values = values.reshape(shape.shape, order="F")
+            return Volume(values=native(values), spacing=(1.0, 1.0, 1.0), affine=np.eye(4), header=None, path=path)
+        nifti = open_nifti(path)
+        shape = _shape(path, nifti)
+        values = decode_nifti(path, nifti).reshape(shape.shape, order="F")
         return Volume(values=values, spacing=shape.spacing, affine=nifti.affine, header=nifti.header, path=path)
 
 
@@ -142,12 +130,12 @@ def read_shape(path: Path) -> VolumeShape:
         UserError: if the file is missing or no image.
     """
     path = Path(path)
-    with _naming(path):
+    with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
-            with Image.open(path) as image:
+            with open_planar(path) as (image, pages):
                 dtype = np.dtype(PLANAR_DTYPES.get(image.mode, "uint8"))
-                return VolumeShape((*image.size, getattr(image, "n_frames", 1)), (1.0, 1.0, 1.0), dtype)
-        return _shape(nib.load(path))
+                return VolumeShape((*image.size, pages), (1.0, 1.0, 1.0), dtype)
+        return _shape(path, open_nifti(path))
 
 
 def shape_or_problem(path: Path, problems: Problems) -> VolumeShape | None:
@@ -216,60 +204,14 @@ def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     write_atomically(path, image.to_filename)
 
 
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the path") from None
-    except UserError:
-        raise
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}): the file is damaged, or no image; copy it again") from error
-
-
-def _shape(nifti: Any) -> VolumeShape:
-    header, dtype = nifti.header, nifti.get_data_dtype()
-    if dtype.kind not in "iuf":
-        raise ValueError(f"unsupported data type {dtype}: expected integer or floating point")
+def _shape(path: Path, nifti: Any) -> VolumeShape:
     shape = tuple(int(size) for size in nifti.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     shape += (1,) * (3 - len(shape))
-    if len(shape) > 4 or 0 in shape:
-        raise ValueError(f"unsupported shape {shape}: expected (X, Y, Z) or (X, Y, Z, T)")
-    zooms = [float(zoom) for zoom in header.get_zooms()[:3]] + [1.0] * 3
-    factor = MM_PER_UNIT.get(header.get_xyzt_units()[0], 1.0)
-    # A zoom of zero or NaN means that it was never filled in: 1 mm is assumed, and `python -m data.inspect` warns.
-    x, y, z = (zoom * factor if np.isfinite(zoom) and zoom > 0 else 1.0 for zoom in zooms[:3])
-    return VolumeShape(shape, (x, y, z), np.dtype(dtype.newbyteorder("=")))
-
-
-def _inflate(path: Path, nifti: Any) -> bytearray:
-    """Header and numbers of the file, their checksum verified."""
-    packed = path.read_bytes()
-    size = nifti.dataobj.offset + math.prod(nifti.shape) * nifti.get_data_dtype().itemsize
-    with suppress(deflate.DeflateError):
-        data = deflate.gzip_decompress(packed, size)  # half the time of zlib, one member only
-        if len(data) == size:
-            return data
-    return bytearray(gzip.decompress(packed))  # several members, trailing bytes, or damage, which it reports
-
-
-def _decode(nifti: Any, data: bytearray | None) -> np.ndarray:
-    """The numbers of an image, from the inflated file where there is one."""
-    proxy = nifti.dataobj
-    if (proxy.slope, proxy.inter) != (1.0, 0.0):
-        return np.asarray(proxy if data is None else type(nifti).from_bytes(bytes(data)).dataobj, np.float32)
-    if data is None:
-        return _native(np.asanyarray(proxy.get_unscaled()))
-    flat = np.frombuffer(data, proxy.dtype, count=math.prod(proxy.shape), offset=proxy.offset)
-    return _native(flat.reshape(proxy.shape, order="F"))
-
-
-def _native(values: np.ndarray) -> np.ndarray:
-    return values.astype(values.dtype.newbyteorder("="), copy=False)
+    volume = VolumeShape(shape, spacing_of(path, nifti), np.dtype(nifti.get_data_dtype().newbyteorder("=")))
+    require_slices(path, math.prod(shape[:3]) // volume.slices, volume.slices * volume.frames)
+    return volume
 
 
 def _grey(page: Image.Image) -> Image.Image:

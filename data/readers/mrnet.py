@@ -21,6 +21,8 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError, first_and_count
+from core.text import read_text
+from data.readers.decoding import naming, require_slices
 
 HALVES = ("train", "valid")
 """The two folders; the second, the official validation set, is the papers' test set."""
@@ -88,8 +90,8 @@ def read_labels_csv(path: Path) -> dict[str, int]:
     """
     labels: dict[str, int] = {}
     try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        lines = list(csv.reader(read_text(path).splitlines()))
+    except (OSError, csv.Error) as error:
         raise UserError(f"{path} is not a readable csv file ({error}): copy it again") from None
     for number, line in enumerate(lines, start=1):
         cells = [cell.strip() for cell in line]
@@ -114,19 +116,27 @@ def read_array(path: Path) -> np.ndarray:
         UserError: if it is missing or damaged, holds Python objects or no plain numbers, or
             does not have three axes and at least two frames.
     """
-    try:
-        frames: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: check the path") from None
-    except (OSError, ValueError, EOFError) as error:
-        if "object" in str(error).lower():
-            raise UserError(
-                f"{path} holds Python objects, which would run code when read: save it again as a plain array, "
-                'np.save(file, frames.astype("uint8"))'
-            ) from None
-        raise UserError(f"{path} cannot be read ({error}): the file is damaged, or no .npy; copy it again") from None
-    if not isinstance(frames, np.ndarray):
-        raise UserError(f"{path} is an .npz archive: save its one array with np.save")
+    objects = (
+        f"{path} holds Python objects, which would run code when read: save it again as a plain array, "
+        'np.save(file, frames.astype("uint8"))'
+    )
+    with naming(path):
+        with path.open("rb") as file:
+            start = file.read(6)
+        if start[:2] == b"PK":
+            raise UserError(f"{path} is an .npz archive: save its one array with np.save")
+        if start != b"\x93NUMPY":
+            if start[:1] == b"\x80":  # a pickle
+                raise UserError(objects)
+            raise ValueError("no .npy header" if start else "no data")
+        try:
+            frames: Any = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            if "object" in str(error).lower():
+                raise UserError(objects) from None
+            if "allow_pickle" in str(error):  # numpy's advice to trust a file with a long header
+                raise ValueError("its header is too long") from None
+            raise
     if frames.dtype.kind not in "uif":
         raise UserError(f"{path} holds numbers of type {frames.dtype}: save integers or floating-point numbers")
     return check_frames(frames, path)
@@ -139,6 +149,7 @@ def check_frames(frames: np.ndarray, path: Path) -> np.ndarray:
     if len(frames) < 2 or not frames.size:
         count = f"{len(frames)} frame{'s' if len(frames) != 1 else ''}"
         raise UserError(f"{path} has {count} of {frames.shape[1]} x {frames.shape[2]} pixels: an exam needs at least 2")
+    require_slices(path, frames.shape[1] * frames.shape[2], len(frames))
     return frames
 
 

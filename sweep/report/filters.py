@@ -11,6 +11,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from PIL import Image
 
+from data.readers.decoding import naming, open_planar
 from sweep.report.figures.style import GRID, INK, MUTED, PAPER, Styles
 
 Row = Mapping[Any, Any]
@@ -97,7 +98,7 @@ def inline_svg(svg: str, name: str, styles: Styles) -> Markup:
 
 def embedded_png(file: Path, width: int = 720) -> str:
     """A picture as a data address, at most `width` pixels wide, in 256 colours."""
-    with Image.open(file) as image:
+    with naming(file), open_planar(file) as (image, _):
         small = image.convert("RGB")
     small.thumbnail((width, 10 * width), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
