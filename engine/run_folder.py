@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self._rows = csv.DictWriter(self._metrics, columns, restval="")
         self._rows.writeheader()
         self._rows.writerows(kept)
-        self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
+        with _neutral_host():
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
 
     def record(self, row: Mapping[str, float]) -> None:
         """Write one row of metrics; `row["step"]` is the number of optimiser steps taken."""
@@ -85,6 +87,17 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if self.main:
             log.removeHandler(self._log_file)
             self._log_file.close()
+
+
+@contextmanager
+def _neutral_host() -> Iterator[None]:
+    """Let TensorBoard, which puts the host's name into the names of its files, see "host" for it."""
+    gethostname = socket.gethostname
+    socket.gethostname = lambda: "host"
+    try:
+        yield
+    finally:
+        socket.gethostname = gethostname
 
 
 def _claim(path: Path, config: RunSettings) -> None:

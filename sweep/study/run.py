@@ -19,6 +19,7 @@ from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
 from sweep.study.grid import Job, plan, unit
 from sweep.study.jobs import failure, is_done
+from sweep.study.leakage import check_study
 from sweep.study.plan_file import write_plan
 from sweep.study.progress import Board
 from sweep.study.results import collect
@@ -44,6 +45,7 @@ def run(cfg: SweepConfig) -> Path | None:
     if cfg.dry_run:
         estimate(cfg, jobs, console)
         return None
+    check_study(cfg, jobs)
     with _claimed(cfg):
         write_plan(cfg.out, jobs, unit(cfg), cfg.task)
         left = sum(not is_done(job) for job in jobs)
