@@ -16,6 +16,13 @@ log = logging.getLogger("fewslice")
 LEAKS = {"pool": ("val", "test"), "train": ("val", "test"), "val": ("test",)}
 """By use of a subject in an earlier stage, the splits in which it raises scores; "val" chose weights."""
 NAMES = {"val": "validation", "test": "test"}
+SAME_SPLIT = {
+    "acdc": "without --unlabelled-splits all",
+    "folder": "with the same --splits-file, or that of the encoder's run, without --unlabelled-splits all",
+    "mrnet": "with the same --task and --split-seed, without --unlabelled-splits all",
+    "exams": "with the same --labels and --split-seed, without --unlabelled-splits all",
+}
+"""How to pretrain without the validation and test subjects, by layout."""
 NATURAL = ("generalist",)
 """Stages on natural images, which have no subjects."""
 
@@ -110,8 +117,8 @@ def check_leakage(data: SplitTable, lineage: Iterable[Mapping[str, Any]], init: 
     what = f"trained on {' and '.join(parts)} subject{'s' if count > 1 else ''} of this data set"
     if not allow:
         raise UserError(
-            f"--init {init} was {what}, so that scores would be too high: pretrain without them (with the same split "
-            "and without --unlabelled-splits all), or pass --allow-leakage, which the result then states"
+            f"--init {init} was {what}, so that scores would be too high: pretrain without them "
+            f"({SAME_SPLIT[data.name]}), or pass --allow-leakage, which the result then states"
         )
     log.warning(f"scores may be too high: {init} was {what}")
     return f"scores may be too high: the initial weights were {what}"

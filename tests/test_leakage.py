@@ -6,7 +6,9 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
+from conftest import make_study
 from PIL import Image
 
 import segment.training
@@ -21,6 +23,10 @@ from data.splits import SplitTable
 from encoders.build import build_encoder
 from encoders.card import read_lineage
 from encoders.weights import load_weights, save_encoder
+from sweep.report.study_folder import Facts, warnings_of
+from sweep.report.summary import caveats
+from sweep.study.grid import plan
+from sweep.study.leakage import check_study
 
 
 def write(path: Path, values: np.ndarray) -> None:
@@ -273,6 +279,42 @@ def test_exams_without_a_label_are_in_the_pool(tiny_knees, tmp_path):
     assert {"train/0000", "train/0004"} <= {*pool.table.loc[pool.positions("train"), "subject"]}
     (root / "train-acl.csv").unlink()
     assert len(open_exams(MrnetSource(data_root=root), labelled=False).positions("train")) == 30
+
+
+# studies
+
+
+def test_a_study_on_a_leak_is_refused_before_it_starts(tiny_acdc, tmp_path):
+    def check(**settings):
+        cfg = replace(make_study(tiny_acdc, tmp_path / "study"), **settings)
+        check_study(cfg, plan(cfg, 24))
+
+    check()
+    everyone = replace(make_study(tiny_acdc, tmp_path).pretrain, unlabelled_splits="all")
+    with pytest.raises(UserError, match=r"--pretrain.unlabelled-splits all .*--allow-leakage"):
+        check(pretrain=everyone)
+    check(pretrain=everyone, allow_leakage=True)
+    check(pretrain=everyone, pipelines=("random", "generalist"))
+
+    data = load_dataset("acdc", tiny_acdc)
+    about = {"name": "resnet10t", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
+    save_encoder(build_encoder("resnet10t"), tmp_path / "enc", lineage=[stage(data, "patient001")], **about)
+    ready = (f"hierarchical={tmp_path / 'enc'}", "random")
+    with pytest.raises(UserError, match="trained on 1 test subject "):
+        check(pipelines=ready)
+    check(pipelines=ready, allow_leakage=True)
+    assert not (tmp_path / "study").exists()
+
+
+def test_the_report_states_leakage_that_was_allowed():
+    results = pd.DataFrame(
+        {"pipeline": ["random", "specialist", "specialist"], "warnings": [np.nan, "scores may", "scores may"]}
+    )
+    assert warnings_of(results) == ["Scores may (specialist)."]
+    assert warnings_of(results.drop(columns="warnings")) == []
+    facts = {"pipelines": ("random",), "score": "Dice", "unit": "slices", "split": "test", "unit_scored": "patients"}
+    facts |= {"seeds": 5, "dataset": "d", "synthetic": False, "settings": "", "natural_image_starts": {}}
+    assert caveats(Facts(**facts, warnings=["Scores may be too high."]))[0] == "Scores may be too high."
 
 
 # end to end

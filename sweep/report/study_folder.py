@@ -106,7 +106,7 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
         synthetic=is_synthetic(results),
         settings=f"{run_settings['encoder']}, {_pixels(run_settings['image_size'])}, {_length(run_settings)}",
         natural_image_starts=dict(_natural_image_starts(folder)),
-        warnings=_warnings(results),
+        warnings=warnings_of(results),
         missing=sum(run["state"] != "done" for run in cells),
         cells=len(cells),
     )
@@ -168,7 +168,7 @@ def _with_states(folder: Path, jobs: Sequence[Mapping[str, Any]], finished: set[
     return list(runs.values())
 
 
-def _warnings(results: pd.DataFrame) -> list[str]:
+def warnings_of(results: pd.DataFrame) -> list[str]:
     """The warnings of the cells' results, each with the pipelines it is about; results of 0.1 have none."""
     if "warnings" not in results:
         return []
