@@ -117,8 +117,10 @@ def _require_labels(dataset: Dataset, splits: tuple[str, ...]) -> None:
         raise UserError(f"{dataset.root} has no label maps; python -m pretrain needs none, segment does")
     for split in splits:
         if not len(dataset.positions(split, labelled=True)):
+            waiting = sorted({*dataset.table["subject"].iloc[dataset.positions(split)]})
+            example = f", e.g. {waiting[0]} of the {len(waiting)} that have no labels yet" if waiting else ""
             raise UserError(
-                f"{dataset.root} has no labelled volume in the {split} split to score; label a {split} subject"
+                f"{dataset.root} has no labelled volume in the {split} split to score; label a {split} subject{example}"
             )
 
 

@@ -6,6 +6,8 @@ import socket
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pytest
+from conftest import make_study, run_here
 
 import segment.scoring
 from classify.explain import explain_exams
@@ -13,6 +15,7 @@ from core.subjects import anonymised, pseudonyms, salted_all
 from data.readers.exams import load_mrnet
 from data.readers.images import read_volume, write_label_map
 from data.slices import load_dataset
+from data.sources import AcdcSource
 from data.splits import save_splits
 from engine.model_file import name_of_init
 from engine.run_folder import RunFolder
@@ -125,3 +128,32 @@ def test_event_files_do_not_name_the_host(tmp_path, monkeypatch):
     assert ".host." in events.name
     assert b"ward-7" not in events.read_bytes()
     assert socket.gethostname() == "ward-7"
+
+
+@pytest.mark.slow
+def test_no_name_in_a_run_or_its_predictions(tiny_acdc, tmp_path):
+    from segment.predict import Predict
+    from segment.predict import run as predict
+    from segment.training import run
+
+    few = {"encoder": "resnet10t", "image_size": 32, "steps": 1, "batch_size": 4, "device": "cpu", "figures": False}
+    run(SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "run", anonymous=True, test=True, **few))
+    predict(Predict(run=tmp_path / "run", input=tiny_acdc, output=tmp_path / "out", anonymous=True))
+    texts = [*tmp_path.rglob("*.csv"), *tmp_path.rglob("*.json")]
+    names = {file.name for file in texts}
+    assert {"labelled_slices.csv", "per_volume.csv", "splits.json", "volumes.csv", "model.json"} <= names
+    for file in texts:
+        assert "patient0" not in file.read_text(), file
+
+
+@pytest.mark.slow
+def test_no_name_in_a_study(tiny_acdc, tmp_path):
+    from sweep.report.page import report
+
+    cfg = make_study(tiny_acdc, tmp_path / "study", anonymous=True, pipelines=("random",), seeds=(0,))
+    run_here(cfg)
+    assert "patient0" not in report(cfg.out).read_text()
+    for file in [*cfg.out.rglob("*.csv"), *cfg.out.glob("cells/*/splits.json")]:
+        assert "patient0" not in file.read_text(), file
+    codes = pd.concat([pd.read_csv(file)["subject"] for file in cfg.out.glob("cells/*/per_volume.csv")])
+    assert len({*codes}) == 1  # one validation patient, of one code in all cells

@@ -12,17 +12,20 @@ from conftest import make_study
 from PIL import Image
 
 import segment.training
+from classify.config import ClassifyConfig
+from classify.training import prepare
 from core.errors import UserError
 from core.subjects import SubjectRecord
 from data.leakage import check_leakage, record_splits, record_subjects
 from data.readers.exams import load_mrnet
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset, load_dataset
-from data.sources import FolderSource, MrnetSource, open_exams
+from data.sources import AcdcSource, FolderSource, MrnetSource, open_exams
 from data.splits import SplitTable
 from encoders.build import build_encoder
 from encoders.card import read_lineage
 from encoders.weights import load_weights, save_encoder
+from segment.config import SegmentConfig
 from sweep.report.study_folder import Facts, warnings_of
 from sweep.report.summary import caveats
 from sweep.study.grid import plan
@@ -281,6 +284,43 @@ def test_exams_without_a_label_are_in_the_pool(tiny_knees, tmp_path):
     assert len(open_exams(MrnetSource(data_root=root), labelled=False).positions("train")) == 30
 
 
+# commands
+
+
+def leaky_encoder(folder: Path, *stages: dict) -> str:
+    about = {"name": "resnet10t", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
+    return str(save_encoder(build_encoder("resnet10t"), folder, lineage=list(stages), **about))
+
+
+def test_segment_refuses_a_leak_before_it_writes(tiny_acdc, tmp_path):
+    data = load_dataset("acdc", tiny_acdc)
+    init = leaky_encoder(tmp_path / "enc", stage(data, "patient001"), stage(data, "patient003"))
+    cfg = SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "run", init=init, encoder="resnet10t")
+    with pytest.raises(UserError, match="was trained on 1 test subject of this data set"):
+        segment.training.run(replace(cfg, device="cpu"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_classify_refuses_a_leak_before_it_writes(tiny_knees, tmp_path):
+    exams = load_mrnet(tiny_knees)
+    test, train = (exams.table["subject"].iloc[exams.positions(split)[0]] for split in ("test", "train"))
+    init = leaky_encoder(tmp_path / "enc", stage(exams, test), stage(exams, train))
+    cfg = ClassifyConfig(data=MrnetSource(data_root=tiny_knees), init=init, encoder="resnet10t", image_size=32)
+    with pytest.raises(UserError, match="was trained on 1 test subject of this data set"):
+        prepare(cfg)
+    card = prepare(replace(cfg, allow_leakage=True))[2]
+    (warning,) = card.warnings
+    assert "the initial weights were trained on 1 test subject of this data set" in warning
+    assert str(tmp_path) not in card.model_dump_json()
+    assert "train/0" not in card.model_dump_json()
+
+
+def test_a_reserved_split_without_labels_says_whom_to_label(tmp_path):
+    data = opened(cohort(tmp_path, CASES, labelled=3))
+    with pytest.raises(UserError, match=r"label a val subject, e\.g\. case3 of the 1 that have no labels yet"):
+        segment.training._require_labels(data, ("val",))
+
+
 # studies
 
 
@@ -297,8 +337,7 @@ def test_a_study_on_a_leak_is_refused_before_it_starts(tiny_acdc, tmp_path):
     check(pretrain=everyone, pipelines=("random", "generalist"))
 
     data = load_dataset("acdc", tiny_acdc)
-    about = {"name": "resnet10t", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
-    save_encoder(build_encoder("resnet10t"), tmp_path / "enc", lineage=[stage(data, "patient001")], **about)
+    leaky_encoder(tmp_path / "enc", stage(data, "patient001"))
     ready = (f"hierarchical={tmp_path / 'enc'}", "random")
     with pytest.raises(UserError, match="trained on 1 test subject "):
         check(pipelines=ready)
@@ -324,7 +363,6 @@ def test_the_report_states_leakage_that_was_allowed():
 def test_pretrained_on_a_test_subject_through_one_and_two_stages(tmp_path):
     import pretrain.stages
     from pretrain.config import PretrainConfig
-    from segment.config import SegmentConfig
 
     root = cohort(tmp_path / "data", [f"p{k}" for k in range(8)])
     few = {"encoder": "resnet10t", "image_size": 32, "batch_size": 4, "device": "cpu"}
