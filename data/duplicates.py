@@ -1,6 +1,7 @@
 """The same image under two names, found by the content of the decoded images."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import pandas as pd
 
 from core.errors import UserError, first_and_count
 from data.splits import SplitTable
+
+log = logging.getLogger("fewslice")
 
 
 def fingerprint(slices: Sequence[np.ndarray] | np.ndarray) -> str:
@@ -72,7 +75,9 @@ def check_duplicates(data: SplitTable, *, allow: bool) -> str | None:
     if not apart:
         return None
     if allow:
-        return f"scores may be too high: {len(apart)} images are in two splits under two names"
+        warning = f"scores may be too high: {len(apart)} images are in two splits under two names"
+        log.warning(warning)
+        return warning
     named = [" and ".join(f"{row.file} ({row.split})" for row in rows.itertuples()) for rows in apart]
     raise UserError(
         f"the same image is in two splits under two names: {first_and_count(named)}; remove one of the two, put both "

@@ -67,6 +67,11 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
     splits = ("train",) if cfg.unlabelled_splits == "train" else ("train", "val", "test")
     if isinstance(cfg.data, MrnetSource | ExamsSource):
         exams = open_exams(cfg.data, labelled=False)
+        if splits == ("train",) and not {"val", "test"} & {*exams.splits.values()}:
+            log.info(
+                "every exam is pretrained on, so that none can validate or test a classifier later; a table of labels "
+                "with the split reserves some"
+            )
         return target_exams(exams, splits, _augmenters(cfg), cfg.clip_frames), None
     dataset = reserve_split(open_slices(cfg.data), cfg.data)
     images = target_slices(dataset, splits, _augmenters(cfg), device, cfg.cache_on_device)

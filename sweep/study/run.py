@@ -42,10 +42,10 @@ def run(cfg: SweepConfig) -> Path | None:
     sizes = {job.key["labels"] for job in cells}
     if len(sizes) < len(cfg.sizes or cfg.fractions):
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
+    check_study(cfg, jobs)
     if cfg.dry_run:
         estimate(cfg, jobs, console)
         return None
-    check_study(cfg, jobs)
     with _claimed(cfg):
         write_plan(cfg.out, jobs, unit(cfg), cfg.task)
         left = sum(not is_done(job) for job in jobs)
