@@ -13,6 +13,7 @@ from torch.nn.functional import interpolate
 
 from classify.model import Classifier, ModelCard
 from core.files import save_figure
+from core.subjects import pseudonyms
 from data.preprocessing import z_score
 from data.readers.exams import ExamSet
 from data.samples.clips import draw_frames, whole_clips
@@ -22,14 +23,26 @@ MONTAGE_FRAMES = 6
 """Largest number of frames in a montage."""
 
 
-def explain_exams(classifier: Classifier, card: ModelCard, exams: ExamSet, names: Iterable[str], folder: Path) -> None:
-    """Write a montage (see `montage`) of each of the named exams into `folder`, which is made if absent."""
+def explain_exams(
+    classifier: Classifier,
+    card: ModelCard,
+    exams: ExamSet,
+    names: Iterable[str],
+    folder: Path,
+    *,
+    anonymous: bool = False,
+) -> None:
+    """Write a montage (see `montage`) of each of the named exams into `folder`, which is made if absent.
+
+    With `anonymous` titles and file names have codes in place of the exams' names.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    code = pseudonyms() if anonymous else str
     positions = {name: i for i, name in enumerate(exams.table["exam"])}
     for name in names:
         i = positions[name]
-        title = f"{name}: {card.task} {card.plane}".rstrip() + f", label {exams.labels[i]}"
-        montage(classifier, card, exams.frames(i), exams.statistics(i), title, montage_path(folder, name))
+        title = f"{code(name)}: {card.task} {card.plane}".rstrip() + f", label {exams.labels[i]}"
+        montage(classifier, card, exams.frames(i), exams.statistics(i), title, montage_path(folder, code(name)))
 
 
 def montage_path(folder: Path, name: str) -> Path:

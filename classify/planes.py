@@ -51,7 +51,18 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             log.info(f"plane {plane}")
             results[plane] = run_plane(plane_config, fabric, *prepared.pop(plane))
         first = results[cfg.planes[0]]
-        shared = ("task", "encoder", "init", "linear_probe", "epochs", "steps", "seed", "synthetic")
+        shared = (
+            "task",
+            "encoder",
+            "init",
+            "linear_probe",
+            "epochs",
+            "steps",
+            "seed",
+            "synthetic",
+            "warnings",
+            "subjects",
+        )
         result = {key: first[key] for key in shared}
         result |= {"planes": list(cfg.planes), "train": first["train"]}
         if run.main:

@@ -1,6 +1,6 @@
 """`python -m classify.predict --run RUN --input FILE|DIR`: probabilities of exams as CSV."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,6 +12,7 @@ from rich.table import Table
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
 from core.files import write_csv
+from core.subjects import pseudonyms
 from core.terminal import terminal
 from data.readers.exams import read_exam
 from data.readers.images import NIFTI_SUFFIXES
@@ -38,6 +39,8 @@ class Predict:
     """Folder for a Grad-CAM montage per exam (and plane)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: a GPU if there is one."""
+    anonymous: bool = False
+    """Write codes in place of the exams' names into the table and the montages."""
 
 
 def run(cfg: Predict) -> pd.DataFrame:
@@ -64,18 +67,19 @@ def run(cfg: Predict) -> pd.DataFrame:
         classifier.to(device)
     exams = _by_exam(files, [card.plane for _, card in models], cfg.input)
     threshold = combination.threshold if combination else models[0][1].threshold
+    code: Callable[[str], str] = pseudonyms() if cfg.anonymous else str
     rows, problems = [], []
     for exam, stacks in exams.items():
         try:
             if missing := [card.plane for _, card in models if card.plane not in stacks]:
                 raise UserError(f"exam {exam} has no file of the plane {missing[0]}; a run of several planes needs all")
-            each = [_probability(*model, stacks[model[1].plane], exam, cfg.explain) for model in models]
+            each = [_probability(*model, stacks[model[1].plane], code(exam), cfg.explain) for model in models]
         except UserError as error:
             problems.append(str(error))
             continue
         probability = combination.probability(each) if combination else each[0]
         planes = {f"probability_{card.plane}": p for (_, card), p in zip(models, each, strict=True)}
-        row = {"exam": exam, "probability": probability} | (planes if combination else {})
+        row = {"exam": code(exam), "probability": probability} | (planes if combination else {})
         rows.append(row | {"threshold": threshold, "called": int(probability >= threshold)})
     table = pd.DataFrame(rows)
     if rows:

@@ -20,7 +20,10 @@ from classify.scoring import highest, probabilities, score_table, validate, writ
 from classify.statistics import youden_threshold
 from core.errors import UserError
 from core.files import write_csv
+from core.subjects import anonymised
 from data.augment import Augmenter
+from data.duplicates import check_duplicates
+from data.leakage import check_leakage, record_splits
 from data.readers.exams import ExamSet, require_both_classes
 from data.samples.clips import LabelledClips
 from data.sources import open_exams
@@ -29,7 +32,7 @@ from encoders.card import say_normalisation
 from encoders.weights import load_weights
 from engine.devices import make_fabric, show_messages
 from engine.loop import Metrics
-from engine.model_file import save_model, write_card
+from engine.model_file import name_of_init, save_model, write_card
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
@@ -77,6 +80,11 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         report = load_weights(classifier.encoder, cfg.init, name=cfg.encoder, in_channels=1)
         lineage = report.lineage
         say_normalisation(report.card, "exam")
+    warnings = [
+        check_duplicates(exams, allow=cfg.allow_duplicates),
+        check_leakage(exams, lineage, cfg.init, allow=cfg.allow_leakage),
+    ]
+    positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)
     card = ModelCard(
         encoder=cfg.encoder,
         norm=cfg.norm,
@@ -87,8 +95,10 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         task=exams.task,
         plane=exams.plane,
         dataset=f"{exams.name} {exams.key}",
-        init=cfg.init,
+        init=name_of_init(cfg.init),
         lineage=lineage,
+        subjects=record_splits(exams, positions),
+        warnings=[warning for warning in warnings if warning],
     )
     return exams, classifier, card
 
@@ -101,9 +111,9 @@ def run_plane(
         fabric.barrier()
         positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)
         if run.main:
-            save_splits(run.path / "splits.json", exams.splits)
+            save_splits(run.path / "splits.json", exams.splits, anonymous=cfg.anonymous)
             labelled = exams.table.iloc[positions][["exam", "subject", "label"]]
-            write_csv(run.path / "labelled_exams.csv", labelled)
+            write_csv(run.path / "labelled_exams.csv", anonymised(labelled) if cfg.anonymous else labelled)
         say_random_start(cfg)
         began = time.perf_counter()
         speed = _fit(cfg, fabric, run, exams, classifier, card, positions)
@@ -118,6 +128,8 @@ def run_plane(
             "seed": cfg.seed,
             "subset_seed": cfg.seed_of_subset,
             "synthetic": exams.synthetic,
+            "warnings": card.warnings,
+            "subjects": card.subjects,
             "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
         }
         if run.main:
@@ -215,9 +227,10 @@ def _score(cfg: ClassifyConfig, fabric: Fabric, folder: Path, exams: ExamSet) ->
     card = card.model_copy(update={"threshold": threshold["value"]})
     write_card(folder / "model.json", card)
     table = pd.concat(tables)
-    scores_by_split = write_scores(table, card.threshold, folder)
+    scores_by_split = write_scores(anonymised(table) if cfg.anonymous else table, card.threshold, folder)
     if cfg.explain:
-        explain_exams(classifier, card, exams, highest(table, cfg.explain), folder / "explain")
+        names = highest(table, cfg.explain)
+        explain_exams(classifier, card, exams, names, folder / "explain", anonymous=cfg.anonymous)
     return {
         "kept": json.loads((folder / "kept.json").read_text()),
         "threshold": threshold,

@@ -23,6 +23,7 @@ from core.files import write_json
 from core.progress import progress
 from core.terminal import terminal
 from core.text import printable
+from data.duplicates import duplicate_findings, fingerprint
 from data.readers.acdc import missing_halves
 from data.readers.folder import unpaired_labels
 from data.readers.images import Volume, read_labels, read_volume
@@ -57,6 +58,8 @@ class Report:
     volumes: list[dict[str, Any]] = field(default_factory=list)
     voxels: Counter = field(default_factory=Counter)
     """Number of voxels of each label value."""
+    digests: dict[Path, list[str]] = field(default_factory=dict)
+    """Fingerprints of the frames of each image."""
 
     def error(self, file: Path, what: str) -> None:
         """Note a file unfit for training."""
@@ -95,6 +98,7 @@ def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None
         _check(report, root / file, root / label_file if label_file else None, classes)
     for file, what in missing_halves(root) if dataset == "acdc" else _folder_halves(report, root, files):
         report.error(file, what)
+    _check_duplicates(report, root, files)
     _check_together(report, root, classes)
     return _summary(report, table, classes) | {"problems": report.problems, "warnings": report.warnings}
 
@@ -103,6 +107,7 @@ def _check(report: Report, file: Path, label_file: Path | None, classes: tuple[s
     volume = None
     try:
         volume = read_volume(file)
+        report.digests[file] = [fingerprint(frame) for frame in volume.stack]
         _check_image(report, volume)
     except UserError as error:
         report.error(file, str(error))
@@ -157,6 +162,18 @@ def _folder_halves(report: Report, root: Path, files: pd.DataFrame) -> Iterator[
         report.warn(root / bare.iloc[0], f"has no label map, as {len(bare)} of {len(files)} images: pretraining only")
     for file in unpaired_labels(root):
         yield file, "has no image"
+
+
+def _check_duplicates(report: Report, root: Path, files: pd.DataFrame) -> None:
+    """Name subjects with an image in common: an error if they are in different splits."""
+    columns = ["subject", "split", "file"]
+    rows = [
+        (subject, split, file, digest)
+        for subject, split, file in files[columns].to_numpy().tolist()
+        for digest in report.digests.get(root / file, [])
+    ]
+    for file, what, apart in duplicate_findings(pd.DataFrame(rows, columns=[*columns, "digest"])):
+        (report.error if apart else report.warn)(root / file, what)
 
 
 def _check_together(report: Report, root: Path, classes: tuple[str, ...]) -> None:

@@ -36,6 +36,20 @@ class Dataset(SplitTable):
         rows = super().positions(split)
         return rows if labelled is None else rows[self.table["labelled"].to_numpy()[rows] == labelled]
 
+    @property
+    def digest(self) -> str:
+        """Digest of the files' contents."""
+        return self.store.key
+
+    @property
+    def labelled_subjects(self) -> set[str]:
+        """The subjects that have label maps, of some images at least."""
+        return {*self.table.loc[self.table["labelled"], "subject"]}
+
+    def images(self) -> pd.DataFrame:
+        """subject, split, file and digest, a row for each volume and frame."""
+        return self.table.drop_duplicates(["file", "frame"])[["subject", "split", "file", "digest"]]
+
 
 def load_dataset(
     dataset: Literal["acdc", "folder"],

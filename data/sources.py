@@ -1,5 +1,6 @@
 """Where data come from: one class of settings per layout, and the functions that open what they name."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -66,6 +67,8 @@ class ExamsSource:
     """Regular expression that finds the subject in an exam's path; default: each file is a subject."""
 
 
+log = logging.getLogger("fewslice")
+
 SliceSource = AcdcSource | FolderSource
 ExamSource = MrnetSource | ExamsSource
 
@@ -105,7 +108,8 @@ def open_slices(source: SliceSource) -> Dataset:
 def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
     """Index and check the exams of a source; see `data.readers.exams`.
 
-    With `labelled` False, for pretraining, MRNet's exams without a row in a CSV file count as well.
+    With `labelled` False, for pretraining, MRNet's exams without a row in a CSV file count as well; the inner
+    validation set is that of the task, if the copy has its CSV file, so that pretraining leaves out the same exams.
 
     Raises:
         UserError: if labels are needed and the source names none.
@@ -114,8 +118,11 @@ def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
         raise UserError(f"--split-seed {source.split_seed}: must be 0 or more")
     root = find_root(source.dataset, source.data_root, getattr(source, "labels", None))
     if isinstance(source, MrnetSource):
-        task = source.task if labelled else None
-        return load_mrnet(root, task=task, plane=source.plane, split_seed=source.split_seed)
+        task: str | None = source.task
+        if not labelled and not (root / f"train-{task}.csv").is_file():
+            task = None
+            log.info("%s has no train-%s.csv: no inner validation set is left out", root, source.task)
+        return load_mrnet(root, task=task, plane=source.plane, split_seed=source.split_seed, unlabelled=not labelled)
     if labelled and source.labels is None:
         raise UserError("--dataset exams needs --labels FILE.csv with the columns path,label")
     return load_exams(root, labels=source.labels, split_seed=source.split_seed, subject_pattern=source.subject_pattern)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from core.errors import UserError
 from core.files import write_json
+from core.subjects import pseudonyms
 from core.text import read_json
 from data.synthetic import is_synthetic
 
@@ -27,6 +28,8 @@ class SplitTable:
     name: str
     root: Path
     table: pd.DataFrame
+    plane: str = ""
+    """Plane of the exams; "" if the layout has none."""
 
     @property
     def synthetic(self) -> bool:
@@ -41,6 +44,20 @@ class SplitTable:
     def positions(self, split: str) -> np.ndarray:
         """Row positions of a split, ascending."""
         return np.flatnonzero(self.table["split"] == split)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the files' contents."""
+        raise NotImplementedError
+
+    @property
+    def labelled_subjects(self) -> set[str]:
+        """The subjects that have labels, wholly or in part."""
+        raise NotImplementedError
+
+    def images(self) -> pd.DataFrame:
+        """subject, split, file and digest (of `data.duplicates.fingerprint`), a row for each volume and frame."""
+        raise NotImplementedError
 
 
 def acdc_split(subject: str) -> str:
@@ -77,8 +94,14 @@ def split_subjects(subjects: Iterable[str], seed: int = 0, test: bool = True) ->
     return dict(sorted(zip(shuffled, order, strict=True)))
 
 
-def save_splits(path: Path, splits: Mapping[str, str]) -> None:
-    """Write subject -> split as JSON: ``{"train": [subjects], "val": [...], "test": [...]}``."""
+def save_splits(path: Path, splits: Mapping[str, str], *, anonymous: bool = False) -> None:
+    """Write subject -> split as JSON: ``{"train": [subjects], "val": [...], "test": [...]}``.
+
+    With `anonymous` the file holds codes, and cannot be read back as a split.
+    """
+    if anonymous:
+        code = pseudonyms()
+        splits = {code(subject): split for subject, split in splits.items()}
     lists = {split: sorted(subject for subject, name in splits.items() if name == split) for split in SPLITS}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, lists)

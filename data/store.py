@@ -16,6 +16,7 @@ from core.contents import content_digests
 from core.errors import UserError, first_and_count
 from core.locks import Locked, file_lock
 from core.progress import progress
+from data.duplicates import fingerprint
 from data.preprocessing import mean_and_std, narrow
 from data.readers.images import read_labels, read_volume
 
@@ -24,7 +25,7 @@ ALIGNMENT = 64  # bytes; each slice starts on a multiple
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
 PACKED = {
     **{"rows": int, "columns": int, "row_mm": float, "column_mm": float, "slice_mm": float, "dtype": str},
-    **{"offset": int, "label_offset": int, "mean": float, "std": float, "label_values": str},
+    **{"offset": int, "label_offset": int, "mean": float, "std": float, "label_values": str, "digest": str},
 }
 
 
@@ -33,7 +34,8 @@ class SliceStore:
 
     ``table`` is the index plus: rows, columns; row_mm, column_mm, slice_mm; dtype (uint8, int16, uint16 or
     float32); offset, label_offset (bytes, -1 without label); mean, std of the slice in file units (std is 0
-    for a constant slice); label_values (those present, "0 1 3", or "").
+    for a constant slice); label_values (those present, "0 1 3", or ""); digest (of its
+    volume, see ``data.duplicates.fingerprint``).
     """
 
     def __init__(self, table: pd.DataFrame, file: Path):
@@ -190,6 +192,7 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
         raise UserError(f"{root / label_file} has the shape {shapes} in {file}: the two must agree")
     narrowed = narrow(stack)
     rows = []
+    digests = _digests(narrowed, table)
     for frame, z in zip(table["frame"].tolist(), table["slice"].tolist(), strict=True):
         t = frame - 1 if len(stack) > 1 else 0  # ACDC's single-frame files keep their number in the cine
         image = np.ascontiguousarray(narrowed[t, z])
@@ -200,8 +203,17 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
         if labels is not None:
             label_offset = _append(out, labels[t, z])
             values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel()))))
-        rows.append((*image.shape, *mm, image.dtype.name, offset, label_offset, *mean_and_std(image), values))
+        row = (*image.shape, *mm, image.dtype.name, offset, label_offset, *mean_and_std(image), values)
+        rows.append((*row, digests[frame]))
     return rows
+
+
+def _digests(stack: np.ndarray, table: pd.DataFrame) -> dict[int, str]:
+    """The fingerprint of the listed slices of each listed frame."""
+    listed: dict[int, list[np.ndarray]] = {}
+    for frame, z in zip(table["frame"].tolist(), table["slice"].tolist(), strict=True):
+        listed.setdefault(frame, []).append(stack[frame - 1 if len(stack) > 1 else 0, z])
+    return {frame: fingerprint(slices) for frame, slices in listed.items()}
 
 
 def _append(out: BinaryIO, values: np.ndarray) -> int:

@@ -13,6 +13,11 @@ from encoders.norm import Norm
 
 log = logging.getLogger("fewslice")
 
+MODEL = "model.safetensors"
+"""Name of the weights of a trained U-Net or classifier, whose card `engine.model_file` defines."""
+NO_FILES = ("random", "imagenet", "kinetics")
+"""Initial weights that are not a file."""
+
 Network = Literal["target", "online", "segmentation", "foreign"]
 
 
@@ -31,7 +36,8 @@ class EncoderCard(BaseModel):
     normalisation: dict[str, Any]
     """How the training images were normalised: `over` says over what intensities were z-scored, "image" or "exam"."""
     lineage: list[dict[str, Any]]
-    """Every training stage from the first: stage, source, data (name, hash), steps, versions."""
+    """Every training stage from the first: stage, source, data (name, hash), steps, versions, and of stages on scans
+    subjects, a `core.subjects.SubjectRecord`."""
     sha256: str | None = None
     """Digest of the safetensors file."""
 
@@ -43,7 +49,7 @@ def read_card(path: str | Path) -> EncoderCard | None:
         UserError: if the JSON file is not a card of this format, or belongs to other weights.
     """
     path, file = Path(path), Path(path).with_suffix(".json")
-    if path.suffix != ".safetensors" or not file.is_file():
+    if path.suffix != ".safetensors" or path.name == MODEL or not file.is_file():
         return None
     try:
         card = EncoderCard.model_validate_json(file.read_bytes())
@@ -57,6 +63,43 @@ def read_card(path: str | Path) -> EncoderCard | None:
     if card.sha256 not in (None, sha256(path)):
         raise UserError(f"{file} describes other weights than {path.name} holds (sha256 differs); export again.")
     return card
+
+
+def read_lineage(source: str | Path) -> list[dict[str, Any]]:
+    """The training stages of a file of weights, as far as the card beside it names them.
+
+    A trained U-Net or classifier is the last stage of its lineage, with the subjects it was trained and scored on.
+
+    Args:
+        source: any source of `encoders.weights.load_weights`; downloads and files without a card have no stages.
+
+    Raises:
+        UserError: if the card is damaged.
+    """
+    if str(source) in NO_FILES:
+        return []
+    path = Path(source).expanduser()
+    path = path / "encoder.safetensors" if path.is_dir() else path
+    if path.name != MODEL:
+        card = read_card(path)
+        return card.lineage if card else []
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return []
+    try:
+        model = _LineageOfModel.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file} is not the card of a model ({error.errors()[0]['msg']}); train it again") from None
+    last = {"stage": "supervised", "data": {"name": model.dataset}}
+    return [*model.lineage, last | ({"subjects": model.subjects} if model.subjects else {})]
+
+
+class _LineageOfModel(BaseModel):
+    """The part of `engine.model_file.ModelCard` that a lineage is made of."""
+
+    dataset: str
+    lineage: list[dict[str, Any]] = []
+    subjects: dict[str, Any] | None = None
 
 
 def say_normalisation(card: EncoderCard | None, over: str) -> None:

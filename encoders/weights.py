@@ -18,7 +18,7 @@ from torch import nn
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
-from encoders.card import EncoderCard, Network, read_card
+from encoders.card import EncoderCard, Network, read_card, read_lineage
 from encoders.channels import adapt_channels
 from encoders.formats import HEADS, Layout, State, layouts, read_weights
 from encoders.hub import kinetics_weights, timm_weights
@@ -163,7 +163,7 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         matched=len(wanted) - len(missing),
         missing=missing,
         unexpected=sorted(state.keys() - wanted.keys()) + outside,
-        lineage=card.lineage if card else [entry | ({"layout": where} if where else {})],
+        lineage=card.lineage if card else read_lineage(source) or [entry | ({"layout": where} if where else {})],
         card=card,
     )
     log.info(

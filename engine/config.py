@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import UserError
-from core.settings import Affects, Execution, Group, SetBySweep
+from core.settings import Affects, Execution, Group, Output, SetBySweep
 from core.text import read_yaml
 
 C = TypeVar("C")
@@ -119,6 +119,12 @@ class SupervisedSettings(RunSettings):
     """Decoupled weight decay (AdamW); 0 is plain Adam."""
     ema_decay: float = 0.0
     """Decay rate, in [0, 1), of a moving average of the weights, which is then scored and kept; 0: none."""
+    allow_leakage: Annotated[Output[bool], Group("leakage and privacy")] = False
+    """Go on with initial weights that were trained on validation or test subjects; the result then says so."""
+    allow_duplicates: Output[bool] = False
+    """Go on if the same image is in two splits under two names; the result then says so."""
+    anonymous: Output[bool] = False
+    """Write codes in place of the names of subjects, exams and files into tables, figures and reports."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,8 +14,10 @@ from torch import nn
 
 from core.errors import UserError
 from core.files import write_atomically, write_json
+from core.hashes import sha256
 from core.text import read_text
 from encoders import digest
+from encoders.card import NO_FILES
 from encoders.norm import Norm
 
 
@@ -29,13 +31,27 @@ class ModelCard(BaseModel):
     dataset: str
     """Name and digest of the training data."""
     init: str
-    """Start of the encoder: the setting `init`."""
+    """Start of the encoder: random, imagenet, kinetics, or the name and digest of a file."""
     lineage: list[dict[str, Any]] = []
     """Training stages of the encoder before this run, see `encoders.card.EncoderCard`."""
+    subjects: dict[str, Any] | None = None
+    """Salted hashes of the training, validation and test subjects, a `core.subjects.SubjectRecord`; version 0.1 wrote
+    none."""
+    warnings: list[str] = []
+    """Reasons why the model's scores may be too high, which the user chose to ignore."""
 
 
 Card = TypeVar("Card", bound=ModelCard)
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def name_of_init(init: str) -> str:
+    """The setting `init` for a card: a file by its name and digest, as its folder may name a patient or a user."""
+    if init in NO_FILES:
+        return init
+    path = Path(init).expanduser()
+    path = path / "encoder.safetensors" if path.is_dir() else path
+    return f"{path.name} sha256 {sha256(path)}" if path.is_file() else path.name
 
 
 def save_model(network: nn.Module, folder: Path, card: ModelCard) -> None:

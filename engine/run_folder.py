@@ -4,6 +4,7 @@ import csv
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields
@@ -110,7 +111,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         with naming_file(path):
             self._metrics = self._held.enter_context(path.open("a", newline="", buffering=1))
         self._rows = csv.DictWriter(self._metrics, columns, restval="")
-        with naming_file(self.path / "tensorboard"):
+        with naming_file(self.path / "tensorboard"), _neutral_host():
             self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
         self._held.callback(self._board.close)
 
@@ -175,6 +176,17 @@ def _only_process(path: Path) -> Iterator[None]:
                 f"another process is working in {path}: wait until it ends, or choose another --out"
             ) from None
         yield
+
+
+@contextmanager
+def _neutral_host() -> Iterator[None]:
+    """Let TensorBoard, which puts the host's name into the names of its files, see "host" for it."""
+    gethostname = socket.gethostname
+    socket.gethostname = lambda: "host"
+    try:
+        yield
+    finally:
+        socket.gethostname = gethostname
 
 
 def _claim(path: Path, config: RunSettings) -> None:

@@ -24,6 +24,10 @@ def main() -> None:
         following += ["--init", result["encoder"]]
         following += ["--dataset", cfg.data.dataset] if cfg.data.dataset not in ("acdc", "mrnet") else []
         following += ["--data-root", str(cfg.data.data_root)] if cfg.data.data_root else []
+        for name in ("task", "split_seed", "labels", "subject_pattern", "splits_file"):  # the subjects and their split
+            value = getattr(cfg.data, name, None)
+            if value != getattr(type(cfg.data)(), name, None):
+                following += [f"--{name.replace('_', '-')}", str(value)]
         print(f"next:    {shlex.join(following)}")
 
 

@@ -41,7 +41,8 @@ class PretrainConfig(RunSettings):
     )
     """Data set: acdc or folder for slices, mrnet or exams for clips of whole exams, which have presets of their own."""
     unlabelled_splits: Annotated[Literal["train", "all"], Group("data")] = "train"
-    """Splits to pretrain on: train, or all (validation and test subjects too, without their labels)."""
+    """Splits to pretrain on: train, or all (validation and test subjects too, without their labels; they can then not
+    be scored without `--allow-leakage`)."""
     clip_frames: int = 16
     """Frames of a clip, drawn at random from an exam and kept in order."""
     image_size: int = 224

@@ -1,10 +1,10 @@
 """The images or exams of one pretraining stage, as pairs of augmented views."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from core.errors import UserError
 from data.augment import Augmenter
+from data.duplicates import twins_of_other_splits
+from data.leakage import record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.exams import ExamSet
 from data.readers.natural import FolderImages
@@ -20,6 +22,7 @@ from data.samples.clips import TwoClips
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.slices import Images, Standardised, TwoViews
 from data.slices import Dataset, Slices
+from data.splits import SplitTable
 from encoders.names import is_video
 
 log = logging.getLogger("fewslice")
@@ -42,6 +45,10 @@ class StageImages:
     """Name of the data set."""
     hash: str
     """Digest of the data set's content."""
+    subjects: dict[str, Any] | None = None
+    """The `core.subjects.SubjectRecord` of the pool; natural images have none."""
+    splits: Mapping[str, str] | None = None
+    """subject -> split, which fine-tuning keeps; None if the data set determines it."""
 
 
 def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count: int, seed: int) -> StageImages | None:
@@ -95,11 +102,11 @@ def target_slices(
     Raises:
         UserError: if the splits have no slice, or the slices cannot be kept on the device as `cache_on_device` asks.
     """
-    slices = Slices(store=dataset.store, positions=np.flatnonzero(dataset.table["split"].isin(splits)))
+    pool = _pool(dataset, splits)
+    slices = Slices(store=dataset.store, positions=np.flatnonzero(dataset.table["subject"].isin(pool)))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
-    subjects = dataset.table["subject"].iloc[slices.positions].nunique()
-    log.info(f"pretraining on {len(slices)} slices of {subjects} subjects of {dataset.name}")
+    log.info(f"pretraining on {len(slices)} slices of {len(pool)} subjects of {dataset.name}")
     cached = _is_cached(slices, augmenters, device, cache_on_device)
     return StageImages(
         samples=ViewsOnDevice(slices, augmenters, device) if cached else TwoViews(slices, *augmenters),
@@ -107,6 +114,8 @@ def target_slices(
         count=len(slices),
         name=dataset.name,
         hash=dataset.store.key,
+        subjects=record_subjects(dataset, {"pool": pool}),
+        splits=dataset.splits if dataset.name == "folder" else None,
     )
 
 
@@ -116,7 +125,8 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
     Raises:
         UserError: if the splits have no exam.
     """
-    positions = np.flatnonzero(exams.table["split"].isin(splits))
+    pool = _pool(exams, splits)
+    positions = np.flatnonzero(exams.table["subject"].isin(pool))
     if not len(positions):
         raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
     log.info(f"pretraining on clips of {clip_frames} frames of {len(positions)} exams of {exams.name}")
@@ -126,7 +136,19 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
         unit="exams",
         name=exams.name,
         hash=exams.key,
+        subjects=record_subjects(exams, {"pool": pool}),
     )
+
+
+def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
+    """The subjects of some splits, without those that have an image of another split under another name."""
+    twins = twins_of_other_splits(data.images(), splits)
+    if twins:
+        log.warning(
+            f"{len(twins)} subjects are left out, because images of theirs are validation or test images under another "
+            "name; python -m data.inspect names them"
+        )
+    return {*data.table.loc[data.table["split"].isin(splits), "subject"]} - twins
 
 
 def _is_cached(

@@ -10,8 +10,9 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from data.augment import Augmenter
-from data.slices import Dataset
+from data.reserved_split import reserve_split
 from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
+from data.splits import save_splits
 from encoders.build import build_clip_encoder, build_encoder, recompute_activations, require_encoder
 from encoders.names import is_video
 from encoders.weights import load_weights, save_encoder
@@ -51,6 +52,8 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         if cfg.stage == "hierarchical" and natural is not None:
             start = _start(cfg, _generalist_file(cfg, fabric))
         encoder, lineage = start or _start(cfg)
+        if target and target.splits and run_folder.main:
+            save_splits(run_folder.path / "splits.json", target.splits)
         if images := target or natural:
             result = train_stage(cfg, fabric, run_folder, images, encoder, lineage, probe)
         else:
@@ -64,8 +67,13 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
     splits = ("train",) if cfg.unlabelled_splits == "train" else ("train", "val", "test")
     if isinstance(cfg.data, MrnetSource | ExamsSource):
         exams = open_exams(cfg.data, labelled=False)
+        if splits == ("train",) and not {"val", "test"} & {*exams.splits.values()}:
+            log.info(
+                "every exam is pretrained on, so that none can validate or test a classifier later; a table of labels "
+                "with the split reserves some"
+            )
         return target_exams(exams, splits, _augmenters(cfg), cfg.clip_frames), None
-    dataset: Dataset = open_slices(cfg.data)
+    dataset = reserve_split(open_slices(cfg.data), cfg.data)
     images = target_slices(dataset, splits, _augmenters(cfg), device, cfg.cache_on_device)
     return images, Probe(dataset) if cfg.probe_every else None
 

@@ -144,6 +144,7 @@ def train_stage(
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
         "encoder": str(run.path / "encoder.safetensors"),
+        "subjects": images.subjects,
     }
 
 
@@ -166,6 +167,8 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
         "seed": cfg.seed,
         "versions": versions(),
     }
+    if images.subjects:
+        entry["subjects"] = images.subjects
     if images.unit == "exams":
         entry |= {"plane": getattr(cfg.data, "plane", ""), "clip_frames": cfg.clip_frames}
     return entry

@@ -14,6 +14,7 @@ from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.files import write_csv, write_json
 from core.progress import progress
+from core.subjects import anonymised
 from core.terminal import terminal
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
 from data.readers.images import IMAGE_SUFFIXES, is_image, label_stack, read_labels, read_volume, stem
@@ -37,6 +38,8 @@ class Evaluate:
     """Folder for per_volume.csv and result.json; default: scores/ in the prediction folder."""
     partial: bool = False
     """Score the masks that both folders have, and ignore the others."""
+    anonymous: bool = False
+    """Write codes in place of the names of subjects and files into per_volume.csv."""
 
 
 def run(cfg: Evaluate) -> dict[str, Any]:
@@ -57,6 +60,8 @@ def run(cfg: Evaluate) -> dict[str, Any]:
         rows += score_files(name, prediction, reference, classes)
     per_volume = pd.DataFrame(rows)
     result = summarise(per_volume, classes)
+    if cfg.anonymous:
+        per_volume = anonymised(per_volume)
 
     out = cfg.out or cfg.prediction / "scores"
     out.mkdir(parents=True, exist_ok=True)

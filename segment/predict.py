@@ -11,6 +11,7 @@ import pandas as pd
 from core.command_line import parse_command
 from core.errors import UserError, first_and_count, user_errors
 from core.files import write_csv
+from core.subjects import anonymised
 from core.terminal import terminal
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
@@ -32,6 +33,8 @@ class Predict:
     """Folder for the label maps, which keep the images' names and folders, and for volumes.csv."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: a GPU if there is one."""
+    anonymous: bool = False
+    """Write codes in place of the names of subjects and files into volumes.csv; the label maps keep their names."""
 
 
 def run(cfg: Predict) -> pd.DataFrame:
@@ -75,6 +78,8 @@ def run(cfg: Predict) -> pd.DataFrame:
             volumes = {f"volume_ml_{name}": millilitres[k] for k, name in enumerate(card.classes) if k}
             rows.append({"file": str(target), "subject": subject, "phase": phase, "frame": frame} | volumes)
     table = pd.DataFrame(rows)
+    if cfg.anonymous:
+        table = anonymised(table)
     if rows:
         write_csv(cfg.output / "volumes.csv", table, float_format="%.3f")
         _print(table, cfg.output)

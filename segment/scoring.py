@@ -10,6 +10,7 @@ import pandas as pd
 from torch import nn
 
 from core.files import write_csv
+from core.subjects import anonymised
 from data.slices import Dataset
 from segment.figures import panel_case, prediction_panel, worst_median_best
 from segment.inference import segment_stack
@@ -71,9 +72,17 @@ def split_dice(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) 
 
 
 def score_split(
-    predictions: Sequence[np.ndarray], dataset: Dataset, split: str, folder: Path, *, figures: bool = True
+    predictions: Sequence[np.ndarray],
+    dataset: Dataset,
+    split: str,
+    folder: Path,
+    *,
+    figures: bool = True,
+    anonymous: bool = False,
 ) -> dict[str, Any]:
     """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
+
+    With `anonymous` both have codes in place of the names of subjects.
 
     Returns:
         The summary of `segment.metrics.summarise`.
@@ -87,6 +96,8 @@ def score_split(
         rows.append(origin | score)
     folder.mkdir(parents=True, exist_ok=True)
     per_volume = pd.DataFrame(rows)
+    if anonymous:
+        per_volume = anonymised(per_volume)
     write_csv(folder / "per_volume.csv", per_volume)
     if figures:
         _draw_panel(per_volume, volumes, predictions, classes, folder / "predictions.png")
@@ -105,7 +116,7 @@ def _draw_panel(
     cases = []
     for name, k in worst_median_best(per_volume, classes).items():
         v = volumes[k]
-        title = f"{name}: {v.subject} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
+        title = f"{name}: {per_volume['subject'].iloc[k]} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
         cases.append(panel_case(title, v.image, v.reference, predictions[k], v.spacing))
     if cases:
         prediction_panel(cases, file, classes)

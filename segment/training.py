@@ -13,16 +13,20 @@ from torch import nn
 
 from core.errors import UserError
 from core.files import write_csv
+from core.subjects import anonymised
 from data.augment import Augmenter
+from data.duplicates import check_duplicates
+from data.leakage import check_leakage, is_same_data, record_splits, records
+from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
 from data.sources import open_slices
 from data.splits import labelled_subset, save_splits
-from encoders.card import say_normalisation
+from encoders.card import read_lineage, say_normalisation
 from encoders.weights import load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
 from engine.loop import Metrics
-from engine.model_file import save_model
+from engine.model_file import name_of_init, save_model
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
@@ -51,12 +55,14 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     main = fabric.global_rank == 0
     show_messages(main)
-    dataset = dataset or open_slices(cfg.data)
+    if dataset is None:
+        dataset = _with_reserved_split(open_slices(cfg.data), cfg)
     positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset)
     # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
     labelled = dataset.table.iloc[positions]
+    warnings = [check_duplicates(dataset, allow=cfg.allow_duplicates)]
 
     torch.manual_seed(cfg.seed)
     unet = build_unet(cfg.encoder, len(dataset.classes), cfg.norm)
@@ -65,14 +71,16 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         report = load_into_unet(unet, cfg.init, cfg.encoder)
         lineage = report.lineage
         say_normalisation(report.card, cfg.normalisation)
-    card = _card(cfg, dataset, positions, lineage)
+        warnings.append(check_leakage(dataset, lineage, cfg.init, allow=cfg.allow_leakage))
+    card = _card(cfg, dataset, positions, lineage, [warning for warning in warnings if warning])
 
     with RunFolder(cfg.run_folder, cfg, main=main) as run:
         fabric.barrier()
         if main:
             columns = ["subject", "group", "phase", "frame", "slice", "file"]
-            write_csv(run.path / "labelled_slices.csv", labelled[columns])
-            save_splits(run.path / "splits.json", dataset.splits)
+            rows = anonymised(labelled[columns]) if cfg.anonymous else labelled[columns]
+            write_csv(run.path / "labelled_slices.csv", rows)
+            save_splits(run.path / "splits.json", dataset.splits, anonymous=cfg.anonymous)
         say_random_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(
@@ -89,6 +97,8 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             "seed": cfg.seed,
             "subset_seed": cfg.seed_of_subset,
             "synthetic": dataset.synthetic,
+            "warnings": card.warnings,
+            "subjects": card.subjects,
         }
         if main:
             result |= _score(cfg, fabric, run.path, dataset, predictions)
@@ -98,13 +108,21 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     return result
 
 
+def _with_reserved_split(dataset: Dataset, cfg: SegmentConfig) -> Dataset:
+    """The data set with the split beside the initial weights, if these were trained on it."""
+    same = any(is_same_data(dataset, record) for record in records(read_lineage(cfg.init), cfg.init))
+    return keep_reserved_split(dataset, cfg.data, cfg.init, same_data=same)
+
+
 def _require_labels(dataset: Dataset, splits: tuple[str, ...]) -> None:
     if len(dataset.classes) < 2:
         raise UserError(f"{dataset.root} has no label maps; python -m pretrain needs none, segment does")
     for split in splits:
         if not len(dataset.positions(split, labelled=True)):
+            waiting = sorted({*dataset.table["subject"].iloc[dataset.positions(split)]})
+            example = f", e.g. {waiting[0]} of the {len(waiting)} that have no labels yet" if waiting else ""
             raise UserError(
-                f"{dataset.root} has no labelled volume in the {split} split to score; label a {split} subject"
+                f"{dataset.root} has no labelled volume in the {split} split to score; label a {split} subject{example}"
             )
 
 
@@ -182,13 +200,20 @@ def _score(
         unet, card = load_unet(folder)
         channels_last(unet.to(fabric.device))
         predictions |= {split: predict_split(unet, card, dataset, split) for split in missing}
-    result = score_split(predictions["val"], dataset, "val", folder, figures=cfg.figures)
+    settings: dict[str, Any] = {"figures": cfg.figures, "anonymous": cfg.anonymous}
+    result = score_split(predictions["val"], dataset, "val", folder, **settings)
     if cfg.test:
-        result["test"] = score_split(predictions["test"], dataset, "test", folder / "test", figures=cfg.figures)
+        result["test"] = score_split(predictions["test"], dataset, "test", folder / "test", **settings)
     return result
 
 
-def _card(cfg: SegmentConfig, dataset: Dataset, positions: np.ndarray, lineage: list[dict[str, Any]]) -> ModelCard:
+def _card(
+    cfg: SegmentConfig,
+    dataset: Dataset,
+    positions: np.ndarray,
+    lineage: list[dict[str, Any]],
+    warnings: list[str],
+) -> ModelCard:
     one_component = cfg.keep_largest_component == "auto" and _is_one_component(dataset, positions)
     return ModelCard(
         encoder=cfg.encoder,
@@ -200,8 +225,10 @@ def _card(cfg: SegmentConfig, dataset: Dataset, positions: np.ndarray, lineage: 
         flip_tta=cfg.flip_tta,
         keep_largest_component=cfg.keep_largest_component == "yes" or one_component,
         dataset=f"{dataset.name} {dataset.store.key}",
-        init=cfg.init,
+        init=name_of_init(cfg.init),
         lineage=lineage,
+        subjects=record_splits(dataset, positions),
+        warnings=warnings,
     )
 
 

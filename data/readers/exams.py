@@ -17,6 +17,7 @@ from core.cache import cache_folder
 from core.errors import UserError, first_and_count
 from core.files import write_atomically
 from core.progress import progress
+from data.duplicates import fingerprint
 from data.readers.exam_list import list_exams, read_exams_csv
 from data.readers.images import NIFTI_SUFFIXES, read_shape, read_volume
 from data.readers.mrnet import check_frames, index_mrnet, read_array
@@ -32,17 +33,35 @@ class ExamSet(SplitTable):
 
     ``table`` has one row per exam: exam (str, unique), subject (str), split ("train", "val", "test"), file (str,
     relative to root), label (0, 1; -1 without a task), frame_count, mean and std (of the exam, file
-    units). ``key`` is a digest of the files. ``task`` and ``plane`` are "" if the layout has none.
+    units); MRNet's has digest (of `data.duplicates.fingerprint`) as well. ``key`` is a digest of the files. ``task`` is
+    "" if the layout has none.
     """
 
     task: str
-    plane: str
     key: str
     store: SliceStore | None = None
     """Packed frames of "exams"; MRNet's files are read without a copy."""
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @property
+    def digest(self) -> str:
+        """Digest of the files' contents."""
+        return self.key
+
+    @property
+    def labelled_subjects(self) -> set[str]:
+        """The subjects that have labels."""
+        return {*self.table.loc[self.table["label"] >= 0, "subject"]}
+
+    def images(self) -> pd.DataFrame:
+        """subject, split, file and digest, a row for each exam, or for each frame of a cine."""
+        exams = self.table[["subject", "split", "file"]]
+        if self.store is None:
+            return exams.assign(digest=self.table["digest"])
+        frames = self.store.table.drop_duplicates(["file", "frame"])[["file", "digest"]]
+        return exams.merge(frames, on="file")
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -71,7 +90,9 @@ class ExamSet(SplitTable):
         return list(zip(counts.cumsum() - counts, counts, self.table["mean"], self.table["std"], strict=True))
 
 
-def load_mrnet(root: Path, *, task: str | None = "acl", plane: str = "sagittal", split_seed: int = 0) -> ExamSet:
+def load_mrnet(
+    root: Path, *, task: str | None = "acl", plane: str = "sagittal", split_seed: int = 0, unlabelled: bool = False
+) -> ExamSet:
     """Index exams in MRNet's layout, check every one of them, split them by subject.
 
     The first call on a folder reads all of it (checks and statistics, kept in ``cache_folder()``); later ones
@@ -79,17 +100,20 @@ def load_mrnet(root: Path, *, task: str | None = "acl", plane: str = "sagittal",
     seed, validate.
 
     Args:
-        task: name of the csv files; None lists all exams without labels, for pretraining.
+        task: name of the csv files; None lists all exams without labels and without inner validation set.
+        unlabelled: for pretraining, list all exams without labels; the inner validation set is that of the task.
 
     Raises:
         UserError: for anything wrong with the data or the choices, naming file and value.
     """
-    table = index_mrnet(root, task, plane, split_seed)
+    table = index_mrnet(root, task, plane, split_seed, unlabelled=unlabelled)
     key = files_digest(table.assign(label_file="", frame=0, slice=0).sort_values("file"), root)
     counts = [len(read_array(root / file)) for file in table["file"]]
     cached = cache_folder() / "exams" / f"{key}.csv"
     try:
-        statistics = pd.read_csv(cached, index_col="file", float_precision="round_trip").loc[table["file"]]
+        types = {"file": str, "digest": str}
+        read = pd.read_csv(cached, dtype=types, keep_default_na=False, float_precision="round_trip")
+        statistics = read.set_index("file").loc[table["file"]]
     except (OSError, ValueError, KeyError):
         statistics = _measure(table["file"].tolist(), root)
         try:
@@ -97,8 +121,10 @@ def load_mrnet(root: Path, *, task: str | None = "acl", plane: str = "sagittal",
             write_atomically(cached, statistics.to_csv)
         except OSError as error:
             log.warning("%s cannot be written (%s): the exams are read again next time", cached, error.strerror)
-    table = table.assign(frame_count=counts, mean=statistics["mean"].to_numpy(), std=statistics["std"].to_numpy())
-    return ExamSet(name="mrnet", root=root, task=task or "", plane=plane, table=table, key=key)
+    columns = {name: statistics[name].to_numpy() for name in ("mean", "std", "digest")}
+    table = table.assign(frame_count=counts, **columns)
+    task = "" if unlabelled else task or ""
+    return ExamSet(name="mrnet", root=root, task=task, plane=plane, table=table, key=key)
 
 
 def load_exams(
@@ -215,14 +241,15 @@ def _frame_index(path: Path, name: str) -> pd.DataFrame:
 
 
 def _measure(files: list[str], root: Path) -> pd.DataFrame:
-    """Mean and standard deviation of every exam; one message counts all problems."""
+    """Mean, standard deviation and fingerprint of every exam; one message counts all problems."""
     problems: list[UserError] = []
     rows = []
     for file in progress(files, "checking exams"):
         try:
-            rows.append((file, *exam_statistics(read_array(root / file), root / file)))
+            frames = read_array(root / file)
+            rows.append((file, *exam_statistics(frames, root / file), fingerprint(frames)))
         except UserError as error:
             problems.append(error)
     if problems:
         raise UserError(first_and_count(problems))
-    return pd.DataFrame(rows, columns=["file", "mean", "std"]).set_index("file")
+    return pd.DataFrame(rows, columns=["file", "mean", "std", "digest"]).set_index("file")

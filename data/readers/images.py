@@ -199,6 +199,10 @@ def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     header.set_data_dtype(np.uint8)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window would hide the labels
+    for name in ("descrip", "db_name", "aux_file", "intent_name"):  # they may name the patient
+        if name in header:
+            header[name] = b""
+    header.extensions.clear()
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(values.reshape(header.get_data_shape(), order="F"), like.affine, header)
     write_atomically(path, image.to_filename)

@@ -33,12 +33,15 @@ VALIDATION = 0.1
 log = logging.getLogger("fewslice")
 
 
-def index_mrnet(root: Path, task: str | None, plane: str, split_seed: int = 0) -> pd.DataFrame:
+def index_mrnet(
+    root: Path, task: str | None, plane: str, split_seed: int = 0, *, unlabelled: bool = False
+) -> pd.DataFrame:
     """List the exams of one plane; their arrays are not opened.
 
     The inner validation set is drawn over all rows of ``train-{task}.csv``, whether their files exist or
     not: every plane, and every partial copy, gets the same split from the same seed. Without a task there is
-    no such set: all of ``train`` trains.
+    no such set: all of ``train`` trains. With `unlabelled`, for pretraining, exams without a row are listed as well and
+    every label is -1; the inner validation set is the same.
 
     Returns:
         One row per exam: exam and subject ("train/0042"; the number alone may stand in both halves), split
@@ -49,20 +52,20 @@ def index_mrnet(root: Path, task: str | None, plane: str, split_seed: int = 0) -
     for half in HALVES:
         files = {_case(file.stem): file for file in _arrays(root / half / plane)}
         csv_file = root / f"{half}-{task}.csv"
-        if task is None:
+        labels = read_labels_csv(csv_file) if task and csv_file.is_file() else {}
+        vals = stratified_draw(labels, VALIDATION, split_seed) if half == "train" else set()
+        if task is None or unlabelled:
             labels = dict.fromkeys(files, -1)
         else:
-            labels = read_labels_csv(csv_file) if csv_file.is_file() else {}
             _refuse_missing(csv_file, labels, files, root / half / plane)
-        vals = stratified_draw(labels, VALIDATION, split_seed) if half == "train" and task else set()
         for case in (cases := sorted(labels.keys() & files.keys())):
             split = "test" if half == "valid" else "val" if case in vals else "train"
             name = files[case].relative_to(root).as_posix()
             rows.append((f"{half}/{case}", f"{half}/{case}", split, name, labels[case]))
         if not cases:
             log.info("%s: no %s exams of plane %s%s", root, half, plane, f" with a label of {task}" if task else "")
-        elif unlabelled := len(files) - len(cases):
-            log.info("%s: files without a row in %s are left out: %d", root / half / plane, csv_file.name, unlabelled)
+        elif left_out := len(files) - len(cases):
+            log.info("%s: files without a row in %s are left out: %d", root / half / plane, csv_file.name, left_out)
     if not rows:
         raise UserError(f"no file of plane {plane} in {root} has a label of {task}: copy its csv and files again")
     return pd.DataFrame(rows, columns=["exam", "subject", "split", "file", "label"])

@@ -49,6 +49,8 @@ class Facts:
     """The main settings of the runs."""
     natural_image_starts: Mapping[str, str]
     """Origin of each natural-image encoder, and what limits results with it (may be empty)."""
+    warnings: Sequence[str] = ()
+    """Reasons why scores may be too high: leakage that the study's settings allowed."""
     missing: int = 0
     """Cells without a result."""
     cells: int = 0
@@ -101,6 +103,8 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
     tables, split = analyse(folder, measure, draws, seed), scored_split(folder)
     scored, exams = set(tables["by_size"]["pipeline"]), plan["task"] == "classify"
     runs, run_settings = _with_states(folder, plan["jobs"], set(results["cell"])), settings[plan["task"]]
+    if settings.get("anonymous"):  # errors name files and subjects
+        runs = [{**run, "error": run["error"] and f"see {run['name']}/error.txt"} for run in runs]
     cells = [run for run in runs if run["is_cell"]]
     results = results[results["split"] == split]
     facts = Facts(
@@ -115,6 +119,7 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
         synthetic=is_synthetic(results),
         settings=f"{run_settings['encoder']}, {_pixels(run_settings['image_size'])}, {_length(run_settings)}",
         natural_image_starts=dict(_natural_image_starts(folder)),
+        warnings=warnings_of(results),
         missing=sum(run["state"] != "done" for run in cells),
         cells=len(cells),
     )
@@ -262,6 +267,16 @@ def _with_states(folder: Path, jobs: Sequence[Mapping[str, Any]], finished: set[
         state = "failed" if error else "done" if done else "not run"
         runs[name] = {**job, "state": state, "error": error}
     return list(runs.values())
+
+
+def warnings_of(results: pd.DataFrame) -> list[str]:
+    """The warnings of the cells' results, each with the pipelines it is about; results of 0.1 have none."""
+    if "warnings" not in results:
+        return []
+    rows = results.assign(warnings=results["warnings"].fillna("").astype(str).str.split("; ")).explode("warnings")
+    rows = rows[rows["warnings"] != ""]
+    pipelines = {str(warning): names.unique() for warning, names in rows.groupby("warnings", sort=False)["pipeline"]}
+    return [f"{text[:1].upper()}{text[1:]} ({', '.join(names)})." for text, names in pipelines.items()]
 
 
 def _dataset(settings: Mapping[str, Any], task: str, synthetic: bool) -> str:

@@ -211,7 +211,7 @@ def _forecasts(table: pd.DataFrame) -> str:
 
 def caveats(facts: Facts) -> list[str]:
     """The limits of the sentences, one each, the most important first."""
-    texts = []
+    texts = list(facts.warnings)
     if facts.synthetic:
         texts.append(
             "The patients are synthetic: this checks that the software runs; it is no evidence about any method."

@@ -61,6 +61,12 @@ class SweepConfig:
     """Data set: acdc or folder to segment, mrnet or exams to classify."""
     test: Annotated[bool, Group("scoring")] = False
     """Score the test split as well and report on it; use it once, after all choices have been made."""
+    allow_leakage: Output[bool] = False
+    """Go on with encoders that were pretrained on validation or test subjects; results and report then say so."""
+    allow_duplicates: Output[bool] = False
+    """Go on if the same image is in two splits under two names; results and report then say so."""
+    anonymous: Output[bool] = False
+    """Write codes in place of the names of subjects, exams and files into tables, figures and the report."""
     keep_models: Annotated[bool, Affects.OUTPUT, Group("study")] = False
     """Keep the trained networks of all runs (tens of megabytes each), not only the scores."""
     out: Output[Path] = Path("runs/sweep")

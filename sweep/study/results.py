@@ -173,6 +173,7 @@ def _scores(cfg: SweepConfig, result: dict[str, Any], job: Job) -> Iterator[dict
     splits = {"val": result if segment else result.get("val"), "test": result.get("test")}
     versions = " ".join(f"{name}={version(name)}" for name in PACKAGES)
     last = {"synthetic": result["synthetic"], "config_hash": job.hash, "versions": versions}
+    last["warnings"] = "; ".join(result.get("warnings", []))
     for split, scores in splits.items():
         if scores:
             columns = _segment_row(result, scores) if segment else _classify_row(result, scores)

@@ -20,6 +20,7 @@ from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
 from sweep.study.grid import Job, plan, unit
 from sweep.study.jobs import failure, is_done, tidy
+from sweep.study.leakage import check_study
 from sweep.study.plan_file import write_plan
 from sweep.study.progress import Board
 from sweep.study.results import collect, collected
@@ -55,11 +56,12 @@ def run(cfg: SweepConfig) -> Path | None:
 
 
 def _planned(cfg: SweepConfig) -> list[Job]:
-    """The jobs of the study; a line says if there are fewer sizes than fractions."""
+    """The jobs of the study, its splits checked; a line says if there are fewer sizes than fractions."""
     jobs = plan(cfg, count_labels(cfg))
     sizes = {job.key["labels"] for job in jobs if job.is_cell}
     if len(sizes) < len(cfg.sizes or cfg.fractions):
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
+    check_study(cfg, jobs)
     return jobs
 
 

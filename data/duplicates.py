@@ -1,0 +1,101 @@
+"""The same image under two names, found by the content of the decoded images."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from core.errors import UserError, first_and_count
+from data.splits import SplitTable
+
+log = logging.getLogger("fewslice")
+
+
+def fingerprint(slices: Sequence[np.ndarray] | np.ndarray) -> str:
+    """Digest of the middle slice of a volume, of equal values whatever their type: 16 hexadecimal digits.
+
+    One slice identifies a volume, and also its export as single images or as a cine of the middle slice. If it is
+    constant, the nearest that is not is taken.
+
+    Args:
+        slices: (rows, columns) each, in file units.
+
+    Returns:
+        The digest; "" if every slice is constant, which identifies nobody.
+    """
+    middle = len(slices) // 2
+    for k in sorted(range(len(slices)), key=lambda k: abs(k - middle)):
+        values = np.ascontiguousarray(slices[k], np.float64)
+        if values.min() != values.max():
+            return hashlib.blake2b(f"{values.shape}".encode() + (values + 0.0).tobytes(), digest_size=8).hexdigest()
+    return ""
+
+
+def identical_images(images: pd.DataFrame) -> list[pd.DataFrame]:
+    """The groups of images with one content and different subjects.
+
+    Args:
+        images: of `SplitTable.images`.
+
+    Returns:
+        A table for each content, one row per subject, in the order of `images`.
+    """
+    pairs = images[images["digest"] != ""].drop_duplicates(["digest", "subject"])
+    pairs = pairs[pairs.duplicated("digest", keep=False)]
+    return [rows for _, rows in pairs.groupby("digest", sort=False)]
+
+
+def twins_of_other_splits(images: pd.DataFrame, splits: Sequence[str]) -> set[str]:
+    """The subjects of some splits that have an image of a subject of another split."""
+    twins: set[str] = set()
+    for rows in identical_images(images):
+        inside = rows["split"].isin(splits)
+        if not inside.all():
+            twins |= {*rows.loc[inside, "subject"]}
+    return twins
+
+
+def check_duplicates(data: SplitTable, *, allow: bool) -> str | None:
+    """Refuse a split that separates identical images: a subject is in it twice, under two names.
+
+    Only subjects with labels count: no other is trained on or scored.
+
+    Returns:
+        With `allow`, a sentence for the result if there are any; else None.
+
+    Raises:
+        UserError: if there are any, without `allow`.
+    """
+    images = data.images()
+    labelled = images[images["subject"].isin(data.labelled_subjects)]
+    apart = [rows for rows in identical_images(labelled) if len({*rows["split"]}) > 1]
+    if not apart:
+        return None
+    if allow:
+        warning = f"scores may be too high: {len(apart)} images are in two splits under two names"
+        log.warning(warning)
+        return warning
+    named = [" and ".join(f"{row.file} ({row.split})" for row in rows.itertuples()) for rows in apart]
+    raise UserError(
+        f"the same image is in two splits under two names: {first_and_count(named)}; remove one of the two, put both "
+        "into one split, or pass --allow-duplicates, which the result then states"
+    )
+
+
+def duplicate_findings(images: pd.DataFrame) -> list[tuple[str, str, bool]]:
+    """(file, what is wrong, whether it is an error) for the subjects that share images, each pair once."""
+    by_subjects: dict[tuple[str, ...], Any] = {}
+    for rows in identical_images(images):
+        by_subjects.setdefault(tuple(rows["subject"]), []).append(rows)
+    findings = []
+    for subjects, groups in by_subjects.items():
+        rows = groups[0]
+        others = ", ".join(f"{row.file} of subject {row.subject} ({row.split})" for row in rows.iloc[1:].itertuples())
+        more = f"; they share {len(groups)} images" if len(groups) > 1 else ""
+        first = f"of subject {subjects[0]} ({rows['split'].iloc[0]}) is identical to {others}{more}"
+        apart = len({*rows["split"]}) > 1
+        findings.append((rows["file"].iloc[0], first + (": one patient in two splits" if apart else ""), apart))
+    return findings

@@ -1,0 +1,87 @@
+"""The split that pretraining on a folder reserves, and that fine-tuning keeps.
+
+Pretraining leaves out the subjects that will validate and test. Their labels may come later, so the split is drawn
+before and lies as `splits.json` beside the encoder.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from core.errors import first_and_count
+from data.slices import Dataset
+from data.sources import SliceSource
+from data.splits import load_splits, split_subjects
+from data.store import SliceStore
+
+log = logging.getLogger("fewslice")
+
+FILE = "splits.json"
+TEST_FOLDER = r"(?:^|/)(?:imagesTs|test)/"
+"""Folders whose images are test images."""
+FEWEST = 3
+"""Labelled subjects from which each of the three splits has one."""
+
+
+def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
+    """The data set as pretraining splits it, validation and test subjects reserved even if their labels are to come.
+
+    Three or more labelled subjects are split as fine-tuning does; with fewer the rest of the subjects are, too. A split
+    that the user or the data set chose is kept.
+    """
+    labelled = dataset.labelled_subjects
+    if _is_chosen(dataset, source) or len(labelled) >= FEWEST:
+        return dataset
+    tests = {*dataset.table.loc[dataset.table["split"] == "test", "subject"]}
+    others = {*dataset.table["subject"]} - tests
+    splits = split_subjects(others, test=not tests) | split_subjects(labelled - tests, test=not tests)
+    splits |= dict.fromkeys(tests, "test")
+    counts = {split: list(splits.values()).count(split) for split in ("train", "val", "test")}
+    log.info(
+        f"{len(labelled)} subjects have labels: {counts['val']} subjects are reserved for validation and "
+        f"{counts['test']} for testing, to be labelled later; --unlabelled-splits all pretrains on them, too"
+    )
+    return with_splits(dataset, splits)
+
+
+def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, same_data: bool) -> Dataset:
+    """The data set, split as the run split it that made the initial weights; unless the user or the data set chose one.
+
+    Subjects that were not in that run train: they cannot have been reserved.
+
+    Args:
+        dataset: the data set.
+        source: its settings.
+        init: the initial weights, a file or a folder, with `splits.json` beside it.
+        same_data: whether they were trained on this data set.
+    """
+    if _is_chosen(dataset, source) or not same_data:
+        return dataset
+    path = Path(init).expanduser()
+    folder = path if path.is_dir() else path.parent
+    # the encoders of --keep-epochs lie in a folder of their own
+    files = [place / FILE for place in (folder, folder.parent) if (place / FILE).is_file()]
+    if not files:
+        return dataset
+    splits = load_splits(files[0])
+    labelled = sorted(dataset.labelled_subjects)
+    if not splits.keys() & {*labelled}:
+        return dataset
+    if added := [subject for subject in labelled if subject not in splits]:
+        log.info(f"{len(added)} labelled subjects were added after pretraining and train: {first_and_count(added)}")
+    log.info(f"split by subject read from {files[0]}, so that no validation or test subject was pretrained on")
+    return with_splits(dataset, splits)
+
+
+def with_splits(dataset: Dataset, splits: Mapping[str, str]) -> Dataset:
+    """The data set with another split by subject; subjects that it leaves out train, but for those of a test folder."""
+    test = dataset.table["file"].str.contains(TEST_FOLDER, case=False)
+    others = test.map({True: "test", False: "train"})
+    table = dataset.table.assign(split=dataset.table["subject"].map(splits).fillna(others))
+    return replace(dataset, table=table, store=SliceStore(table, dataset.store.file))
+
+
+def _is_chosen(dataset: Dataset, source: SliceSource) -> bool:
+    splits_file = getattr(source, "splits_file", None)
+    return source.dataset != "folder" or splits_file is not None or (dataset.root / FILE).is_file()
