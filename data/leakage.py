@@ -24,7 +24,7 @@ SAME_SPLIT = {
 }
 """How to pretrain without the validation and test subjects, by layout."""
 NATURAL = ("generalist",)
-"""Stages on natural images, which have no subjects."""
+"""Stages on natural images, which need no record."""
 
 
 def record_subjects(data: SplitTable, uses: Mapping[str, Iterable[str]]) -> dict[str, Any]:
@@ -49,6 +49,13 @@ def record_subjects(data: SplitTable, uses: Mapping[str, Iterable[str]]) -> dict
         },
     )
     return record.model_dump()
+
+
+def record_natural_images(name: str, key: str, digests: Iterable[str]) -> dict[str, Any]:
+    """The record of a stage on a folder of images without subjects: their content alone, as they may be scans, too."""
+    salt = salted("salt", key)
+    images = {"pool": salted_all(digests, salt)}
+    return SubjectRecord(salt=salt, data=name, key=key, subjects={}, images=images).model_dump()
 
 
 def record_splits(data: SplitTable, train: np.ndarray) -> dict[str, Any]:

@@ -39,8 +39,8 @@ def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
     splits |= dict.fromkeys(tests, "test")
     counts = {split: list(splits.values()).count(split) for split in ("train", "val", "test")}
     log.info(
-        f"{len(labelled)} subjects have labels: {counts['val']} subjects are reserved for validation and "
-        f"{counts['test']} for testing, to be labelled later; --unlabelled-splits all pretrains on them, too"
+        f"subjects with labels: {len(labelled)}, so that some are reserved to be labelled later: {counts['val']} for "
+        f"validation and {counts['test']} for testing; --unlabelled-splits all pretrains on them, too"
     )
     return with_splits(dataset, splits)
 

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from core.errors import UserError
 from data.augment import Augmenter
-from data.duplicates import twins_of_other_splits
-from data.leakage import record_subjects
+from data.duplicates import fingerprint, twins_of_other_splits
+from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.exams import ExamSet
 from data.readers.natural import FolderImages
@@ -26,6 +26,9 @@ from data.splits import SplitTable
 from encoders.names import is_video
 
 log = logging.getLogger("fewslice")
+
+MOST_FINGERPRINTS = 20_000
+"""Largest folder of natural images whose content is recorded, to find scans among them; they are all decoded for it."""
 
 Augmenters = tuple[Augmenter, Augmenter]
 """The augmentation of the first and of the second view."""
@@ -76,18 +79,25 @@ def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count:
             "pass kinetics or an encoder file, or use --stage specialist"
         )
     images: Images
+    subjects = None
     if generalist == "procedural":
         images = ProceduralImages(count, max(augmenters[0].size, 64), seed)
         name, digest = "procedural", f"procedural-{count}-{seed}"
     elif path.is_dir():
         images = FolderImages(path)
         name, digest = path.name, images.hash
+        if len(images) <= MOST_FINGERPRINTS:
+            digests = (fingerprint([images.image(i)]) for i in range(len(images)))
+            subjects = record_natural_images("natural", digest, digests)
+        else:
+            log.info(f"{path}: the content of more than {MOST_FINGERPRINTS:,} images is not recorded")
     else:
         raise UserError(
             f"--generalist {generalist}: no such file or folder; pass an encoder file, a folder of images, "
             "imagenet, kinetics or procedural"
         )
-    return StageImages(samples=TwoViews(Standardised(images), *augmenters), count=len(images), name=name, hash=digest)
+    samples = TwoViews(Standardised(images), *augmenters)
+    return StageImages(samples=samples, count=len(images), name=name, hash=digest, subjects=subjects)
 
 
 def target_slices(

@@ -65,6 +65,11 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
 def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Probe | None]:
     """The target images, and the probe on their labelled slices."""
     splits = ("train",) if cfg.unlabelled_splits == "train" else ("train", "val", "test")
+    if len(splits) > 1:
+        log.warning(
+            "pretraining on validation and test subjects, too: segment and classify refuse to score them with this "
+            "encoder, unless --allow-leakage is passed"
+        )
     if isinstance(cfg.data, MrnetSource | ExamsSource):
         exams = open_exams(cfg.data, labelled=False)
         if splits == ("train",) and not {"val", "test"} & {*exams.splits.values()}:

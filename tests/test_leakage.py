@@ -16,6 +16,7 @@ from classify.config import ClassifyConfig
 from classify.training import prepare
 from core.errors import UserError
 from core.subjects import SubjectRecord
+from data.augment import Augmentation, Augmenter
 from data.leakage import check_leakage, record_splits, record_subjects
 from data.readers.exams import load_mrnet
 from data.reserved_split import keep_reserved_split, reserve_split
@@ -25,6 +26,7 @@ from data.splits import SplitTable
 from encoders.build import build_encoder
 from encoders.card import read_lineage
 from encoders.weights import load_weights, save_encoder
+from pretrain.sources import natural_images
 from segment.config import SegmentConfig
 from sweep.report.study_folder import Facts, warnings_of
 from sweep.report.summary import caveats
@@ -125,6 +127,17 @@ def test_single_slices_of_a_volume_are_found(data, tmp_path):
     assert "1 validation subject " in refused(data, stage(exports, "export3"))
 
 
+def test_scans_in_a_folder_of_natural_images_are_found(data, tmp_path):
+    for k, name in enumerate(("photo", "scan")):
+        source = np.asarray(nib.load(data.root / f"images/case{k + 3}.nii.gz").dataobj)[:, :, 1].T
+        values = source if name == "scan" else source[::-1]
+        Image.fromarray(np.ascontiguousarray(values).astype(np.uint16)).save(tmp_path / f"{name}.png")
+    augmenters = (Augmenter(Augmentation(), 32),) * 2
+    images = natural_images(str(tmp_path), "resnet10t", augmenters, 1, 0)
+    assert "1 test subject " in refused(data, {"stage": "generalist", "subjects": images.subjects})
+    assert natural_images("procedural", "resnet10t", augmenters, 1, 0).subjects is None
+
+
 def test_equal_names_of_another_cohort_are_no_leak_but_are_said(data, tmp_path, caplog):
     other = opened(cohort(tmp_path, CASES, seed=1))
     assert check_leakage(data, [stage(other, *CASES)], "enc", allow=False) is None
@@ -219,7 +232,7 @@ def test_few_labels_reserve_subjects_to_be_labelled_later(tmp_path, labelled, ca
     assert sum(counts.values()) == 20
     assert 1 <= counts["val"] <= 3
     assert 3 <= counts["test"] <= 4
-    assert "to be labelled later; --unlabelled-splits all pretrains on them" in caplog.text
+    assert "reserved to be labelled later" in caplog.text
     if labelled == 2:  # both halves of a first run
         assert {data.splits["p00"], data.splits["p01"]} == {"train", "val"}
 
