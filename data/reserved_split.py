@@ -18,7 +18,7 @@ from data.store import SliceStore
 log = logging.getLogger("fewslice")
 
 FILE = "splits.json"
-TEST_FOLDER = r"(?:^|/)(?:imagesTs|test)/"
+TEST_FOLDER = r"(?:^|/)(?:imagesTs|test(?:ing)?)/"
 """Folders whose images are test images."""
 FEWEST = 3
 """Labelled subjects from which each of the three splits has one."""
@@ -33,10 +33,11 @@ def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
     labelled = dataset.labelled_subjects
     if _is_chosen(dataset, source) or len(labelled) >= FEWEST:
         return dataset
-    tests = {*dataset.table.loc[dataset.table["split"] == "test", "subject"]}
-    others = {*dataset.table["subject"]} - tests
-    splits = split_subjects(others, test=not tests) | split_subjects(labelled - tests, test=not tests)
-    splits |= dict.fromkeys(tests, "test")
+    fixed = {subject: split for subject, split in dataset.splits.items() if split != "train" or subject in labelled}
+    if "val" in {fixed[subject] for subject in fixed.keys() - labelled}:  # the folders say who validates
+        return dataset
+    others = dataset.splits.keys() - fixed.keys() | labelled
+    splits = split_subjects(others, test="test" not in fixed.values()) | fixed
     counts = {split: list(splits.values()).count(split) for split in ("train", "val", "test")}
     log.info(
         f"subjects with labels: {len(labelled)}, so that some are reserved to be labelled later: {counts['val']} for "

@@ -237,6 +237,17 @@ def test_few_labels_reserve_subjects_to_be_labelled_later(tmp_path, labelled, ca
         assert {data.splits["p00"], data.splits["p01"]} == {"train", "val"}
 
 
+def test_test_images_stay_test_images(tmp_path):
+    for name in ("imagesTr/a", "imagesTr/b", "imagesTr/c", "imagesTs/d", "imagesTs/e"):
+        write(
+            tmp_path / f"{name}.nii.gz", np.random.default_rng(sum(map(ord, name))).integers(0, 9, (8, 8, 2), np.uint8)
+        )
+    (tmp_path / "labelsTr").mkdir()
+    splits = split_of(reserve_split(load_dataset("folder", tmp_path), FOLDER))
+    assert splits["test"] == ["d", "e"]
+    assert [len(splits[split]) for split in ("train", "val")] == [2, 1]
+
+
 def test_a_split_that_the_user_chose_is_kept(tmp_path):
     data = opened(cohort(tmp_path / "a", CASES, labelled=0))
     assert reserve_split(data, FOLDER) is data
