@@ -2,9 +2,9 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, FiniteFloat, model_validator
 from torch import Tensor, nn
 
 from encoders.build import build_clip_encoder
@@ -15,11 +15,11 @@ from engine import model_file
 class ModelCard(model_file.ModelCard):
     """What must be known to use a trained classifier: `model.json` beside `model.safetensors`."""
 
-    image_size: int
-    clip_frames: int
-    test_clips: int
-    test_seed: int
-    threshold: float = 0.5
+    image_size: Annotated[int, Field(ge=1, le=2**14)]
+    clip_frames: Annotated[int, Field(ge=1, le=2**14)]
+    test_clips: Annotated[int, Field(ge=1, le=2**14)]
+    test_seed: Annotated[int, Field(ge=0)]
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     task: str
     plane: str
     """Empty for exams without planes."""
@@ -31,10 +31,16 @@ class Combination(BaseModel):
     The logit is `intercept` plus the sum over planes of weight times the log-odds of the plane's probability.
     """
 
-    planes: list[str]
-    weights: list[float]
-    intercept: float
-    threshold: float
+    planes: Annotated[list[Annotated[str, Field(pattern=r"^[^./\\][^/\\]*$")]], Field(min_length=1)]
+    weights: list[FiniteFloat]
+    intercept: FiniteFloat
+    threshold: Annotated[float, Field(ge=0, le=1)]
+
+    @model_validator(mode="after")
+    def _has_a_weight_per_plane(self) -> "Combination":
+        if len(self.weights) != len(self.planes):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.planes)} planes")
+        return self
 
     def probability(self, by_plane: list[float]) -> float:
         """Probability of one exam from those of its planes, in the order of `planes`."""

@@ -1,55 +1,31 @@
-"""Weight files of other software: safe reading, and the layouts in which they store an encoder."""
+"""Weight files of other software: safe reading, and where in a file an encoder's tensors are."""
 
+import math
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import UserError
+from encoders.digest import refuse_changed
 
 State = dict[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
-# Where foreign files keep their state dict, and the prefix of the encoder's names in it. All pairs are tried; the one
-# that fits most tensors is taken, and of equals the first: EMA networks come first, as the papers' official code
-# exports the target network.
-UNWRAP: tuple[tuple[str, ...], ...] = (
-    (),  # torchvision, timm, safetensors, lightly-train exports
-    ("target_backbone",),  # yaox12/BYOL-PyTorch
-    ("target_network_state_dict",),  # sthalles/PyTorch-BYOL
-    ("state_dict_ema",),  # timm training checkpoints
-    ("state_dict",),  # Lightning (solo-learn, lightly), MoCo, timm
-    ("teacher",),  # DINO
-    ("student",),
-    ("model_state_dict",),
-    ("model",),  # Barlow Twins, lightly-train, MONAI
-    ("backbone",),
-    ("encoder",),
-    ("online_network_state_dict",),
-    ("classy_state_dict", "base_model", "model", "trunk"),  # VISSL
-)
-PREFIXES: tuple[str, ...] = (
-    "",
-    "module.",  # DataParallel: yaox12/BYOL-PyTorch, SwAV
-    "momentum_backbone.",  # solo-learn, target network
-    "teacher_backbone.",  # lightly, target network
-    "backbone_momentum.",  # lightly's BYOL, target network
-    "backbone.",  # solo-learn, lightly
-    "student_backbone.",  # lightly
-    "module.encoder_q.",  # MoCo v1, v2
-    "module.base_encoder.",  # MoCo v3
-    "module.backbone.",  # DINO
-    "_feature_blocks.",  # VISSL
-    "encoder.model.",  # a U-Net of segmentation_models
-    "encoder.",  # old solo-learn, sthalles/PyTorch-BYOL
-    "model.",
-    "_orig_mod.",  # torch.compile
-)
+# Of equally complete networks in a file, the moving average (BYOL's target, DINO's teacher, timm's EMA) comes first, as
+# the papers' official code exports it; MoCo's exports the network that is trained, not the momentum encoder.
+AVERAGED = re.compile(r"(^|[._])(ema|target|teacher|momentum)([._]|$)")
+MOMENTUM_ENCODER = re.compile(r"momentum_encoder|encoder_k|key_encoder")
+# Names that wrappers of torch (compilation, sharding, activation checkpointing) insert anywhere in a key.
+WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # lightly saves nn.Sequential(*list(resnet.children())[:-1]), whose parts have numbers for names.
 RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 HEADS = ("fc.", "classifier.", "head.")
@@ -61,34 +37,151 @@ SETTINGS_CLASSES = (
 )
 
 
+# Encoders of timm that torchvision has under another name, with the same architecture but other names of tensors.
+TORCHVISION = {
+    "mobilenetv2_100": "mobilenet_v2",
+    "mobilenetv3_large_100": "mobilenet_v3_large",
+    "mobilenetv3_small_100": "mobilenet_v3_small",
+    "mnasnet_100": "mnasnet1_0",
+}
+MAX_DEPTH = 8
+"""Mappings inside mappings that are searched for tensors."""
+MAX_KEY = 500
+"""Characters of the longest name of a tensor."""
+MAX_HEADER = 2**24
+"""Bytes of a safetensors header that are read; that of a ResNet-152 has 100,000."""
+
+
 class Layout(NamedTuple):
-    """One way to read a file's content as an encoder's tensors."""
+    """An encoder's tensors in a file."""
 
     where: str
     """Keys that lead to the state dict in the file, then the prefix of the encoder's tensors, joined by " > "."""
     state: State
     """Tensors by timm's names."""
     outside: list[str]
-    """Keys of tensors that are not the encoder's: projectors, other networks."""
+    """Keys of the state dict's other tensors: projectors, decoders, heads, other networks."""
+    rivals: list[str]
+    """Other places in the file with a network that fits equally well."""
 
 
-def layouts(payload: Mapping[str, Any]) -> Iterator[Layout]:
-    """Every way to read the content of a file as an encoder's tensors."""
-    for path in UNWRAP:
-        inner: Any = payload
-        for key in path:
-            inner = inner.get(key) if isinstance(inner, Mapping) else None
-        if not isinstance(inner, Mapping):
-            continue
-        tensors = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
-        for prefix in PREFIXES:
-            state = {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-            if "4.0.conv1.weight" in state:
-                parts = {key: key.partition(".") for key in state}
-                state = {f"{RESNET_CHILDREN.get(n, n)}.{rest}": state[key] for key, (n, _, rest) in parts.items()}
-            if state:
-                outside = sorted(key for key in tensors if not key.startswith(prefix))
-                yield Layout(" > ".join([*path, prefix]).removesuffix(" > "), state, outside)
+def find_encoder(payload: Mapping[str, Any], name: str, shapes: Shapes) -> Layout:
+    """Find the tensors of a network in the content of a file, whatever the prefixes of their keys.
+
+    Every prefix is tried after which names of the network follow ("model.encoder.", "module.", ...). The one with the
+    most tensors of the network is taken, a tensor of the right shape counting twice.
+
+    Args:
+        payload: content of the file, in which mappings may contain mappings.
+        name: timm's or torchvision's name of the network.
+        shapes: shapes of the network's tensors, by timm's names.
+
+    Returns:
+        The tensors, not checked; none if the file has no key of the network.
+    """
+    aliases = _aliases(name, shapes)
+    networks: list[tuple[tuple[int, int], str, dict[str, str], State]] = []
+    for path, tensors in _state_dicts(payload):
+        by_prefix: dict[str, dict[str, str]] = {}  # prefix -> timm's name -> key in the file
+        for key in (key for key in tensors if len(key) <= MAX_KEY):
+            for prefix, rest in _splits(WRAPPERS.sub("", key)):
+                if rest in aliases:
+                    by_prefix.setdefault(prefix, {})[aliases[rest]] = key
+        for prefix, keys in by_prefix.items():
+            fit = len(keys) + sum(fits(tensors[key], shapes[ours]) for ours, key in keys.items())
+            place = [*path, *filter(None, [prefix])]
+            networks.append(((fit, _preference(".".join(place))), " > ".join(place), keys, tensors))
+    if not networks:
+        return Layout("", {}, [], [])
+    rank, where, keys, tensors = max(networks, key=lambda each: each[0])  # of equals the first in the file
+    return Layout(
+        where,
+        {ours: tensors[key] for ours, key in keys.items()},
+        sorted(tensors.keys() - keys.values()),
+        [other for equal, other, *_ in networks if equal == rank and other != where],
+    )
+
+
+def fits(value: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a file has a shape, possibly with dimensions of length 1 more or less, or as a matrix."""
+    sizes = tuple(value.shape)
+    long, expected = [n for n in sizes if n != 1], [n for n in shape if n != 1]
+    return long == expected or sizes == (*shape[:1], math.prod(shape[1:]))
+
+
+def _state_dicts(payload: Mapping[Any, Any]) -> Iterator[tuple[tuple[str, ...], State]]:
+    """Every mapping in a file that holds tensors, with the keys that lead to it; each once."""
+    visited: set[int] = set()
+    level: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), payload)]
+    for _ in range(MAX_DEPTH):
+        inner = []
+        for path, mapping in level:
+            if id(mapping) in visited:
+                continue
+            visited.add(id(mapping))
+            tensors = {str(k): v for k, v in mapping.items() if isinstance(v, Tensor) and not v.is_nested}
+            if tensors:
+                yield path, tensors
+            inner += [((*path, str(key)), value) for key, value in mapping.items() if isinstance(value, Mapping)]
+        level = inner
+
+
+def _splits(key: str) -> Iterator[tuple[str, str]]:
+    """A key cut at each of its dots: the prefix with its dot, and the rest; first without a prefix."""
+    yield "", key
+    for dot in re.finditer(r"\.", key):
+        yield key[: dot.end()], key[dot.end() :]
+
+
+def _preference(where: str) -> int:
+    if MOMENTUM_ENCODER.search(where):
+        return 0
+    return 2 if AVERAGED.search(where) else 1
+
+
+def _aliases(name: str, shapes: Shapes) -> dict[str, str]:
+    """From names of tensors in files to timm's names: timm's, those in its feature extractors, and torchvision's."""
+    sequential = {key: key.partition(".") for key in shapes if name.startswith(("resnet", "resnext", "wide_resnet"))}
+    children = {first: number for number, first in RESNET_CHILDREN.items()}
+    return {
+        **_torchvision_names(name, shapes),
+        **{f"{children[first]}.{rest}": key for key, (first, _, rest) in sequential.items() if first in children},
+        **{key.replace(".", "_", 1): key for key in shapes},  # timm's features_only joins the first two parts
+        **{key: key for key in shapes},
+    }
+
+
+def _torchvision_names(name: str, shapes: Shapes) -> dict[str, str]:
+    """From torchvision's names of an encoder's tensors to timm's; empty where both agree or torchvision has none."""
+    architecture = name.split(".")[0]
+    if architecture.startswith("regnet"):
+        return {_regnet_name(key): key for key in shapes}
+    if not architecture.startswith(("vgg", "convnext_", "efficientnet_b", *TORCHVISION)):
+        return {}
+    try:
+        with torch.device("meta"):
+            network = torchvision.models.get_model(TORCHVISION.get(architecture, architecture), weights=None)
+    except ValueError:  # torchvision has no such network
+        return {}
+    # Both libraries register the layers in the same order; the classifier comes last.
+    names = list(zip(network.state_dict().items(), shapes.items(), strict=False))
+    if all(fits(value, shape) for (_, value), (_, shape) in names[1:]):  # the first has other input channels
+        return {theirs: ours for (theirs, _), (ours, _) in names}
+    return {}
+
+
+def _regnet_name(key: str) -> str:
+    """torchvision's name of a tensor of a RegNet."""
+    key = re.sub(r"^s(\d)\.b(\d+)", lambda m: f"trunk_output.block{m[1]}.block{m[1]}-{int(m[2]) - 1}", key)
+    for ours, theirs in (
+        ("conv1", "f.a"),
+        ("conv2", "f.b"),
+        ("conv3", "f.c"),
+        ("downsample", "proj"),
+        ("stem", "stem"),
+    ):
+        key = key.replace(f"{ours}.conv.", f"{theirs}.0.").replace(f"{ours}.bn.", f"{theirs}.1.")
+    return key.replace(".se.", ".f.se.")
 
 
 def read_weights(path: Path) -> Mapping[str, Any]:
@@ -98,23 +191,33 @@ def read_weights(path: Path) -> Mapping[str, Any]:
         UserError: if there is no such file, it is neither, or it holds Python objects that could run code.
     """
     if not path.is_file():
-        raise UserError(f"there is no encoder file {path}; check the path.")
+        model = path.with_name("model.safetensors")
+        todo = f"pass {model}, the encoder of a trained model" if model.is_file() else "check the path"
+        raise UserError(f"there is no encoder file {path}; {todo}.")
     neither = f"{path} is neither a safetensors file nor a torch file of tensors; pass one of these"
     with path.open("rb") as file:
         start = file.read(9)
     try:
         # Eight bytes of length, then a JSON header.
-        payload = load_file(path) if start[8:9] == b"{" else _read_torch(path)
+        if start[8:9] == b"{":
+            if int.from_bytes(start[:8], "little") > MAX_HEADER:
+                raise UserError(f"{neither} (its header has more than {MAX_HEADER} bytes).")
+            payload: Any = load_file(path)
+            refuse_changed(path, payload)
+        elif start.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle as torch wrote it before version 1.6
+            payload = _read_torch(path)
+        else:
+            raise UserError(f"{neither}.")
+    except (UserError, OSError):
+        raise
     except SafetensorError as error:
         raise UserError(f"{neither} ({error}).") from None
-    except pickle.UnpicklingError as error:
-        if "Unsupported " in str(error) or "GLOBAL" in str(error):
+    except Exception as error:  # a damaged pickle raises errors of almost any type
+        if isinstance(error, pickle.UnpicklingError) and re.search("Unsupported |GLOBAL", str(error)):
             raise UserError(
                 f"{path} holds Python objects beside its tensors and was not opened, as they can run code; "
                 "load it where you trust it and save its state dict alone."
             ) from None
-        raise UserError(f"{neither}.") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         raise UserError(f"{neither}.") from None
     if not isinstance(payload, Mapping):
         kind = type(payload).__name__
@@ -123,7 +226,14 @@ def read_weights(path: Path) -> Mapping[str, Any]:
 
 
 def _read_torch(path: Path) -> Any:
-    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+        # torch stores tensors without compression: a small file that unpacks to a large one is not torch's
+        if unpacked > path.stat().st_size:
+            raise UserError(f"{path} would unpack to {unpacked} bytes, more than it has; pass a file saved by torch.")
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipped else []
     # Classes of SETTINGS_CLASSES are not imported; anything else that is not a tensor is refused.
     stand_ins: list[Any] = [(_stand_in(name), name) for name in unsafe if name.startswith(SETTINGS_CLASSES)]
     with torch.serialization.safe_globals(stand_ins):

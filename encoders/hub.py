@@ -48,7 +48,7 @@ def kinetics_weights(name: str) -> tuple[State, dict[str, Any]]:
     try:
         if not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).is_file():
             urlopen(Request(weights.url, method="HEAD"), timeout=10).close()  # torch.hub would wait without end
-        state = weights.get_state_dict(progress=False, check_hash=True)
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a broken download: many types
         reason = str(error).split("\n")[0][:200]
         raise UserError(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import timm
 import torch
@@ -12,8 +12,9 @@ import torchvision
 from core.errors import UserError
 from core.text import read_json
 from encoders.card import read_card
-from encoders.formats import State, layouts, read_weights
+from encoders.formats import find_encoder, read_weights
 from encoders.names import VIDEO_ENCODERS, is_video
+from encoders.norm import Norm
 
 CANDIDATES = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
@@ -47,20 +48,33 @@ def identify(path: Path) -> Identity | None:
         if card := read_card(path):
             return Identity(card.architecture, card.norm)
         if path.name == "model.safetensors" and (path.parent / "model.json").is_file():
-            model = read_json(path.parent / "model.json")
-            return Identity(model["encoder"], model["norm"])
-        payload = read_weights(path)
-    except (UserError, ValueError, KeyError, TypeError):
+            return _of_model(path.parent / "model.json")
+        return recognise(read_weights(path))
+    except (UserError, ValueError):
         return None  # loading reads the file again and reports the error
+
+
+def recognise(payload: Mapping[str, Any]) -> Identity | None:
+    """The network of ``CANDIDATES``, or the one that the file names, whose tensors all are in a file."""
     names = [name for name in (payload.get("arch"), *CANDIDATES) if isinstance(name, str)]
-    fitting = [name for layout in layouts(payload) for name in names if _fits(layout.state, name)]
+    fitting = [name for name in names if _fits(payload, name)]
     # the largest: all tensors of a smaller network may be among those of a larger one
     return Identity(max(fitting, key=lambda name: len(_shapes(name))), None) if fitting else None
 
 
-def _fits(state: State, name: str) -> bool:
-    """Whether a state dict holds a network's tensors, with any classifier and any number of input channels."""
+def _of_model(path: Path) -> Identity | None:
+    """The encoder that the card of a trained U-Net or classifier names."""
+    model = read_json(path)
+    encoder, norm = (model.get("encoder"), model.get("norm")) if isinstance(model, dict) else (None, None)
+    if not isinstance(encoder, str) or norm not in get_args(Norm):
+        return None
+    return Identity(encoder, norm)
+
+
+def _fits(payload: Mapping[str, Any], name: str) -> bool:
+    """Whether a file holds a network's tensors, with any classifier and any number of input channels."""
     shapes = _shapes(name)
+    state = find_encoder(payload, name, shapes).state
     skipped = {"conv1.weight": 2, "stem.0.weight": 2}  # output and input channels of the first convolution
     return bool(shapes) and all(
         key in state and state[key].shape[skipped.get(key, 0) :] == shape[skipped.get(key, 0) :]
@@ -79,4 +93,8 @@ def _shapes(name: str) -> Mapping[str, Any]:
             network = timm.create_model(name, num_classes=0)
         else:
             return {}
-    return {key: value.shape for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+    return {
+        key: tuple(value.shape)
+        for key, value in network.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    }

@@ -5,27 +5,35 @@ package, and ``encoder.json`` (``EncoderCard``), which describes their origin. F
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import segmentation_models_pytorch as smp
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
 from encoders.card import EncoderCard, Network, read_card, read_lineage
 from encoders.channels import adapt_channels
-from encoders.formats import HEADS, Layout, State, layouts, read_weights
+from encoders.formats import HEADS, State, find_encoder, fits, read_weights
 from encoders.hub import kinetics_weights, timm_weights
+from encoders.identify import recognise
 from encoders.names import is_video
 from encoders.norm import Norm
 
 log = logging.getLogger("fewslice")
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types of weights that are loaded: 8-bit ones mean nothing without the scales that belong to them."""
+MAX_CHANNELS = 4096
+"""Input channels of a file's first convolution that are adapted to the network's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +58,9 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
     Args:
         encoder: changed in place; in a ``MaxPoolFrames``, its 2D encoder is.
         source: "imagenet" for timm's weights, "kinetics" for torchvision's of a video network (both need a network
-            connection), an ``encoder.safetensors`` or its folder, or a foreign file: safetensors or a torch file of
-            plain tensors in any layout of ``UNWRAP`` and ``PREFIXES``. Files with Python code are never opened.
+            connection), an ``encoder.safetensors`` or its folder, a trained U-Net or classifier, or a foreign file:
+            safetensors or a torch file of plain tensors, whatever the prefixes of its keys (``find_encoder``). Files
+            with Python code are never opened.
         name: timm's or torchvision's name of the encoder.
         in_channels: input channels of the encoder; ``adapt_channels`` adapts weights for another number.
 
@@ -70,6 +79,25 @@ def load_into_unet(unet: nn.Module, path: str | Path, name: str) -> LoadReport:
     """
     encoder: Any = unet.encoder
     return _load(encoder.model, _timm_names(encoder.model, name), path, name, encoder._in_channels)
+
+
+def load_whole(network: nn.Module, tensors: Mapping[str, Any], path: Path) -> None:
+    """Load the content of a file that holds exactly the tensors of a network, by its own names.
+
+    Raises:
+        UserError: if names, shapes or types differ, or values are not finite. The network is unchanged then.
+    """
+    wanted = network.state_dict()
+    differing = wanted.keys() ^ tensors.keys()
+    differing |= {key for key in wanted.keys() - differing if tensors[key].shape != wanted[key].shape}
+    if differing:
+        raise UserError(
+            f"{path} does not hold the network that the file beside it describes ({_few(sorted(differing))}); "
+            "restore both files of the same run"
+        )
+    loaded = {key: _converted(tensors[key], value, f"{path}: {key}") for key, value in wanted.items()}
+    _require_sane(loaded, path)
+    network.load_state_dict(loaded)
 
 
 def save_encoder(
@@ -141,28 +169,34 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     if card and card.norm == "group" and any(key.endswith("running_mean") for key in wanted):
         raise UserError(f"{source} was trained with group normalisation; build the encoder with norm 'group'.")
-    adapted = [_adapted(layout, wanted, name, channels) for layout in layouts(payload)]
-    where, state, outside = max(adapted, key=lambda layout: _fit(layout.state, wanted), default=Layout("", {}, []))
+    layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})
+    state = _adapted(layout.state, wanted, name, channels, source)
     missing = sorted(wanted.keys() - state.keys())
-    lacking = [key for key in missing if not key.endswith("num_batches_tracked") and not key.startswith(HEADS)]
-    differing = [key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape]
+    lacking = _weights_below_head(missing)
+    if lacking and lacking == _weights_below_head(_after_features(name)):
+        log.warning("%s has no layers after the last feature map (%s); they start at random", source, _few(lacking))
+        lacking = []
+    differing = [key for key in sorted(state) if not fits(state[key], tuple(wanted[key].shape))]
     if lacking or differing:
         wrong = [f"lacks {len(lacking)} of its {len(wanted)} tensors ({_few(lacking)})"] if lacking else []
-        for key in sorted(differing)[:1]:
+        for key in differing[:1]:
             shapes = f"{tuple(state[key].shape)} in the file, {tuple(wanted[key].shape)} in the network"
             wrong += [f"holds {len(differing)} of other shapes ({key}: {shapes})"]
-        declaration = f" (the file says it is a {declared})" if isinstance(declared, str) else ""
+        declaration = f" (the file says it is a {_few([declared])})" if isinstance(declared, str) else ""
         wrong_file = f"{source} does not hold a {name}{declaration}: it {' and '.join(wrong)}"
-        raise UserError(f"{wrong_file}; pass the architecture of the file.")
+        raise UserError(f"{wrong_file}; {_advice(payload, name, lacking, differing)}")
 
-    loaded = {key: state.get(names[key], value) for key, value in network.state_dict().items()}
-    if broken := [key for key, value in loaded.items() if not value.isfinite().all()]:
-        raise UserError(f"{source} holds values that are not finite ({_few(broken)}); get the file again.")
-    network.load_state_dict(loaded)
+    loaded = {key: _converted(state[key], value, f"{source}: {key}") for key, value in wanted.items() if key in state}
+    _require_sane(loaded, source)
+    network.load_state_dict({key: loaded.get(names[key], value) for key, value in network.state_dict().items()})
+    if layout.rivals:
+        place, other = (_few([where]) if where else "the outermost" for where in (layout.where, layout.rivals[0]))
+        log.info("%s holds several networks of this kind: %s is loaded, not %s", source, place, other)
+    where = _few([layout.where]) if layout.where else ""
     report = LoadReport(
-        matched=len(wanted) - len(missing),
+        matched=len(loaded),
         missing=missing,
-        unexpected=sorted(state.keys() - wanted.keys()) + outside,
+        unexpected=layout.outside,
         lineage=card.lineage if card else read_lineage(source) or [entry | ({"layout": where} if where else {})],
         card=card,
     )
@@ -175,23 +209,59 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     return report
 
 
-def _adapted(layout: Layout, wanted: State, name: str, channels: int) -> Layout:
-    """The layout with its first convolutions adapted to the network's input channels."""
+def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> State:
+    """The tensors with the first convolutions adapted to the network's input channels."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     first = "stem.0" if is_video(name) else config.first_conv if config else None
-    state = dict(layout.state)
+    state = dict(state)
     for module in (first,) if isinstance(first, str) else first or ():
         key = f"{module}.weight"
-        if key in wanted and key in state and state[key].shape[1] != wanted[key].shape[1]:
-            pixels = wanted[key].shape[1] // channels  # more than 1 in stems that rearrange pixels into channels
-            state[key] = adapt_channels(state[key].float(), channels, state[key].shape[1] // pixels)
-    return layout._replace(state=state)
+        if key not in wanted or key not in state:
+            continue
+        value, shape = state[key], wanted[key].shape
+        pixels = shape[1] // channels  # more than 1 in stems that rearrange pixels into channels
+        same_kernel = value.ndim == len(shape) and (value.shape[0], *value.shape[2:]) == (shape[0], *shape[2:])
+        if same_kernel and value.shape[1] != shape[1] and value.shape[1] in range(pixels, MAX_CHANNELS, pixels):
+            value = _converted(value, wanted[key], f"{source}: {key}")
+            state[key] = adapt_channels(value, channels, value.shape[1] // pixels)
+    return state
 
 
-def _fit(state: State, wanted: State) -> int:
-    """How well a file's tensors fit the network: one point for each name, one more for an equal shape."""
-    common = wanted.keys() & state.keys()
-    return len(common) + sum(wanted[key].shape == state[key].shape for key in common)
+def _converted(value: Tensor, like: Tensor, what: str) -> Tensor:
+    """A tensor of a file in the type of the network's tensor, and in its shape where ``fits`` allows it.
+
+    Raises:
+        UserError: if it is not a plain tensor of floating-point numbers (of whole ones, for counters).
+    """
+    plain = value.layout == torch.strided and not value.is_meta and not value.is_quantized
+    kinds = FLOATS if like.is_floating_point() else (*FLOATS, torch.int64, torch.int32)
+    if not plain or value.dtype not in kinds:
+        kind = "meta" if value.is_meta else "sparse" if value.layout != torch.strided else value.dtype
+        raise UserError(
+            f"{what} is a {kind} tensor, which cannot be loaded; save the network's weights as plain float32 tensors"
+        )
+    value = value.detach().to(like.dtype)
+    return value.reshape(like.shape) if fits(value, tuple(like.shape)) else value
+
+
+def _require_sane(state: State, source: str | Path) -> None:
+    """Raise a UserError if values are NaN or infinite, or a variance is negative."""
+    if broken := [key for key, value in state.items() if not value.isfinite().all()]:
+        raise UserError(f"{source} holds values that are not finite ({_few(broken)}); get the file again.")
+    if broken := [key for key, value in state.items() if key.endswith("running_var") and (value < 0).any()]:
+        raise UserError(f"{source} holds negative variances ({_few(broken)}); get the file again.")
+
+
+@cache
+def _after_features(name: str) -> frozenset[str]:
+    """Tensors of timm's whole network that its feature extractor, and so a U-Net, lacks."""
+    if is_video(name):
+        return frozenset()
+    with torch.device("meta"):
+        features: Any = smp.encoders.get_encoder(f"tu-{name}", weights=None).model
+        return frozenset(
+            timm.create_model(name, num_classes=0).state_dict().keys() - _timm_names(features, name).values()
+        )
 
 
 def _timm_names(features: nn.Module, name: str) -> dict[str, str]:
@@ -206,5 +276,20 @@ def _timm_names(features: nn.Module, name: str) -> dict[str, str]:
     return {key: table[key] for key in features.state_dict()}
 
 
+def _weights_below_head(keys: Iterable[str]) -> list[str]:
+    """Names of tensors without batch counters and classifiers, sorted."""
+    return sorted(key for key in keys if not key.endswith("num_batches_tracked") and not key.startswith(HEADS))
+
+
+def _advice(payload: Mapping[str, Any], name: str, lacking: list[str], differing: list[str]) -> str:
+    """What to do about a file that does not fit."""
+    if lacking and not differing and all(key.endswith(("running_mean", "running_var")) for key in lacking):
+        return "it was trained without batch normalisation: pass --norm group"
+    if (identity := recognise(payload)) and identity.architecture != name:
+        return f"it holds a {identity.architecture}: pass --encoder {identity.architecture}"
+    return f"pass a file of a {name}, or with --encoder the architecture of this one"
+
+
 def _few(keys: list[str]) -> str:
+    keys = [f"{key:.100}" if key.isprintable() else repr(key)[:100] for key in keys[:4]]
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

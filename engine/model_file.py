@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import BaseModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ValidationError
+from safetensors.torch import save_file
 from torch import nn
 
 from core.errors import UserError
@@ -18,7 +17,9 @@ from core.hashes import sha256
 from core.text import read_text
 from encoders import digest
 from encoders.card import NO_FILES
+from encoders.formats import read_weights
 from encoders.norm import Norm
+from encoders.weights import load_whole
 
 
 class ModelCard(BaseModel):
@@ -40,6 +41,9 @@ class ModelCard(BaseModel):
     warnings: list[str] = []
     """Reasons why the model's scores may be too high, which the user chose to ignore."""
 
+
+MAX_CARD = 2**24
+"""Bytes of a card that is read."""
 
 Card = TypeVar("Card", bound=ModelCard)
 Network = TypeVar("Network", bound=nn.Module)
@@ -87,15 +91,14 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
     for path in (weights, sidecar):
         if not path.is_file():
             raise UserError(f"{folder} holds no trained model ({path.name} is missing); pass a finished --run")
+    card = read_json_card(sidecar, kind)
     try:
-        card = read_json_card(sidecar, kind)
         with torch.random.fork_rng(devices=[]):  # the discarded initial weights must not shift later random numbers
             network = build(card)
-        tensors = load_file(weights)
-        digest.refuse_changed(weights, tensors)
-        network.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"cannot read the model in {folder} ({str(error).splitlines()[0]}); train it again") from error
+        load_whole(network, read_weights(weights), weights)
+    except (UserError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].partition(";")[0]  # without the advice for files of encoders
+        raise UserError(f"cannot read the model in {folder} ({reason}); train it again") from error
     network.eval()
     return network, card
 
@@ -107,11 +110,14 @@ def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
         UserError: if the file is not such a card, or has changed since it was written.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, MAX_CARD)
         card = kind.model_validate_json(text)
         content = json.loads(text)
-    except ValueError as error:  # pydantic's, JSON's and that of text which is not UTF-8
+    except (ValueError, RecursionError) as error:  # pydantic's, JSON's and that of text which is not UTF-8
         reason = str(error).splitlines()[0]
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
         raise UserError(f"cannot read the model in {path.parent} ({reason}); train it again") from error
     if content.pop(digest.KEY, None) not in (None, _digest(content)):
         raise UserError(

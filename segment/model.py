@@ -1,11 +1,11 @@
 """The U-Net, its card and its losses."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, FiniteFloat
 from torch import nn
 
 from data.slices import Normalisation
@@ -20,12 +20,12 @@ STRIDE = 32
 class ModelCard(model_file.ModelCard):
     """What must be known to use a trained U-Net: `model.json` beside `model.safetensors`."""
 
-    classes: list[str]
+    classes: Annotated[list[str], Field(min_length=2, max_length=256)]
     """Class names, background first."""
     normalisation: Normalisation
-    statistics: tuple[float, float]
+    statistics: tuple[FiniteFloat, Annotated[FiniteFloat, Field(ge=0)]]
     """Mean and standard deviation, in file units, used if `normalisation` is "dataset"."""
-    spacing_mm: float | None
+    spacing_mm: Annotated[float, Field(ge=1e-3, le=1e3)] | None
     """Pixel size in mm that slices are resampled to; None: they are not resampled."""
     flip_tta: bool = Field(default=False, validation_alias=AliasChoices("flip_tta", "mirror"))
     """Average each prediction with that of the left-right flipped slice."""
