@@ -28,6 +28,7 @@ from data.readers.exams import ExamSet, require_both_classes
 from data.samples.clips import LabelledClips
 from data.sources import open_exams
 from data.splits import labelled_exams, save_splits
+from encoders.build import require_image_size
 from encoders.card import say_normalisation
 from encoders.weights import load_weights
 from engine.devices import make_fabric, show_messages
@@ -71,6 +72,7 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         raise UserError(f"{exams.root} has no test exams of {exams.task}; add them, or leave them out with --no-test")
     for split in ("train", "val", "test") if cfg.test else ("train", "val"):
         require_both_classes(exams, split)
+    require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames)
     torch.manual_seed(cfg.seed)
     classifier = build_classifier(
         cfg.encoder, cfg.norm, probe=cfg.linear_probe, checkpoint_activations=cfg.checkpoint_activations

@@ -1,7 +1,7 @@
 """Build encoders by name: 2D networks of timm, the same applied to the frames of a clip, and video networks."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -45,6 +45,48 @@ def require_encoder(name: str) -> None:
         raise UserError(f"encoder {name!r} is not a model of timm; {choices}.")
     if why := _unsuitable(name):
         raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
+
+
+@cache
+def require_image_size(name: str, norm: Norm, size: int, frames: int | None = None) -> None:
+    """Raise a UserError unless an encoder takes square images, or clips of so many frames, of some size in pixels."""
+    if frames is None:
+        require_forward(lambda: build_encoder(name, norm=norm), name, (2, 1, size, size))
+    else:
+        require_forward(lambda: build_clip_encoder(name, norm), name, (2, 1, frames, size, size))
+
+
+def require_forward(build: Callable[[], nn.Module], name: str, *shapes: tuple[int, ...]) -> None:
+    """Raise a UserError unless a network takes inputs of some shapes in training; no weights are kept or changed.
+
+    Args:
+        build: builds the network, with any weights.
+        name: name of its encoder, for the message.
+        shapes: shapes of batches, such as (2, 1, 224, 224).
+    """
+    try:
+        with torch.device("meta"):  # shapes alone: no memory, hardly any time
+            _run_forward(build(), *shapes)
+    except UserError:
+        raise
+    except Exception:  # of any type: of the network, or of a step that needs values
+        with torch.random.fork_rng(devices=[]):
+            network = build()
+        for shape in shapes:
+            try:
+                _run_forward(network, shape)
+            except Exception as error:
+                reason = (str(error) or type(error).__name__).splitlines()[0].strip()
+                raise UserError(
+                    f"encoder {name!r} cannot be used for images of {shape[-2]} x {shape[-1]} pixels ({reason}), "
+                    "which occur here; pass another, such as --encoder resnet18"
+                ) from None
+
+
+def _run_forward(network: nn.Module, *shapes: tuple[int, ...]) -> None:
+    with torch.no_grad():
+        for shape in shapes:
+            network.train()(torch.zeros(shape))
 
 
 def build_clip_encoder(

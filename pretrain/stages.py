@@ -13,7 +13,7 @@ from data.augment import Augmenter
 from data.reserved_split import reserve_split
 from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
 from data.splits import save_splits
-from encoders.build import build_clip_encoder, build_encoder, recompute_activations, require_encoder
+from encoders.build import build_clip_encoder, build_encoder, recompute_activations, require_encoder, require_image_size
 from encoders.names import is_video
 from encoders.weights import load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
@@ -41,6 +41,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     # Mistakes are found before anything is written: in the encoder's name, the data and the file of weights.
     if not (cfg.on_clips and is_video(cfg.encoder)):
         require_encoder(cfg.encoder)
+    require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames if cfg.on_clips else None)
     natural = None
     if cfg.stage != "specialist":
         natural = natural_images(cfg.generalist, cfg.encoder, _augmenters(cfg), cfg.generalist_images, cfg.seed)

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy import ndimage
@@ -60,6 +61,16 @@ def segment_stack(
         labels.append(most_probable.to(torch.uint8).cpu().numpy())
     volume = np.concatenate(labels)
     return largest_component(volume) if card.keep_largest_component else volume
+
+
+def padded_sizes(table: pd.DataFrame, spacing_mm: float | None) -> list[tuple[int, int]]:
+    """Sizes (rows, columns) in which a network sees the slices of a store's table whole, the eight smallest."""
+    sizes = set()
+    for *shape, row_mm, column_mm in table[["rows", "columns", "row_mm", "column_mm"]].drop_duplicates().to_numpy():
+        scales = (1, 1) if spacing_mm is None else (row_mm / spacing_mm, column_mm / spacing_mm)
+        rows, columns = (max(1, round(n * scale)) for n, scale in zip(shape, scales, strict=True))
+        sizes.add((rows + sum(_to_stride(rows)), columns + sum(_to_stride(columns))))
+    return sorted(sizes)[:8]
 
 
 def largest_component(labels: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The U-Net, its card and its losses."""
 
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ from pydantic import AliasChoices, Field, FiniteFloat
 from torch import nn
 
 from data.slices import Normalisation
-from encoders.build import require_encoder
+from encoders.build import require_encoder, require_forward
 from encoders.norm import Norm, replace_norm
 from engine import model_file
 
@@ -53,6 +54,12 @@ def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
         decoder_use_norm=True,
     )
     return replace_norm(unet, norm)
+
+
+@cache
+def require_unet(encoder: str, norm: Norm, *sizes: tuple[int, int]) -> None:
+    """Raise a UserError unless a U-Net can be built on an encoder and takes images of some sizes (rows, columns)."""
+    require_forward(lambda: build_unet(encoder, 2, norm), encoder, *((2, 1, *size) for size in sizes))
 
 
 def load_unet(folder: Path) -> tuple[nn.Module, ModelCard]:

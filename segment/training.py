@@ -32,7 +32,8 @@ from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
 from engine.supervised import Task, fit, say_random_start
 from segment.config import SegmentConfig
-from segment.model import ModelCard, build_unet, load_unet, segmentation_loss
+from segment.inference import padded_sizes
+from segment.model import ModelCard, build_unet, load_unet, require_unet, segmentation_loss
 from segment.scoring import predict_split, score_split, split_dice
 
 log = logging.getLogger("fewslice")
@@ -64,6 +65,9 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     labelled = dataset.table.iloc[positions]
     warnings = [check_duplicates(dataset, allow=cfg.allow_duplicates)]
 
+    scored = dataset.table[dataset.table["labelled"] & dataset.table["split"].isin(["val", "test"])]
+    size = (cfg.image_size, cfg.image_size)
+    require_unet(cfg.encoder, cfg.norm, size, *padded_sizes(scored, cfg.spacing_mm))
     torch.manual_seed(cfg.seed)
     unet = build_unet(cfg.encoder, len(dataset.classes), cfg.norm)
     lineage: list[dict[str, Any]] = []
