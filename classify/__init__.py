@@ -1,1 +1,10 @@
 """Exam classifiers, an encoder of clips and a linear layer: training, scores with intervals, prediction, Grad-CAM."""
+
+import sys
+from os.path import dirname
+
+# `python -m` searches the working folder first, where other packages may be called `core` or `data`.
+_path, sys.path = sys.path, [dirname(__path__[0])]
+import engine  # noqa: E402, F401
+
+sys.path = _path

@@ -3,6 +3,8 @@
 import difflib
 import runpy
 import sys
+from importlib import import_module
+from os.path import dirname
 
 COMMANDS = {
     "pretrain": "pretrain an encoder on unlabelled images",
@@ -33,6 +35,10 @@ def main() -> None:
         raise SystemExit(2)
     else:
         sys.argv = [f"fewslice {name}", *sys.argv[2:]]
+        # other packages may be called `data` or `segment` in a folder of PYTHONPATH, which is searched first
+        path, sys.path = sys.path, [dirname(dirname(__file__))]
+        import_module(name.partition(".")[0])
+        sys.path = path
         runpy.run_module(name, run_name="__main__", alter_sys=False)
 
 

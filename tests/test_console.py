@@ -1,5 +1,6 @@
 """The `fewslice` command."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,53 @@ def test_the_commands_are_listed(monkeypatch, capsys):
     console.main()
     listed = capsys.readouterr().out
     assert all(name in listed for name in console.COMMANDS)
+
+
+MODULES = ["segment", "segment.predict", "pretrain", "classify", "sweep", "sweep.report"]
+
+
+@pytest.fixture
+def folder_of_others(tmp_path):
+    """A working folder with packages and modules of other people that have our names."""
+    for name in ("data", "core", "engine", "encoders"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise RuntimeError('the wrong package')\n")
+    return tmp_path
+
+
+def run_in(folder: Path, *command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | path | environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_packages_of_our_names_are_not_imported(folder_of_others):
+    program = "import segment, core.errors, engine; import data.preprocessing as ours; print(ours.__file__)"
+    done = run_in(folder_of_others, sys.executable, "-c", program)
+    assert done.stdout.strip() == str(REPOSITORY / "data" / "preprocessing.py"), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULES)
+def test_packages_of_our_names_in_the_working_folder_are_not_imported(folder_of_others, module):
+    done = run_in(folder_of_others, sys.executable, "-m", module, "--help")
+    assert done.returncode == 0, done.stderr
+    assert "examples:" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_command_does_not_import_a_module_of_ours_from_the_path(folder_of_others):
+    (folder_of_others / "segment.py").write_text("raise RuntimeError('the wrong module')\n")
+    for name in ("core", "engine"):  # the script itself is core.console
+        (folder_of_others / name / "__init__.py").unlink()
+        (folder_of_others / name).rmdir()
+    program = "import sys; sys.argv = ['fewslice', 'segment', '--help']; from core.console import main; main()"
+    done = run_in(folder_of_others, sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_search_path_is_left_as_it_was():
+    program = "import sys; before = list(sys.path); import sweep, data; assert sys.path == before"
+    done = run_in(REPOSITORY, sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
