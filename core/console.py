@@ -36,7 +36,7 @@ def main() -> None:
     else:
         sys.argv = [f"fewslice {name}", *sys.argv[2:]]
         # other packages may be called `data` or `segment` in a folder of PYTHONPATH, which is searched first
-        path, sys.path = sys.path, [dirname(dirname(__file__))]
+        path, sys.path = sys.path, [dirname(dirname(__file__)), *sys.path]
         import_module(name.partition(".")[0])
         sys.path = path
         runpy.run_module(name, run_name="__main__", alter_sys=False)
