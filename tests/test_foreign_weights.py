@@ -94,7 +94,7 @@ UNETS = (
 def test_a_trained_unet_starts_another_and_a_pretraining(tmp_path, name, wrapper):
     torch.manual_seed(0)
     unet = build_unet(name, 2)
-    (tmp_path / "model.json").write_text(json.dumps({"encoder": name, "norm": "batch"}))
+    (tmp_path / "model.json").write_text(json.dumps({"encoder": name, "norm": "batch", "dataset": "x"}))
     tensors = prefixed(unet.state_dict(), wrapper)
     save_file({key: value.contiguous() for key, value in tensors.items()}, tmp_path / "model.safetensors")
     assert identify(tmp_path / "model.safetensors") == Identity(name, "batch")
