@@ -49,14 +49,16 @@ def floats(*numbers: float) -> bytes:
     return np.array(numbers, "<f4").tobytes()
 
 
-def png(size: tuple[int, int], *chunks: tuple[bytes, bytes], depth: int = 1, colour: int = 0) -> bytes:
-    """A PNG file with hardly any pixels and with further chunks (kind, data)."""
+def png(
+    size: tuple[int, int], *chunks: tuple[bytes, bytes], depth: int = 1, colour: int = 0, pixels: int = 100
+) -> bytes:
+    """A PNG file with further chunks (kind, data), cut short after some bytes of black pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
-    body = b"".join(chunk(*one) for one in chunks) + chunk(b"IDAT", zlib.compress(bytes(100)))
+    body = b"".join(chunk(*one) for one in chunks) + chunk(b"IDAT", zlib.compress(bytes(pixels)))
     return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
 
 
@@ -151,12 +153,21 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "compressed, named nii": ("a.nii", lambda: gzip.compress(nifti())),
     "gzip bomb": ("a.nii.gz", lambda: _bomb(nifti(), 4096)),
     "gzip bomb of its size": ("a.nii.gz", lambda: _bomb(nifti(None, (DIMENSIONS, shorts(3, 2048, 2048, 512))), 4096)),
+    "zeros within the limit": (
+        "a.nii.gz",
+        lambda: _bomb(nifti(None, (DIMENSIONS, shorts(3, 512, 512, 300)), (KIND, shorts(64, 64))), 608),
+    ),
+    "zeros within the limit, scaled": (
+        "a.nii.gz",
+        lambda: _bomb(nifti(None, (DIMENSIONS, shorts(3, 512, 512, 150)), (SLOPE, floats(2, 1))), 80),
+    ),
     "EPS named PNG": ("a.png", lambda: EPS),
     "GIF named PNG": ("a.png", lambda: encoded("GIF")),
     "PDF named TIFF": ("a.tif", lambda: b"%PDF-1.4\n1 0 obj<<>>endobj\ntrailer<<>>\n"),
     "PNG of 14,000 pixels a side": ("a.png", lambda: png((14_000, 14_000))),
     "PNG of 13,000 pixels a side": ("a.png", lambda: png((13_000, 13_000), depth=8)),
     "PNG of 9,000 pixels a side": ("a.png", lambda: png((9000, 9000), depth=16)),
+    "PNG of 9,000 pixels a side, whole": ("a.png", lambda: png((9000, 9000), pixels=9000 * 1126)),
     "PNG of 2^31 pixels a side": ("a.png", lambda: png((2**31 - 1, 2**31 - 1))),
     "PNG of no pixels": ("a.png", lambda: png((0, 0))),
     "animation": ("a.png", lambda: png((8000, 8000), (b"acTL", struct.pack(">II", 2**30, 0)), depth=8, colour=2)),

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
@@ -35,9 +37,12 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, sync: bool 
         sync: wait until the content is on the disk before the previous file is replaced.
 
     Raises:
+        UserError: if there is a device, pipe or folder at the path.
         OSError: with the path, if the disk is full or the folder not writable. The previous file stays, the temporary
             one is removed.
     """
+    if path.exists() and not path.is_file():  # replacing a device would destroy it for all programs
+        raise UserError(f"{path} is no regular file and cannot be replaced: write to another path")
     temporary = temporary_name(path)
     with naming_file(path):
         try:

@@ -133,7 +133,9 @@ def _check(report: Report, file: Path, label_file: Path | None, classes: tuple[s
 
 def _check_image(report: Report, volume: Volume) -> None:
     stack = volume.stack
-    flat = stack[np.isfinite(stack)] if stack.dtype.kind == "f" else stack.ravel()
+    flat = stack.ravel()
+    if stack.dtype.kind == "f" and not np.isfinite(flat).all():
+        flat = flat[np.isfinite(flat)]
     if flat.size < stack.size:
         report.error(volume.path, f"holds NaN or infinite values ({stack.size - flat.size} voxels)")
     if not flat.size:

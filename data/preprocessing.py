@@ -45,6 +45,8 @@ def resampled_size(
         UserError: if before or after a slice has more than `LARGEST_SLICE` pixels, or one of its sides shrinks below
             `SMALLEST_SIDE` pixels and a quarter of its own.
     """
+    if to_mm is not None and not to_mm > 0:
+        raise UserError(f"{name} cannot be resampled to pixels of {to_mm:g} mm: the pixel size must be above 0")
     sides = [n if to_mm is None else n * mm / to_mm for n, mm in zip(shape, spacing, strict=True)]
     rows, columns = (max(1.0, side) for side in sides)
     if math.prod(shape) > LARGEST_SLICE:

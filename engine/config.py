@@ -1,6 +1,7 @@
 """Configurations: frozen dataclasses whose fields are marked with what they affect, and their JSON files."""
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -71,6 +72,18 @@ class RunSettings:
         for name, most in LARGEST.items():
             if (value := getattr(self, name, None)) is not None and value > most:
                 raise UserError(f"--{name.replace('_', '-')} {_short(value)}: must be at most {most:,}")
+        self._require_memory()
+
+    def _require_memory(self) -> None:
+        """Raise a UserError if the pixels of one micro-batch exceed this machine's memory."""
+        size, batch_size = getattr(self, "image_size", 0), getattr(self, "batch_size", 1)
+        samples = min(self.micro_batch_size or batch_size, math.ceil(batch_size / (self.devices * self.nodes)))
+        gigabytes = 4e-9 * samples * size**2
+        if hasattr(os, "sysconf") and gigabytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9:
+            raise UserError(
+                f"--image-size {size}: a micro-batch of {samples} such images takes {gigabytes:.0f} GB, more than this "
+                "machine has: lower it, or --micro-batch-size"
+            )
 
     @property
     def compiled(self) -> Literal["auto", "yes", "no"]:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from core.errors import UserError
 from core.files import write_atomically, write_json
 from core.locks import Locked, file_lock
+from data.splits import save_splits
 
 
 def test_a_failed_write_keeps_the_previous_file(tmp_path):
@@ -51,3 +53,16 @@ def test_a_file_system_without_locks_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", refuse)
     with file_lock(tmp_path / "lock", wait=True) as held:
         assert not held
+
+
+@pytest.mark.parametrize("write", [write_json, lambda path, content: save_splits(path, content)])
+def test_a_device_or_pipe_is_never_replaced(tmp_path, write):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to(os.devnull)
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "device", "folder"):
+        with pytest.raises(UserError, match=f"{name} is no regular file and cannot be replaced"):
+            write(tmp_path / name, {"a": "train"})
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "device").is_char_device()
+    assert len(list(tmp_path.iterdir())) == 3

@@ -19,6 +19,8 @@ from data.slices import require_possible_sizes
         ((60, 50), (1e-5, 1e-5), 1.5, "become 1 x 1 pixels of 1.5 mm"),
         ((60, 50), (1.5, 1.5), 1000, "become 1 x 1 pixels"),
         ((60, 50), (1.5, 1.5), 1e-320, "become inf x inf pixels"),
+        ((60, 50), (1, 1), -1.0, "the pixel size must be above 0"),
+        ((60, 50), (1, 1), math.nan, "the pixel size must be above 0"),
         ((60, 50), (math.nan, 1.5), 1.5, "of nan x 1.5 mm"),
         ((5000, 5000), (1, 1), None, r"5,000 x 5,000 pixels, .* cut it into tiles"),
         ((9000, 9000), (1, 1), 100.0, "cut it into tiles"),
@@ -29,7 +31,7 @@ def test_sizes_that_cannot_be_meant(shape, spacing, to_mm, sentence):
         resampled_size(shape, spacing, to_mm)
     table = pd.DataFrame({"rows": [40, shape[0]], "columns": [40, shape[1]], "file": ["a.nii", "b.nii"]})
     table = table.assign(row_mm=[to_mm or 1, spacing[0]], column_mm=[to_mm or 1, spacing[1]])
-    with pytest.raises(UserError, match=f"^b.nii has slices.*{sentence}"):
+    with pytest.raises(UserError, match=f"^[ab].nii .*{sentence}"):
         require_possible_sizes(table, to_mm)
 
 

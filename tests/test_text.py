@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 import pytest
 
@@ -23,7 +22,8 @@ from segment.config import SegmentConfig
 @pytest.mark.parametrize("read", [read_text, read_json, read_yaml])
 def test_what_is_no_text_file(tmp_path, read, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path / "pipe", Path("/dev/zero"), tmp_path):
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "zero", tmp_path):
         with pytest.raises(UserError, match="is no regular file"):
             read(path)
     for content in (b"\xff\xfea\0", b"\xfe\xff\0a", b"a: 1\0", "é".encode("latin-1")):
@@ -68,6 +68,13 @@ def test_values_beyond_reason(tmp_path, value):
 def test_settings_have_an_upper_bound(kind, name):
     with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 9223372036854775808: must be at most"):
         kind(**{name: 2**63})
+
+
+@pytest.mark.parametrize("kind", [SegmentConfig, PretrainConfig, ClassifyConfig])
+def test_a_batch_beyond_the_memory_of_the_machine(kind):
+    with pytest.raises(UserError, match=r"--image-size 4096: a micro-batch of 65536 such images takes 4398 GB"):
+        kind(image_size=4096, batch_size=2**16)
+    assert kind(image_size=4096, batch_size=2**16, micro_batch_size=1).image_size == 4096
 
 
 def test_a_byte_order_mark(tmp_path):

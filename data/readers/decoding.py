@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.text import require_utf8
 
 LARGEST_GB = 4.0
-BOMB_GB, BOMB_RATIO = 0.5, 100
+BOMB_GB, BOMB_RATIO = 0.65, 100  # a label map of 512 x 512 x 300 as float64 is read
 DEFLATE_RATIO = 1032
 """What zlib compresses most: 1032 bytes to one."""
 MOST_PIXELS = 100_000_000
