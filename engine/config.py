@@ -70,7 +70,7 @@ class RunSettings:
         self.require_above_0("micro_batch_size", "devices", "nodes", "log_every")
         self.require_at_least_0("seed", "workers", "checkpoint_every")
         for name, most in LARGEST.items():
-            if (value := getattr(self, name, None)) is not None and value > most:
+            if (value := getattr(self, name, None)) is not None and most < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {_short(value)}: must be at most {most:,}")
         self._require_memory()
 
