@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, FiniteFloat, model_validator
 from torch import Tensor, nn
 
+from data.readers.geometry import SliceAxis
 from encoders.build import build_clip_encoder
 from encoders.norm import Norm
 from engine import model_file
@@ -23,6 +24,8 @@ class ModelCard(model_file.ModelCard):
     task: str
     plane: str
     """Empty for exams without planes."""
+    slice_axis: SliceAxis = "auto"
+    """How the axis across the slices of NIfTI exams is chosen, see `data.readers.geometry.slice_axis`."""
 
 
 class Combination(BaseModel):

@@ -121,7 +121,7 @@ def _probability(classifier: "Classifier", card: "ModelCard", file: Path, exam: 
 
     from data.samples.clips import whole_clips
 
-    frames, statistics = read_exam(file)
+    frames, statistics = read_exam(file, card.slice_axis)
     if explain is not None:
         from classify.explain import montage, montage_path
 

@@ -26,7 +26,7 @@ from data.duplicates import check_duplicates
 from data.leakage import check_leakage, record_splits
 from data.readers.exams import ExamSet, require_both_classes
 from data.samples.clips import LabelledClips
-from data.sources import open_exams
+from data.sources import ExamsSource, open_exams
 from data.splits import labelled_exams, save_splits
 from encoders.build import require_image_size
 from encoders.card import say_normalisation
@@ -96,6 +96,7 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         test_seed=cfg.test_seed,
         task=exams.task,
         plane=exams.plane,
+        slice_axis=cfg.data.slice_axis if isinstance(cfg.data, ExamsSource) else "auto",
         dataset=f"{exams.name} {exams.key}",
         init=name_of_init(cfg.init),
         lineage=lineage,

@@ -21,6 +21,7 @@ import numpy as np
 
 from core.errors import UserError
 from data.preprocessing import z_score
+from data.readers.label_maps import IGNORED
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside them only fight
 
@@ -281,7 +282,8 @@ def compose(augmentation: Augmentation, size: int) -> A.Compose:
         steps.append(A.PadIfNeeded(size, size, border_mode=cv2.BORDER_REFLECT_101))
         anywhere = A.RandomCrop(size, size, p=1 - augmentation.foreground)
         if augmentation.foreground:
-            steps.append(A.OneOf([A.CropNonEmptyMaskIfExists(size, size, p=augmentation.foreground), anywhere], p=1))
+            foreground = A.CropNonEmptyMaskIfExists(size, size, ignore_values=[IGNORED], p=augmentation.foreground)
+            steps.append(A.OneOf([foreground, anywhere], p=1))
         else:
             steps.append(anywhere)
     optional = [

@@ -6,11 +6,10 @@ Reads every file, one at a time, goes on past bad ones, and ends with exit code 
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 from rich.console import Console
@@ -26,7 +25,24 @@ from core.text import printable
 from data.duplicates import duplicate_findings, fingerprint
 from data.readers.acdc import missing_halves
 from data.readers.folder import unpaired_labels
-from data.readers.images import Volume, read_labels, read_volume
+from data.readers.geometry import (
+    SliceAxis,
+    align,
+    differing_planes,
+    header_disagreement,
+    orientation_name,
+    plane,
+    stored_spacing,
+)
+from data.readers.images import Volume, VolumeShape, read_volume
+from data.readers.label_maps import (
+    IGNORED,
+    LabelMap,
+    ReadingOptions,
+    class_indices,
+    refuse_mixed_masks,
+    with_ignore_label,
+)
 from data.slices import index_dataset
 from data.sources import find_root
 from data.splits import SPLITS, refuse_overlap
@@ -45,6 +61,12 @@ class Inspect:
     """Folder of the data set; default: the embedded synthetic hearts (acdc only)."""
     subject_pattern: str | None = None
     """Regular expression that finds the subject in a file's path (folder only); default: each file is a subject."""
+    slice_axis: SliceAxis = "auto"
+    """Axis across the slices (folder only): a plane, an axis of the arrays, or auto, see `python -m segment --help`."""
+    ignore_label: int | None = None
+    """Label value of voxels that are not annotated (folder only); default: that of nnU-Net's dataset.json, if any."""
+    mask_threshold: float | None = None
+    """Value from which a pixel of a grey mask is foreground (folder only); default: masks hold class indices."""
     json: Path | None = None
     """Also write the report to this file."""
 
@@ -60,6 +82,10 @@ class Report:
     """Number of voxels of each label value."""
     digests: dict[Path, list[str]] = field(default_factory=dict)
     """Fingerprints of the frames of each image."""
+    shapes: dict[bool, dict[Path, VolumeShape]] = field(default_factory=lambda: {True: {}, False: {}})
+    """Shapes of labelled and of unlabelled images."""
+    scaled: list[Path] = field(default_factory=list)
+    """Label maps of 0 and 255."""
 
     def error(self, file: Path, what: str) -> None:
         """Note a file unfit for training."""
@@ -70,22 +96,27 @@ class Report:
         self.warnings.append({"file": printable(file), "problem": what})
 
 
-def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None) -> dict[str, Any]:
+def inspect_dataset(
+    dataset: str, root: Path, subject_pattern: str | None = None, options: ReadingOptions | None = None
+) -> dict[str, Any]:
     """Read every file of a data set and describe it.
 
     Returns:
         JSON-able: ``subjects`` (count); ``labelled_slices`` {split: count}; ``unlabelled_slices`` (count of
         slices in images without a label map, all splits, each image once); ``subjects_per_split``; ``groups``
-        {group: {split: subjects}}; ``files``; ``dtypes``, ``orientations`` {name: files}; ``spacing_mm``,
-        ``shape``, ``intensity`` {quantity: [smallest, median, largest over files]}; ``class_share`` {class:
-        share of the labelled voxels}; ``problems`` and ``warnings`` [{file, problem}].
+        {group: {split: subjects}}; ``files``; ``dtypes``, ``orientations``, ``slices_across`` {name: files};
+        ``spacing_mm``, ``shape``, ``intensity`` {quantity: [smallest, median, largest over files]};
+        ``class_share`` {class: share of the labelled voxels}; ``problems`` and ``warnings`` [{file, problem}].
 
     Raises:
         UserError: if there is no data set at the root.
     """
     report = Report()
     unreadable: dict[Path, UserError] = {}
-    table, classes = index_dataset(dataset, root, subject_pattern, problems=unreadable)
+    options = options or ReadingOptions()
+    if dataset == "folder":
+        options = with_ignore_label(options, root / "dataset.json")
+    table, classes = index_dataset(dataset, root, subject_pattern, problems=unreadable, options=options)
     for file, error in unreadable.items():
         report.error(file, str(error))
     try:
@@ -95,7 +126,7 @@ def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None
     files = table.drop_duplicates("file")
     pairs = list(zip(files["file"], files["label_file"], strict=True))
     for file, label_file in progress(pairs, "reading"):
-        _check(report, root / file, root / label_file if label_file else None, classes)
+        _check(report, root / file, root / label_file if label_file else None, classes, options)
     for file, what in missing_halves(root) if dataset == "acdc" else _folder_halves(report, root, files):
         report.error(file, what)
     _check_duplicates(report, root, files)
@@ -103,32 +134,44 @@ def inspect_dataset(dataset: str, root: Path, subject_pattern: str | None = None
     return _summary(report, table, classes) | {"problems": report.problems, "warnings": report.warnings}
 
 
-def _check(report: Report, file: Path, label_file: Path | None, classes: tuple[str, ...]) -> None:
+def _check(
+    report: Report, file: Path, label_file: Path | None, classes: tuple[str, ...], options: ReadingOptions
+) -> None:
     volume = None
     try:
-        volume = read_volume(file)
+        volume = replace(read_volume(file), slicing=options.slice_axis)
         report.digests[file] = [fingerprint(frame) for frame in volume.stack]
+        report.shapes[label_file is not None][file] = volume.shape
         _check_image(report, volume)
     except UserError as error:
         report.error(file, str(error))
     if label_file is None:
         return
     try:
-        labels = read_labels(label_file)
+        labels = _labels_of(report, label_file, volume, options)
     except UserError as error:
         report.error(label_file, str(error))
         return
-    if volume is not None and labels.shape != volume.stack.shape:
-        shapes = f"{labels.shape} but its image {volume.stack.shape}"
-        report.error(label_file, f"has the shape {shapes} (frames, slices, rows, columns)")
-    counts = np.bincount(labels.ravel())
+    report.scaled += [label_file] if labels.scaled else []
+    counts = np.bincount(labels.indices.ravel())[:IGNORED]
     values = np.flatnonzero(counts).tolist()
     report.voxels.update({value: int(counts[value]) for value in values})
-    if classes and values[-1] >= len(classes):
+    if classes and values and values[-1] >= len(classes):
         wrong = [value for value in values if value >= len(classes)]
         report.error(label_file, f"holds label values {wrong}; the classes are 0..{len(classes) - 1}")
-    if values == [0]:
-        report.warn(label_file, "is background only")
+    if values in ([], [0]):
+        report.warn(label_file, "is background only" if values else "is ignored everywhere")
+
+
+def _labels_of(report: Report, label_file: Path, volume: Volume | None, options: ReadingOptions) -> LabelMap:
+    """Labels on the grid of their image; as they are, and an error is noted, if they do not fit it."""
+    mask = read_volume(label_file, label_map=True)
+    if volume is not None:
+        try:
+            mask = align(mask, volume)
+        except UserError as error:
+            report.error(label_file, str(error))
+    return class_indices(mask, options)
 
 
 def _check_image(report: Report, volume: Volume) -> None:
@@ -145,13 +188,21 @@ def _check_image(report: Report, volume: Volume) -> None:
         report.error(volume.path, f"is constant ({flat[0]} everywhere)")
     elif constant:
         report.warn(volume.path, f"has {constant} constant slices")
-    if volume.header is not None and not min(volume.header.get_zooms()[:3]) > 0:
-        report.warn(volume.path, "has no spacing in its header along some axis: 1 mm is assumed")
+    if volume.header is not None and not stored_spacing(volume).min() > 0:
+        assumed = "1 mm" if volume.spacing == (1, 1, 1) else "that of its affine"
+        report.warn(volume.path, f"has no spacing in its header along some axis: {assumed} is assumed")
+    elif disagreement := header_disagreement(volume):
+        report.warn(volume.path, disagreement)
     row_mm, column_mm, slice_mm = volume.shape.slice_spacing
     sample = np.percentile(flat[:: max(1, flat.size // 200_000)], PERCENTILES)  # of some 200,000 voxels
-    orientation = "".join(nib.aff2axcodes(volume.affine))
+    across = f"axis {volume.shape.slice_axis}" + (f" ({name})" if (name := plane(volume.shape)) else "")
     report.volumes.append(
-        {"file": str(volume.path), "dtype": stack.dtype.name, "orientation": orientation}
+        {
+            "file": str(volume.path),
+            "dtype": stack.dtype.name,
+            "orientation": orientation_name(volume.affine),
+            "across": across,
+        }
         | dict(zip(("frames", "slices", "rows", "columns"), stack.shape, strict=True))
         | {"row_mm": row_mm, "column_mm": column_mm, "slice_mm": slice_mm}
         | {f"percentile {p}": float(value) for p, value in zip(PERCENTILES, sample, strict=True)}
@@ -185,6 +236,14 @@ def _check_together(report: Report, root: Path, classes: tuple[str, ...]) -> Non
         rare = min(orientations, key=lambda name: orientations[name])
         first = next(volume["file"] for volume in report.volumes if volume["orientation"] == rare)
         report.warn(Path(first), f"is oriented {rare}; all files: {dict(orientations)}")
+    if difference := differing_planes(report.shapes[True]) or differing_planes(
+        report.shapes[True] | report.shapes[False]
+    ):
+        report.warn(root, difference)
+    try:
+        refuse_mixed_masks(report.scaled, max(report.voxels, default=0))
+    except UserError as error:
+        report.error(report.scaled[0], str(error))
     values = sorted(report.voxels.keys() | {0})
     if not classes and values != list(range(len(values))):
         report.error(root, f"its label maps hold the values {values}, which leave a gap")
@@ -211,6 +270,7 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
         "files": len(volumes),
         "dtypes": dict(Counter(volume["dtype"] for volume in report.volumes)),
         "orientations": dict(Counter(volume["orientation"] for volume in report.volumes)),
+        "slices_across": dict(Counter(volume["across"] for volume in report.volumes)),
         "spacing_mm": spread(["row_mm", "column_mm", "slice_mm"]),
         "shape": spread(["rows", "columns", "slices", "frames"]),
         "intensity": spread([f"percentile {p}" for p in PERCENTILES]),
@@ -235,8 +295,9 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     for name, values in (report["shape"] | report["spacing_mm"] | report["intensity"]).items():
         spread.add_row(name, *(f"{value:.6g}" for value in values))
     console.print(spread)
-    for name in ("dtypes", "orientations"):
-        console.print(f"{name}: " + ", ".join(f"{key} {count}" for key, count in report[name].items()))
+    for name in ("dtypes", "orientations", "slices_across"):
+        counted = ", ".join(f"{key} {count}" for key, count in report[name].items())
+        console.print(f"{name.replace('_', ' ')}: {counted}")
     if report["class_share"]:
         shares = (f"{name} {share:.2%}" for name, share in report["class_share"].items())
         console.print("share of the labelled voxels: " + ", ".join(shares))
@@ -250,7 +311,10 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 def run(cfg: Inspect) -> int:
     """Inspect a data set, print and save the report; return the number of problems."""
-    report = inspect_dataset(cfg.dataset, find_root(cfg.dataset, cfg.data_root), cfg.subject_pattern)
+    options = ReadingOptions(
+        slice_axis=cfg.slice_axis, ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold
+    )
+    report = inspect_dataset(cfg.dataset, find_root(cfg.dataset, cfg.data_root), cfg.subject_pattern, options)
     print_report(report, terminal())
     if cfg.json is not None:
         cfg.json.parent.mkdir(parents=True, exist_ok=True)

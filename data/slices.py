@@ -13,6 +13,7 @@ from data.preprocessing import preprocess, resample, resampled_size
 from data.readers.acdc import ACDC_CLASSES, index_acdc
 from data.readers.folder import index_folder
 from data.readers.images import Problems
+from data.readers.label_maps import ReadingOptions, with_ignore_label
 from data.splits import SplitTable, refuse_overlap
 from data.store import SliceStore, open_store
 
@@ -30,6 +31,8 @@ class Dataset(SplitTable):
 
     store: SliceStore
     classes: tuple[str, ...]
+    ignores: bool = False
+    """Whether label maps may hold ``label_maps.IGNORED``."""
 
     def positions(self, split: str, labelled: bool | None = None) -> np.ndarray:
         """Row positions of a split, ascending; ``labelled`` keeps slices with (True) or without labels."""
@@ -57,6 +60,7 @@ def load_dataset(
     *,
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
+    options: ReadingOptions | None = None,
 ) -> Dataset:
     """Index a data set, check its splits and labels, and open its slice store (packed on first use).
 
@@ -64,16 +68,21 @@ def load_dataset(
         dataset: "acdc", or "folder" for any other layout, see ``data.readers.folder``.
         subject_pattern: regular expression that finds the subject in a file's path ("folder" only).
         splits_file: JSON of subjects per split, written if absent ("folder" only; ACDC's split is fixed).
+        options: how files are read ("folder" only); the label to ignore of a ``dataset.json`` is added.
 
     Raises:
         UserError: for anything wrong with the data or the choices, naming file and value.
     """
     root = Path(root).expanduser()
-    table, classes = index_dataset(dataset, root, subject_pattern, splits_file)
+    options = options or ReadingOptions()
+    if dataset == "folder":
+        options = with_ignore_label(options, root / "dataset.json")
+    table, classes = index_dataset(dataset, root, subject_pattern, splits_file, options=options, one_plane=True)
     refuse_overlap(table)
-    store = open_store(table, root)
+    store = open_store(table, root, options)
     classes = check_labels(store.table, classes)
-    return Dataset(name=dataset, root=root, table=store.table, store=store, classes=classes)
+    ignores = options.ignore_label is not None
+    return Dataset(name=dataset, root=root, table=store.table, store=store, classes=classes, ignores=ignores)
 
 
 def index_dataset(
@@ -82,14 +91,19 @@ def index_dataset(
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
     problems: Problems = None,
+    options: ReadingOptions | None = None,
+    one_plane: bool = False,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Index table and classes of a data set, () if the label maps determine them; see ``load_dataset``."""
     if dataset == "folder":
-        return index_folder(root, subject_pattern, splits_file, problems)
+        slice_axis = options.slice_axis if options else "auto"
+        return index_folder(root, subject_pattern, splits_file, problems, slice_axis, one_plane)
     if dataset != "acdc":
         raise UserError(f"data set {dataset!r} is unknown: choose acdc or folder")
     if subject_pattern is not None or splits_file is not None:
         raise UserError("--subject-pattern and --splits-file go with --dataset folder: ACDC's split is fixed")
+    if options not in (None, ReadingOptions()):
+        raise UserError("--slice-axis, --ignore-label and --mask-threshold go with --dataset folder")
     return index_acdc(root, problems), ACDC_CLASSES
 
 
@@ -152,7 +166,7 @@ class Slices:
         return preprocess(*self.raw(k), self.spacing(k), self.spacing_mm)
 
     def label(self, k: int) -> np.ndarray:
-        """(rows, columns) uint8 class indices on the image's grid."""
+        """(rows, columns) uint8 class indices, or ``label_maps.IGNORED``, on the image's grid."""
         label = self.store.label(self.positions[k])
         return label if self.spacing_mm is None else resample(label, self.spacing(k), self.spacing_mm, label=True)
 

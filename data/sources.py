@@ -8,6 +8,8 @@ from typing import Literal, TypeVar
 from core.errors import UserError
 from core.settings import Output
 from data.readers.exams import ExamSet, load_exams, load_mrnet
+from data.readers.geometry import SliceAxis
+from data.readers.label_maps import ReadingOptions
 from data.slices import Dataset, load_dataset
 
 
@@ -33,6 +35,13 @@ class FolderSource:
     """Regular expression that finds the subject in a file's path; default: each file is a subject."""
     splits_file: Path | None = None
     """JSON file of the subjects of each split; a random split is drawn and saved there if it does not exist."""
+    slice_axis: SliceAxis = "auto"
+    """Axis across the slices: a plane, by the files' affines, or an axis of the arrays; auto: the axis of size 1, else
+    the one with the clearly largest spacing, else 2."""
+    ignore_label: int | None = None
+    """Label value of voxels that are left out of losses and scores; default: that of nnU-Net's dataset.json, if any."""
+    mask_threshold: float | None = None
+    """Value from which a pixel of a grey mask is foreground, e.g. 128; default: label maps hold class indices."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +74,9 @@ class ExamsSource:
     """Random seed of the splits that the CSV file leaves open; runs to be compared need the same one."""
     subject_pattern: str | None = None
     """Regular expression that finds the subject in an exam's path; default: each file is a subject."""
+    slice_axis: SliceAxis = "auto"
+    """Axis across the slices: a plane, by the files' affines, or an axis of the arrays; auto: the axis of size 1, else
+    the one with the clearly largest spacing, else 2."""
 
 
 log = logging.getLogger("fewslice")
@@ -102,7 +114,12 @@ def open_slices(source: SliceSource) -> Dataset:
     root = find_root(source.dataset, source.data_root)
     if isinstance(source, AcdcSource):
         return load_dataset("acdc", root)
-    return load_dataset("folder", root, subject_pattern=source.subject_pattern, splits_file=source.splits_file)
+    options = ReadingOptions(
+        slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
+    )
+    return load_dataset(
+        "folder", root, subject_pattern=source.subject_pattern, splits_file=source.splits_file, options=options
+    )
 
 
 def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
@@ -125,4 +142,10 @@ def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
         return load_mrnet(root, task=task, plane=source.plane, split_seed=source.split_seed, unlabelled=not labelled)
     if labelled and source.labels is None:
         raise UserError("--dataset exams needs --labels FILE.csv with the columns path,label")
-    return load_exams(root, labels=source.labels, split_seed=source.split_seed, subject_pattern=source.subject_pattern)
+    return load_exams(
+        root,
+        labels=source.labels,
+        split_seed=source.split_seed,
+        subject_pattern=source.subject_pattern,
+        slice_axis=source.slice_axis,
+    )

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,9 +19,10 @@ from core.locks import Locked, file_lock
 from core.progress import progress
 from data.duplicates import fingerprint
 from data.preprocessing import mean_and_std, narrow
-from data.readers.images import read_labels, read_volume
+from data.readers.images import read_volume
+from data.readers.label_maps import IGNORED, ReadingOptions, read_labels, refuse_mixed_masks
 
-FORMAT = 3  # part of every key: raise it when the layout of the packed file or of its table changes
+FORMAT = 4  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
 PACKED = {
@@ -34,7 +36,7 @@ class SliceStore:
 
     ``table`` is the index plus: rows, columns; row_mm, column_mm, slice_mm; dtype (uint8, int16, uint16 or
     float32); offset, label_offset (bytes, -1 without label); mean, std of the slice in file units (std is 0
-    for a constant slice); label_values (those present, "0 1 3", or ""); digest (of its
+    for a constant slice); label_values (those present but for ignored voxels, "0 1 3", or ""); digest (of its
     volume, see ``data.duplicates.fingerprint``).
     """
 
@@ -64,7 +66,7 @@ class SliceStore:
         return self._view(self._offsets[i], self._shapes[i], self._dtypes[i])
 
     def label(self, i: int) -> np.ndarray:
-        """(rows, columns) uint8 class indices, a read-only view.
+        """(rows, columns) uint8 class indices or ``label_maps.IGNORED``, a read-only view.
 
         Raises:
             ValueError: if slice i has no labels.
@@ -78,26 +80,29 @@ class SliceStore:
         return self._bytes[offset : offset + shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
 
 
-def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
+def open_store(table: pd.DataFrame, root: Path, options: ReadingOptions | None = None) -> SliceStore:
     """Open the packed slices of an index table, packing them first where the cache has none.
 
-    The store lies in ``cache_folder()/slices`` under a key made of the format, the files' names below ``root``, sizes
-    and contents, and the slices listed: splits, groups and the place of ``root`` may change and it still serves.
+    The store lies in ``cache_folder()/slices`` under a key made of the format, the options, the files' names below
+    ``root``, sizes and contents, and the slices listed: splits, groups and the place of ``root`` may change and it
+    still serves.
     Packing keeps one volume in memory at a time. Processes that start together wait for the one that packs; where the
     file system has no locks each packs its own and the first to finish wins. A half-written store is never read.
 
     Args:
         table: as ``index_acdc`` or ``index_folder`` return it.
         root: the folder its file names are relative to.
+        options: how files are read; those the table was made with.
 
     Raises:
         UserError: if files cannot be used: unreadable, NaN or infinite values, one value everywhere, a label map
-            of another shape than its image, label values other than integers in 0..255. The message names the first
+            that is not on the grid of its image, label values that are no class indices. The message names the first
             and counts the others.
         OSError: naming the cache folder, if it cannot be written.
     """
+    options = options or ReadingOptions()
     folder = cache_folder() / "slices"
-    place = folder / files_digest(table, root)
+    place = folder / files_digest(table, root, options)
     if (packed := _read(place)) is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +110,7 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
                 if (packed := _read(place)) is None:
                     if alone:
                         _remove_leftovers(folder, place.name)
-                    packed = _pack(table, root, place)
+                    packed = _pack(table, root, place, options)
         except OSError as error:
             message = f"{error.strerror or error}; the slice cache {folder} must be writable and have room"
             raise OSError(error.errno, f"{message}: set FEWSLICE_CACHE to a folder on another disk") from error
@@ -113,12 +118,12 @@ def open_store(table: pd.DataFrame, root: Path) -> SliceStore:
     return SliceStore(table.reset_index(drop=True).assign(**columns), place / "slices.bin")
 
 
-def files_digest(table: pd.DataFrame, root: Path) -> str:
-    """Digest of the format, the slices listed and the files' contents.
+def files_digest(table: pd.DataFrame, root: Path, options: ReadingOptions | None = None) -> str:
+    """Digest of the format, the options, the slices listed and the files' contents.
 
     Time stamps and the place of `root` do not count: a copy of the data has the same digest.
     """
-    digest = hashlib.blake2b(f"format {FORMAT}\n".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"format {FORMAT} {options or ''}\n".encode(), digest_size=16)
     for name in SOURCE:
         digest.update(os.fsencode("\n".join(map(str, table[name].tolist()))) + b"\0")  # iterating a column is slow
     names = sorted({*table["file"].unique(), *table["label_file"].unique()} - {""})
@@ -148,16 +153,17 @@ def _remove_leftovers(folder: Path, key: str) -> None:
                 shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _pack(table: pd.DataFrame, root: Path, place: Path) -> pd.DataFrame:
+def _pack(table: pd.DataFrame, root: Path, place: Path, options: ReadingOptions) -> pd.DataFrame:
     temporary = Path(tempfile.mkdtemp(prefix=f"{place.name}.tmp-", dir=place.parent))
     problems: list[UserError] = []
     rows: list[tuple] = [()] * len(table)
+    scaled: list[Path] = []
     try:
         with open(temporary / "slices.bin", "wb") as out:
             grouped = table.reset_index(drop=True).groupby(["file", "label_file"], sort=False)
             for _, slices in progress(grouped, "packing slices", grouped.ngroups):
                 try:
-                    for position, row in zip(slices.index, _pack_file(out, root, slices), strict=True):
+                    for position, row in zip(slices.index, _pack_file(out, root, slices, options, scaled), strict=True):
                         rows[position] = row
                 except UserError as error:
                     problems.append(error)  # go on, so that one message counts them all
@@ -165,6 +171,7 @@ def _pack(table: pd.DataFrame, root: Path, place: Path) -> pd.DataFrame:
         if problems:
             raise UserError(f"{first_and_count(problems)}; `python -m data.inspect` lists every problem")
         result = pd.DataFrame(rows, columns=list(PACKED)).astype(PACKED)
+        refuse_mixed_masks(scaled, max(int(value) for line in {*result["label_values"], "0"} for value in line.split()))
         result.to_csv(temporary / "table.csv", index=False)
         (temporary / "size").write_text(str(size))
         if place.exists() and _read(place) is None:  # cut short after it was finished
@@ -179,17 +186,22 @@ def _pack(table: pd.DataFrame, root: Path, place: Path) -> pd.DataFrame:
     return result
 
 
-def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
-    """Append the slices of one file, each followed by its labels; return their rows of the packed table."""
+def _pack_file(
+    out: BinaryIO, root: Path, table: pd.DataFrame, options: ReadingOptions, scaled: list[Path]
+) -> list[tuple]:
+    """Append the slices of one file, each followed by its labels; return their rows of the packed table.
+
+    A label map of 0 and 255 is added to `scaled`.
+    """
     file, label_file = root / table["file"].iloc[0], table["label_file"].iloc[0]
-    volume = read_volume(file)
+    volume = replace(read_volume(file), slicing=options.slice_axis)
     stack, mm = volume.stack, volume.shape.slice_spacing
     if stack.min() == stack.max():
         raise UserError(f"{file} has the value {stack.flat[0]} everywhere: remove it, or export it again")
-    labels = read_labels(root / label_file) if label_file else None
-    if labels is not None and labels.shape != stack.shape:
-        shapes = f"{labels.shape} for an image of {stack.shape} (frames, slices, rows, columns)"
-        raise UserError(f"{root / label_file} has the shape {shapes} in {file}: the two must agree")
+    labels = None
+    if label_file:
+        labels, is_scaled = read_labels(root / label_file, volume, options)
+        scaled += [root / label_file] if is_scaled else []
     narrowed = narrow(stack)
     rows = []
     digests = _digests(narrowed, table)
@@ -202,7 +214,7 @@ def _pack_file(out: BinaryIO, root: Path, table: pd.DataFrame) -> list[tuple]:
         label_offset, values = -1, ""
         if labels is not None:
             label_offset = _append(out, labels[t, z])
-            values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel()))))
+            values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel())[:IGNORED])))
         row = (*image.shape, *mm, image.dtype.name, offset, label_offset, *mean_and_std(image), values)
         rows.append((*row, digests[frame]))
     return rows

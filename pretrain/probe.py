@@ -7,6 +7,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import jaccard_score
 from torch import nn
 
+from data.readers.label_maps import IGNORED
 from data.slices import Dataset, Slices
 
 MOST_SLICES = 200
@@ -36,6 +37,8 @@ class Probe:
         encoder.eval()
         features, labels = zip(*(self._features(encoder, device, split) for split in ("train", "val")), strict=True)
         encoder.train(was_training)
+        if any(len(known) == 0 for known in labels):  # all pixels are ignored
+            return float("nan")
 
         classifier = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
         classifier.fit(features[0].numpy(), labels[0].numpy())
@@ -53,7 +56,9 @@ class Probe:
         grid = torch.cat(maps)
         rows, columns = grid.shape[2:]
         small = [cv2.resize(label, (columns, rows), interpolation=cv2.INTER_NEAREST_EXACT) for label in labels]
-        return grid.permute(0, 2, 3, 1).flatten(0, 2), torch.from_numpy(np.stack(small)).flatten().long()
+        classes = torch.from_numpy(np.stack(small)).flatten().long()
+        known = classes != IGNORED
+        return grid.permute(0, 2, 3, 1).flatten(0, 2)[known], classes[known]
 
 
 def _squares(dataset: Dataset, split: str, size: int) -> tuple[torch.Tensor, list[np.ndarray]]:

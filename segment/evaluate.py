@@ -3,11 +3,13 @@
 The masks may come from any program: NIfTI volumes or PNG and TIFF images, matched by name.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from core.command_line import parse_command
@@ -17,10 +19,21 @@ from core.progress import progress
 from core.subjects import anonymised
 from core.terminal import terminal
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
-from data.readers.images import IMAGE_SUFFIXES, is_image, label_stack, read_labels, read_volume, stem
+from data.readers.geometry import align
+from data.readers.images import IMAGE_SUFFIXES, is_image, read_volume, stem
+from data.readers.label_maps import (
+    IGNORED,
+    LabelMap,
+    ReadingOptions,
+    check_class_names,
+    class_indices,
+    refuse_mixed_masks,
+    with_ignore_label,
+)
 from segment.metrics import foreground, score_volume, summarise
 from segment.tables import result_tables
 
+log = logging.getLogger("fewslice")
 EXAMPLES = ("--prediction OUT --reference DIR", "--prediction OUT --reference DIR --classes liver tumour --partial")
 
 
@@ -38,6 +51,11 @@ class Evaluate:
     """Folder for per_volume.csv and result.json; default: scores/ in the prediction folder."""
     partial: bool = False
     """Score the masks that both folders have, and ignore the others."""
+    ignore_label: int | None = None
+    """Label value of reference voxels that are left out of all scores; default: that of a nnU-Net dataset.json in the
+    reference folder or the one above it, if any."""
+    mask_threshold: float | None = None
+    """Value from which a pixel of a grey mask is foreground, e.g. 128; default: masks hold class indices."""
     anonymous: bool = False
     """Write codes in place of the names of subjects and files into per_volume.csv."""
 
@@ -54,10 +72,14 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     pairs = match_masks(cfg.prediction, cfg.reference, cfg.partial)
     names = [parse_name(name) for name in pairs]
     is_acdc = all(name and name.is_patient and name.frame is not None for name in names)
-    classes = foreground(cfg.classes) or (foreground(ACDC_CLASSES) if is_acdc else _numbered_classes(pairs))
+    options = ReadingOptions(ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold)
+    for folder in (cfg.reference, cfg.reference.resolve().parent):
+        options = with_ignore_label(options, folder / "dataset.json")
+    check_class_names(foreground(cfg.classes), "--classes")
+    classes = foreground(cfg.classes) or (foreground(ACDC_CLASSES) if is_acdc else _numbered_classes(pairs, options))
     rows: list[dict[str, Any]] = []
     for name, (prediction, reference) in progress(pairs.items(), "scoring"):
-        rows += score_files(name, prediction, reference, classes)
+        rows += score_files(name, prediction, reference, classes, options)
     per_volume = pd.DataFrame(rows)
     result = summarise(per_volume, classes)
     if cfg.anonymous:
@@ -127,41 +149,36 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
     return masks
 
 
-def score_files(name: str, prediction: Path, reference: Path, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Score one pair of files, which are assumed to lie on the same grid, with the spacing of the reference.
+def score_files(
+    name: str, prediction: Path, reference: Path, classes: Sequence[str], options: ReadingOptions
+) -> list[dict[str, Any]]:
+    """Score one pair of files on the grid of the reference, with its spacing.
 
     Args:
         name: name of the pair; ``patientNNN_frameFF`` with an Info.cfg beside the reference is ACDC.
         prediction: label map, one frame or more.
-        reference: label map of the same shape.
+        reference: label map on the same grid, but for the order and direction of its axes.
         classes: foreground names of labels 1, 2, ...
+        options: how the values of both are read.
 
     Returns:
         A row per frame: ``subject``, ``group``, ``phase``, ``frame`` and the scores of `score_volume`.
 
     Raises:
-        UserError: if the shapes differ, or a label is not a whole number or has no name.
+        UserError: if the grids differ, or a label is no class index or has no name.
     """
-    true = read_volume(reference)
-    # Other programs may lose the spacing, which also tells the axis of the slices: that of the reference is used.
-    predicted = replace(read_volume(prediction), spacing=true.spacing)
-    if predicted.shape.shape != true.shape.shape:
-        raise UserError(
-            f"{prediction} has shape {predicted.shape.shape} and {reference} {true.shape.shape}: "
-            "bring the prediction to the grid of the reference"
-        )
-    predicted_labels, true_labels = label_stack(predicted), label_stack(true)
+    predicted_labels, true_labels, spacing = _read_pair(prediction, reference, options)
     for file, labels in ((prediction, predicted_labels), (reference, true_labels)):
-        if labels.max() > len(classes):
+        if (top := _top(labels)) > len(classes):
             raise UserError(
-                f"{file} holds label {labels.max()} and the classes are {', '.join(classes)}: "
+                f"{file} holds label {top} and the classes are {', '.join(classes)}: "
                 "name every label from 1 on with --classes"
             )
-    row_mm, column_mm, slice_mm = true.shape.slice_spacing
-    spacing = (slice_mm, row_mm, column_mm)
+        refuse_mixed_masks([file] if labels.scaled else [], len(classes))
+    frames = zip(predicted_labels.indices, true_labels.indices, strict=True)
     return [
-        _identity(name, index + 1, reference) | score_volume(predicted_frame, true_frame, spacing, classes)
-        for index, (predicted_frame, true_frame) in enumerate(zip(predicted_labels, true_labels, strict=True))
+        _identity(name, number, reference) | score_volume(predicted_frame, true_frame, spacing, classes)
+        for number, (predicted_frame, true_frame) in enumerate(frames, start=1)
     ]
 
 
@@ -175,9 +192,34 @@ def _identity(name: str, frame: int, reference: Path) -> dict[str, Any]:
     return {"subject": acdc.subject, "group": info.get("Group", ""), "phase": phase, "frame": acdc.frame}
 
 
-def _numbered_classes(pairs: dict[str, tuple[Path, Path]]) -> list[str]:
-    top = max(int(read_labels(file).max()) for pair in pairs.values() for file in pair)
-    return [f"label_{label}" for label in range(1, max(top, 1) + 1)]
+def _read_pair(
+    prediction: Path, reference: Path, options: ReadingOptions
+) -> tuple[LabelMap, LabelMap, tuple[float, float, float]]:
+    """Labels of the prediction on the grid of the reference, those of the reference, (slice_mm, row_mm, column_mm)."""
+    true = read_volume(reference, label_map=True)
+    predicted = read_volume(prediction, label_map=True)
+    if true.shape.affine is None and true.spacing == (1, 1, 1) != predicted.spacing:
+        log.warning("%s has no spacing: that of %s is used", reference, prediction)
+        true = replace(true, spacing=predicted.spacing)
+    predicted = align(predicted, true)
+    true_labels = class_indices(true, options)
+    ignored = true_labels.indices == IGNORED
+    if ignored.any():  # whatever the prediction holds there, its own value to ignore for example, does not matter
+        stack = np.where(ignored, 0, predicted.stack)
+        predicted = replace(predicted, values=np.moveaxis(stack.T, 2, true.shape.slice_axis))
+    predicted_labels = class_indices(predicted, replace(options, ignore_label=None))
+    row_mm, column_mm, slice_mm = true.shape.slice_spacing
+    return predicted_labels, true_labels, (slice_mm, row_mm, column_mm)
+
+
+def _numbered_classes(pairs: dict[str, tuple[Path, Path]], options: ReadingOptions) -> list[str]:
+    tops = [_top(labels) for pair in pairs.values() for labels in _read_pair(*pair, options)[:2]]
+    return [f"label_{label}" for label in range(1, max(*tops, 1) + 1)]
+
+
+def _top(labels: LabelMap) -> int:
+    """Highest class index."""
+    return int(labels.indices.max(where=labels.indices != IGNORED, initial=0))
 
 
 if __name__ == "__main__":

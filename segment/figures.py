@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from core.files import save_figure
+from data.readers.label_maps import without_ignored
 from segment.metrics import foreground, mean_dice
 
 # Okabe and Ito, "Color Universal Design" (2008), the brightest first, as they are drawn on grey images.
@@ -46,6 +47,7 @@ def panel_case(
         prediction: label map of the same shape.
         spacing: (slice_mm, row_mm, column_mm).
     """
+    prediction, reference = without_ignored(prediction, reference)
     labels = reference if reference.any() else prediction
     index = int(np.argmax((labels > 0).sum(axis=(1, 2))))
     return {
@@ -73,7 +75,7 @@ def prediction_panel(
     figure = Figure(figsize=(7.5, 0.4 + 2.75 * len(cases)), layout="constrained", facecolor="white")
     rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
     for row, case in zip(rows, cases, strict=True):
-        row.suptitle(case["title"], fontsize=10, fontweight="bold")
+        row.suptitle(case["title"], fontsize=10, fontweight="bold", parse_math=False)
         window = _window(case["reference"], case["prediction"], case["aspect"])
         image = case["image"][window]
         low, high = np.percentile(image, (1, 99))
@@ -85,10 +87,13 @@ def prediction_panel(
             if name != "image":
                 _draw_labels(axis, case[name][window], case["aspect"])
     handles = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=5, label=name)
+        # matplotlib leaves a label that begins with an underscore out of the legend
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=5, label=f" {name}" if name[0] == "_" else name)
         for i, name in enumerate(foreground(classes))
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a $ in a name is no formula
     save_figure(path, figure, dpi=200)
 
 

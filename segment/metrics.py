@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.readers.label_maps import IGNORED, without_ignored
 from segment.clinical import clinical_errors
 
 MEASURES = ("dice", "jaccard", "hd95_mm", "assd_mm")
@@ -20,12 +21,13 @@ MEASURES = ("dice", "jaccard", "hd95_mm", "assd_mm")
 
 def foreground(classes: Sequence[str]) -> list[str]:
     """The class names of labels 1, 2, ...; a leading "background" is dropped."""
-    return [name for name in classes if name != "background"]
+    return list(classes[1:] if classes and classes[0] == "background" else classes)
 
 
 def dice_per_class(prediction: np.ndarray, reference: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     """Dice of each foreground class of one volume, without distances; NaN where both are empty."""
     scores = {}
+    prediction, reference = without_ignored(prediction, reference)
     for label, name in enumerate(classes[1:], start=1):
         p, r = prediction == label, reference == label
         total = int(p.sum()) + int(r.sum())
@@ -40,7 +42,7 @@ def score_volume(
 
     Args:
         prediction: (slices, rows, columns) label map, 0 background, i + 1 the i-th foreground class.
-        reference: label map of the same shape.
+        reference: label map of the same shape; voxels that are `IGNORED` are left out of all scores.
         spacing: (slice_mm, row_mm, column_mm).
         classes: foreground names; a leading "background" is dropped.
 
@@ -59,11 +61,14 @@ def score_volume(
     if prediction.shape != reference.shape or reference.ndim != 3:
         shapes = f"prediction {prediction.shape}, reference {reference.shape}"
         raise ValueError(f"both must have the same shape (slices, rows, columns): {shapes}")
+    ignored = (reference == IGNORED).sum(axis=(1, 2))
+    prediction, reference = without_ignored(prediction, reference)
     for label in (min(prediction.min(), reference.min()), max(prediction.max(), reference.max())):
         if not 0 <= label <= len(classes):
             raise ValueError(f"label {label} has no name among background, {', '.join(classes)}")
 
     confusion = _confusion(prediction, reference, len(classes) + 1)
+    confusion[:, 0, 0] -= ignored  # which `without_ignored` made background
     both = np.diagonal(confusion, axis1=1, axis2=2)  # (slices, classes) voxels, as `predicted` and `true` below
     predicted, true = confusion.sum(axis=1), confusion.sum(axis=2)
     union = predicted + true - both

@@ -6,9 +6,11 @@ from typing import Annotated, Literal
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import AliasChoices, Field, FiniteFloat
+from pydantic import AliasChoices, Field, FiniteFloat, field_validator
 from torch import nn
 
+from data.readers.geometry import SliceAxis
+from data.readers.label_maps import IGNORED, check_class_names
 from data.slices import Normalisation
 from encoders.build import require_encoder, require_forward
 from encoders.norm import Norm, replace_norm
@@ -34,6 +36,14 @@ class ModelCard(model_file.ModelCard):
         default=False, validation_alias=AliasChoices("keep_largest_component", "one_piece")
     )
     """Keep only the largest connected component of the foreground in a volume."""
+    slice_axis: SliceAxis = "auto"
+    """How the axis across the slices is chosen, see `data.readers.geometry.slice_axis`."""
+
+    @field_validator("classes")
+    @classmethod
+    def _have_names_of_their_kind(cls, classes: list[str]) -> list[str]:
+        check_class_names(classes[1:], "the model")
+        return classes
 
 
 def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
@@ -71,14 +81,22 @@ def load_unet(folder: Path) -> tuple[nn.Module, ModelCard]:
     return model_file.load_model(folder, ModelCard, lambda card: build_unet(card.encoder, len(card.classes), card.norm))
 
 
-def segmentation_loss(name: Literal["jaccard", "jaccard+ce"]) -> nn.Module:
+def segmentation_loss(name: Literal["jaccard", "jaccard+ce"], *, ignores: bool = False) -> nn.Module:
     """SMP's multiclass Jaccard loss on logits, or its sum with cross-entropy; (N, C, H, W), (N, H, W) -> scalar.
 
     A class that no pixel of the batch carries adds nothing to the Jaccard part (SMP's rule); cross-entropy still
-    penalises predicting it.
+    penalises predicting it. With `ignores`, pixels that are `IGNORED` in the target add nothing to either.
     """
-    jaccard = smp.losses.JaccardLoss(mode="multiclass")
-    return jaccard if name == "jaccard" else _Sum(jaccard, nn.CrossEntropyLoss())
+    jaccard = smp.losses.JaccardLoss(mode="multiclass", ignore_index=IGNORED if ignores else None)
+    return jaccard if name == "jaccard" else _Sum(jaccard, _CrossEntropy() if ignores else nn.CrossEntropyLoss())
+
+
+class _CrossEntropy(nn.Module):
+    """Mean cross-entropy over the pixels that are not ignored; 0, not NaN as in torch, where all are."""
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        total = nn.functional.cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
+        return total / (target != IGNORED).sum().clamp_min(1)
 
 
 class _Sum(nn.Module):

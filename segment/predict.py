@@ -1,7 +1,7 @@
 """`python -m segment.predict --run RUN --input FILE|DIR --output DIR`: label maps on the images' own grids."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -61,7 +61,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     rows, problems = [], []
     for file in files:
         try:
-            volume = read_volume(file)
+            volume = replace(read_volume(file), slicing=card.slice_axis)
             if not np.isfinite(volume.stack).all():
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
             row_mm, column_mm, slice_mm = volume.shape.slice_spacing

@@ -29,7 +29,7 @@ class LabelledVolume:
     image: np.ndarray
     """(slices, rows, columns), file units."""
     reference: np.ndarray
-    """(slices, rows, columns) uint8."""
+    """(slices, rows, columns) uint8 class indices, or `label_maps.IGNORED`."""
     spacing: tuple[float, float, float]
     """(slice_mm, row_mm, column_mm)."""
 

@@ -17,10 +17,13 @@ from core.subjects import anonymised
 from data.augment import Augmenter
 from data.duplicates import check_duplicates
 from data.leakage import check_leakage, is_same_data, record_splits, records
+from data.readers.geometry import slice_axis_to_save
+from data.readers.images import read_shape
+from data.readers.label_maps import IGNORED
 from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
-from data.sources import open_slices
+from data.sources import FolderSource, open_slices
 from data.splits import labelled_subset, save_splits
 from encoders.card import read_lineage, say_normalisation
 from encoders.weights import load_into_unet
@@ -165,7 +168,7 @@ def _fit(
 
     warmup = round(cfg.warmup * cfg.steps)
     task = Task(
-        loss=segmentation_loss(cfg.loss),
+        loss=segmentation_loss(cfg.loss, ignores=dataset.ignores),
         samples=AugmentedSlices(slices, Augmenter(cfg.augmentation, cfg.image_size)),
         data=dataset.store.key,
         validate=validate,
@@ -218,6 +221,8 @@ def _card(
     lineage: list[dict[str, Any]],
     warnings: list[str],
 ) -> ModelCard:
+    labelled = dataset.table.iloc[positions]
+    slicing = cfg.data.slice_axis if isinstance(cfg.data, FolderSource) else "auto"
     one_component = cfg.keep_largest_component == "auto" and _is_one_component(dataset, positions)
     return ModelCard(
         encoder=cfg.encoder,
@@ -228,6 +233,9 @@ def _card(
         spacing_mm=cfg.spacing_mm,
         flip_tta=cfg.flip_tta,
         keep_largest_component=cfg.keep_largest_component == "yes" or one_component,
+        slice_axis=slice_axis_to_save(
+            [read_shape(dataset.root / file)._replace(slicing=slicing) for file in labelled["file"].unique()]
+        ),
         dataset=f"{dataset.name} {dataset.store.key}",
         init=name_of_init(cfg.init),
         lineage=lineage,
@@ -238,5 +246,6 @@ def _card(
 
 def _is_one_component(dataset: Dataset, positions: np.ndarray) -> bool:
     """Whether the foreground of at least 99 % of the labelled slices that have any is one connected component."""
-    counts = [ndimage.label(dataset.store.label(i) > 0)[1] for i in positions]
+    labels = (dataset.store.label(i) for i in positions)
+    counts = [ndimage.label((label > 0) & (label != IGNORED))[1] for label in labels]
     return any(counts) and bool(counts.count(1) >= 0.99 * np.count_nonzero(counts))

@@ -126,11 +126,11 @@ def test_damaged_image(refused, command, damage, acdc):
 
 
 LABEL_DAMAGES = {
-    "other shape": (lambda v: v[:-1], r"_gt\.nii\.gz has the shape .*1, 3, 56, 63.* image of .*1, 3, 56, 64"),
+    "other shape": (lambda v: v[:-1], r"_gt\.nii\.gz .*frame01\.nii\.gz \(shape 63 x 56 x 3 for 64 x 56 x 3\)"),
     "label 4": (put(4), r"_gt\.nii\.gz.* label values among \[4\]: the classes are 0\.\.3 \(background, RV"),
-    "label 300": (put(300), r"_gt\.nii\.gz holds label values \[300\.0\]: whole numbers"),
-    "label -1": (put(-1), r"_gt\.nii\.gz holds label values \[-1\.0\]: whole numbers"),
-    "label 1.5": (put(1.5), r"_gt\.nii\.gz holds label values \[1\.5\]: whole numbers"),
+    "label 300": (put(300), r"_gt\.nii\.gz holds label values \[300\.0\]: class indices are whole"),
+    "label -1": (put(-1), r"_gt\.nii\.gz holds label values \[-1\.0\]: class indices are whole"),
+    "label 1.5": (put(1.5), r"_gt\.nii\.gz holds label values \[1\.5\]: class indices are whole"),
 }
 
 

@@ -135,7 +135,10 @@ def test_folders_without_masks(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (block(3, shape=(12, 10, 5)), r"p/a.nii.gz has shape \(12, 10, 5\) and .*r/a.nii.gz \(12, 10, 4\)"),
+        (
+            block(3, shape=(12, 10, 5)),
+            r"p/a.nii.gz .* grid of .*r/a.nii.gz \(shape 12 x 10 x 5 for 12 x 10 x 4\)",
+        ),
         (block(3, 4), r"p/a.nii.gz holds label 4 and the classes are RV, MYO, LV"),
         (block(3) * np.float32(0.5), r"p/a.nii.gz holds label values \[0.5\]"),
         (block(3).astype(np.int16) * -1, r"p/a.nii.gz holds label values \[-1\]"),

@@ -14,7 +14,7 @@ from PIL import Image
 import data.store
 from core.errors import UserError
 from data.preprocessing import mean_and_std
-from data.readers.images import read_labels
+from data.readers.label_maps import read_labels
 from data.slices import check_labels, load_dataset
 from data.sources import FolderSource, with_demo_data
 from data.store import SliceStore, open_store
@@ -167,14 +167,14 @@ def test_bad_files_are_named_and_counted(tmp_path, cache):
 def test_label_shape_and_values(tmp_path):
     table = make(tmp_path / "root")
     save(tmp_path / "root/int16_gt.nii.gz", np.zeros((6, 4, 2), np.uint8))
-    with pytest.raises(UserError, match=r"int16_gt.*\(1, 2, 4, 6\) for an image of \(1, 3, 4, 6\)"):
+    with pytest.raises(UserError, match=r"int16_gt.* voxel grid of .*int16\.nii.* \(shape 6 x 4 x 2 for 6 x 4 x 3\)"):
         open_store(table, tmp_path / "root")
     for wrong, value in ((np.float32(1.5), "1.5"), (np.int16(-1), "-1"), (np.int16(300), "300")):
         save(tmp_path / "root/int16_gt.nii.gz", np.full((6, 4, 3), wrong))
         with pytest.raises(UserError, match=rf"int16_gt.*holds label values \[{value}\]"):
             open_store(table, tmp_path / "root")
     save(tmp_path / "root/int16_gt.nii.gz", np.full((6, 4, 3), 2.0, np.float64))
-    assert read_labels(tmp_path / "root/int16_gt.nii.gz").dtype == np.uint8
+    assert read_labels(tmp_path / "root/int16_gt.nii.gz").indices.dtype == np.uint8
     store = open_store(table, tmp_path / "root")
     assert check_labels(store.table, ("background", "RV", "MYO", "LV")) == ("background", "RV", "MYO", "LV")
     with pytest.raises(UserError, match=r"holds label values among \[3\]: the classes are 0\.\.2"):
@@ -183,15 +183,19 @@ def test_label_shape_and_values(tmp_path):
 
 @pytest.mark.parametrize("name", ["mask.nii.gz", "mask.png"])
 def test_masks_of_0_and_255_are_classes_0_and_1(tmp_path, name):
-    """In every format; a map with other values keeps them."""
-    for values, expected in (([0, 255], [0, 1]), ([0, 255, 2], [0, 2, 255]), ([0, 1], [0, 1]), ([0], [0])):
+    """In every format; beside other values 255 is refused."""
+    for values, expected in (([0, 255], [0, 1]), ([255], [0, 1]), ([0, 1], [0, 1]), ([0], [0]), ([0, 2, 255], None)):
         mask = np.zeros((6, 4), np.uint8)
         mask[: len(values), 0] = values
         if name.endswith("png"):
             Image.fromarray(mask).save(tmp_path / name)
         else:
             save(tmp_path / name, mask[..., None])
-        assert np.unique(read_labels(tmp_path / name)).tolist() == expected
+        if expected is None:
+            with pytest.raises(UserError, match=r"holds label values \[255\].*--ignore-label 255"):
+                read_labels(tmp_path / name)
+        else:
+            assert np.unique(read_labels(tmp_path / name).indices).tolist() == expected
 
 
 def test_classes_are_numbered_as_found():

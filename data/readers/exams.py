@@ -6,7 +6,7 @@
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from core.files import write_atomically
 from core.progress import progress
 from data.duplicates import fingerprint
 from data.readers.exam_list import list_exams, read_exams_csv
-from data.readers.images import NIFTI_SUFFIXES, read_shape, read_volume
+from data.readers.geometry import SliceAxis, check_planes
+from data.readers.images import NIFTI_SUFFIXES, VolumeShape, read_shape, read_volume
+from data.readers.label_maps import ReadingOptions
 from data.readers.mrnet import check_frames, index_mrnet, read_array
 from data.splits import SplitTable
 from data.store import SliceStore, files_digest, open_store
@@ -128,7 +130,12 @@ def load_mrnet(
 
 
 def load_exams(
-    root: Path, *, labels: Path | None = None, split_seed: int = 0, subject_pattern: str | None = None
+    root: Path,
+    *,
+    labels: Path | None = None,
+    split_seed: int = 0,
+    subject_pattern: str | None = None,
+    slice_axis: SliceAxis = "auto",
 ) -> ExamSet:
     """Index NIfTI exams, check every one of them, split them by subject, and pack them on first use.
 
@@ -141,6 +148,7 @@ def load_exams(
             ``root`` is an exam without label that trains.
         subject_pattern: regular expression that finds the subject in a path without suffix (where there is no subject
             column); default: each file is a subject.
+        slice_axis: setting of ``data.readers.geometry.slice_axis``.
 
     Raises:
         UserError: for anything wrong with the data or the choices, naming file and value.
@@ -150,7 +158,7 @@ def load_exams(
         table = read_exams_csv(labels, root, split_seed, subject_pattern)
     else:
         table = list_exams(root, subject_pattern)
-    table, store = _packed_exams(table, root)
+    table, store = _packed_exams(table, root, slice_axis, labelled=labels is not None)
     task = labels.stem if labels else ""
     return ExamSet(name="exams", root=root, task=task, plane="", table=table, key=store.key, store=store)
 
@@ -169,7 +177,7 @@ def require_both_classes(exams: ExamSet, split: str) -> None:
         )
 
 
-def read_exam(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
+def read_exam(path: Path, slice_axis: SliceAxis = "auto") -> tuple[np.ndarray, tuple[float, float]]:
     """Read one exam for prediction: (frames, rows, columns) in file units, and (mean, standard deviation).
 
     ``.npy`` is memory-mapped; the frames of a NIfTI file are its slices, or if it is 4D the time frames of its middle
@@ -182,7 +190,7 @@ def read_exam(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
     if path.name.lower().endswith(".npy"):
         frames = read_array(path)
     elif path.name.lower().endswith(NIFTI_SUFFIXES):
-        volume = read_volume(path)
+        volume = replace(read_volume(path), slicing=slice_axis)
         stack = volume.stack
         frames = check_frames(stack[:, stack.shape[1] // 2] if len(stack) > 1 else stack[0], path)
     else:
@@ -217,10 +225,14 @@ def _pooled(means: np.ndarray, variances: np.ndarray) -> tuple[float, float]:
     return float(means.mean()), float(np.sqrt(variances.mean() + means.var()))
 
 
-def _packed_exams(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, SliceStore]:
-    """Open the packed frames; add frame_count, mean and std."""
-    indices = [_frame_index(root / file, file) for file in table["file"]]
-    store = open_store(pd.concat(indices, ignore_index=True), root)
+def _packed_exams(
+    table: pd.DataFrame, root: Path, slice_axis: SliceAxis, *, labelled: bool
+) -> tuple[pd.DataFrame, SliceStore]:
+    """Open the packed frames; add frame_count, mean and std. Labelled exams must be sliced in one plane."""
+    shapes = {root / file: read_shape(root / file)._replace(slicing=slice_axis) for file in table["file"]}
+    check_planes(shapes if labelled else {}, shapes)
+    indices = [_frame_index(shapes[root / file], root / file, file) for file in table["file"]]
+    store = open_store(pd.concat(indices, ignore_index=True), root, ReadingOptions(slice_axis=slice_axis))
     counts = [len(index) for index in indices]
     ends = np.cumsum(counts)[:-1]
     means, stds = (np.split(store.table[name].to_numpy(), ends) for name in ("mean", "std"))
@@ -228,9 +240,8 @@ def _packed_exams(table: pd.DataFrame, root: Path) -> tuple[pd.DataFrame, SliceS
     return table.assign(frame_count=counts, mean=[m for m, _ in pooled], std=[s for _, s in pooled]), store
 
 
-def _frame_index(path: Path, name: str) -> pd.DataFrame:
+def _frame_index(shape: VolumeShape, path: Path, name: str) -> pd.DataFrame:
     """The frames of one exam as rows for the slice store."""
-    shape = read_shape(path)
     cine = shape.frames > 1
     count = shape.frames if cine else shape.slices
     if count < 2:

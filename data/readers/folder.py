@@ -13,22 +13,31 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError, first_and_count
-from core.text import read_json, search
-from data.readers.images import SLICE_COLUMNS, Problems, is_image, shape_or_problem, stem
+from core.text import search
+from data.readers.geometry import SliceAxis, check_planes
+from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, is_image, shape_or_problem, stem
+from data.readers.label_maps import read_classes
 from data.splits import load_splits, save_splits, split_subjects
 
 log = logging.getLogger("fewslice")
 
 
 def index_folder(
-    root: Path, subject_pattern: str | None = None, splits_file: Path | None = None, problems: Problems = None
+    root: Path,
+    subject_pattern: str | None = None,
+    splits_file: Path | None = None,
+    problems: Problems = None,
+    slice_axis: SliceAxis = "auto",
+    one_plane: bool = False,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """List every slice of a folder of images, reading headers only.
 
     Subjects with labels are split at random, or as ``splits_file`` or ``splits.json`` in the root says; a
     ``splits_file`` that does not exist yet is written, and nothing else is. Subjects without labels, and in no such
     file, train: images without labels serve pretraining only. ``subject_pattern`` is searched in an image's path below
-    its images folder, without suffix and channel; its first group, or the whole match, is the subject.
+    its images folder, without suffix and channel; its first group, or the whole match, is the subject. ``slice_axis``
+    is a setting of ``data.readers.geometry.slice_axis``; with ``one_plane`` labelled files that would be sliced in
+    different planes are refused.
 
     Returns:
         The table, with the columns of ``data.readers.acdc.index_acdc`` (group and phase empty), and the classes of
@@ -45,9 +54,11 @@ def index_folder(
     tests = {subject for subject, _, _, test in images if test}
     splits = _splits(root, labelled, tests, splits_file)
     rows = []
+    shapes: dict[bool, dict[Path, VolumeShape]] = {True: {}, False: {}}
     for subject, file, label, test in images:
-        if (shape := shape_or_problem(file, problems)) is None:
+        if (shape := shape_or_problem(file, problems, slice_axis)) is None:
             continue
+        shapes[label is not None][file] = shape
         name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (file, label))
         split = "test" if test else splits.get(subject, "train")
         rows += [
@@ -55,37 +66,11 @@ def index_folder(
             for frame in range(1, shape.frames + 1)
             for z in range(shape.slices)
         ]
+    if one_plane:
+        check_planes(shapes[True], shapes[False])
     if not rows:
         raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
     return pd.DataFrame(rows, columns=SLICE_COLUMNS), read_classes(root / "dataset.json")
-
-
-def read_classes(path: Path) -> tuple[str, ...]:
-    """Class names of an nnU-Net ``dataset.json``: version 1 ``{"0": "background"}`` or 2 ``{"background": 0}``.
-
-    Returns:
-        Names, background first; () if there is no file, it has no "labels", or they are regions of several values.
-
-    Raises:
-        UserError: if it is not JSON or its values are not 0, 1, 2, ... without gaps.
-    """
-    if not path.is_file():
-        return ()
-    try:
-        labels = read_json(path).get("labels", {})
-        if any(isinstance(value, list) for value in labels.values()):
-            return ()
-        if all(re.fullmatch("[0-9]{1,9}", str(key)) for key in labels):
-            names = {int(key): str(name) for key, name in labels.items()}
-        else:
-            names = {int(value): str(name) for name, value in labels.items()}
-    except (AttributeError, TypeError, OverflowError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f'{path} cannot be parsed ({error}): "labels" must be like {{"background": 0}}') from None
-    if sorted(names) != list(range(len(labels))):
-        raise UserError(f"{path} names the label values {sorted(names)}: they must be 0, 1, 2, ... without gaps")
-    return tuple(names[value] for value in sorted(names))
 
 
 def label_files(root: Path) -> dict[str, Path]:

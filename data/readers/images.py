@@ -2,16 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from core.errors import UserError
 from core.files import write_atomically
+from data.readers.colour import grey_pages, has_deep_colour
 from data.readers.decoding import decode_nifti, naming, native, open_nifti, open_planar, require_slices, spacing_of
+from data.readers.geometry import SliceAxis, slice_axis, with_known_spacing, world_affine
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 PLANAR_SUFFIXES = (".png", ".tif", ".tiff")
@@ -27,21 +30,22 @@ PLANAR_DTYPES = {"F": "float32", "I": "int32", "I;16": "uint16", "I;16B": "uint1
 
 
 class VolumeShape(NamedTuple):
-    """Shape, spacing and data type of an image file, as its header says.
+    """Shape, spacing, data type and place of an image file, as its header says.
 
-    ``shape`` is (X, Y, Z) or (X, Y, Z, T), ``spacing`` (x_mm, y_mm, z_mm), ``dtype`` that of the stored numbers.
+    ``shape`` is (X, Y, Z) or (X, Y, Z, T), ``spacing`` (x_mm, y_mm, z_mm), ``dtype`` that of the stored numbers,
+    ``affine`` (4, 4) from voxels to mm or None, see ``geometry.world_affine``; ``slicing`` chooses ``slice_axis``.
     """
 
     shape: tuple[int, ...]
     spacing: tuple[float, float, float]
     dtype: np.dtype
+    affine: np.ndarray | None = None
+    slicing: SliceAxis = "auto"
 
     @property
     def slice_axis(self) -> int:
-        """The axis across the slices: the one with a spacing more than 1 % above the others, else 2."""
-        first, second = np.argsort(self.spacing)[::-1][:2]
-        clearly = self.spacing[first] > 1.01 * self.spacing[second]
-        return int(first) if clearly and self.shape[2] > 1 else 2
+        """The axis across the slices, see ``data.readers.geometry.slice_axis``."""
+        return slice_axis(self)
 
     @property
     def slices(self) -> int:
@@ -66,7 +70,7 @@ class Volume:
 
     ``values`` is (X, Y, Z) or (X, Y, Z, T) in the file's own units, ``spacing`` (x_mm, y_mm, z_mm) from the
     header's zooms (genuine ACDC files carry a unit affine), ``affine`` and ``header`` are kept for writing;
-    ``header`` is None for PNG and TIFF.
+    ``header`` is None for PNG and TIFF; ``slicing`` chooses the slice axis.
     """
 
     values: np.ndarray
@@ -74,11 +78,13 @@ class Volume:
     affine: np.ndarray
     header: Any
     path: Path
+    slicing: SliceAxis = "auto"
 
-    @property
+    @cached_property
     def shape(self) -> VolumeShape:
-        """Shape, spacing and dtype together."""
-        return VolumeShape(self.values.shape, self.spacing, self.values.dtype)
+        """Shape, spacing, dtype and place together."""
+        affine = world_affine(self.header)
+        return VolumeShape(self.values.shape, self.spacing, self.values.dtype, affine, self.slicing)
 
     @property
     def stack(self) -> np.ndarray:
@@ -98,12 +104,12 @@ def stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
-def read_volume(path: Path) -> Volume:
+def read_volume(path: Path, *, label_map: bool = False) -> Volume:
     """Read a ``.nii``, ``.nii.gz``, ``.png`` or ``.tif`` file.
 
     Stored numbers keep their type unless the header asks for scaling, which gives float32. The checksum of a gzip
     stream is verified; bytes after the voxels are ignored. PNG and TIFF have spacing 1 mm; the pages
-    of a TIFF are slices; colour becomes grey; of a palette image the indices are read, as a label map needs.
+    of a TIFF are slices; colour becomes grey, but see ``colour.grey_pages`` for a ``label_map``.
 
     Raises:
         UserError: if the file is missing, cut short, or no image of these kinds.
@@ -112,7 +118,7 @@ def read_volume(path: Path) -> Volume:
     with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, _):
-                pages = [np.asarray(_grey(page)) for page in ImageSequence.Iterator(image)]
+                pages = grey_pages(image, path, label_map=label_map)
             values = np.stack(pages).T
             if values.dtype == bool:
                 values = values.astype(np.uint8)
@@ -133,43 +139,20 @@ def read_shape(path: Path) -> VolumeShape:
     with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, pages):
-                dtype = np.dtype(PLANAR_DTYPES.get(image.mode, "uint8"))
+                dtype = np.dtype("uint16" if has_deep_colour(image) else PLANAR_DTYPES.get(image.mode, "uint8"))
                 return VolumeShape((*image.size, pages), (1.0, 1.0, 1.0), dtype)
         return _shape(path, open_nifti(path))
 
 
-def shape_or_problem(path: Path, problems: Problems) -> VolumeShape | None:
+def shape_or_problem(path: Path, problems: Problems, slicing: SliceAxis = "auto") -> VolumeShape | None:
     """Read only the header; None if that fails and the error is added to `problems`."""
     try:
-        return read_shape(path)
+        return read_shape(path)._replace(slicing=slicing)
     except UserError as error:
         if problems is None:
             raise
         problems[path] = error
         return None
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Read a label map as (frames, slices, rows, columns) uint8, see `label_stack`."""
-    return label_stack(read_volume(path))
-
-
-def label_stack(mask: Volume) -> np.ndarray:
-    """The class indices of a label map; a mask of nothing but 0 and 255 becomes 0 and 1.
-
-    Returns:
-        (frames, slices, rows, columns) uint8.
-
-    Raises:
-        UserError: if it holds anything but whole numbers from 0 to 255 (the values are named).
-    """
-    stack = mask.stack
-    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
-        labels = stack.astype(np.uint8, copy=False)
-    if labels is not stack and not np.array_equal(labels, stack):
-        wrong = np.unique(stack[labels != stack])[:5].tolist()
-        raise UserError(f"{mask.path} holds label values {wrong}: whole numbers from 0 to 255 are needed")
-    return labels // 255 if labels.max() == 255 and np.isin(labels, (0, 255)).all() else labels
 
 
 def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
@@ -213,10 +196,7 @@ def _shape(path: Path, nifti: Any) -> VolumeShape:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     shape += (1,) * (3 - len(shape))
-    volume = VolumeShape(shape, spacing_of(path, nifti), np.dtype(nifti.get_data_dtype().newbyteorder("=")))
+    stored, affine = np.dtype(nifti.get_data_dtype().newbyteorder("=")), world_affine(nifti.header)
+    volume = with_known_spacing(VolumeShape(shape, spacing_of(path, nifti), stored, affine))
     require_slices(path, math.prod(shape[:3]) // volume.slices, volume.slices * volume.frames)
     return volume
-
-
-def _grey(page: Image.Image) -> Image.Image:
-    return page if page.mode in ("1", "L", "P") or page.mode[0] in "IF" else page.convert("L")

@@ -1,0 +1,66 @@
+"""Pages of PNG and TIFF images as grey values, and of PNG and TIFF label maps as class indices."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageSequence
+
+from core.errors import UserError
+
+
+def grey_pages(image: Image.Image, path: Path, *, label_map: bool) -> list[np.ndarray]:
+    """The pages of an opened image, each (rows, columns), as grey values in the depth of the file.
+
+    A palette is applied. In a label map the indices of a coloured palette are kept, as they are the classes, and
+    colours are refused.
+
+    Raises:
+        UserError: if a label map is a colour image.
+    """
+    if has_deep_colour(image):
+        return [_grey_of_rgb(page, path, label_map) for page in _deep_pages(image, path)]
+    pages = []
+    for page in ImageSequence.Iterator(image):
+        has_indices = label_map and page.mode == "P" and not _is_grey(page)
+        if has_indices or page.mode in ("1", "L") or page.mode[0] in "IF":
+            pages.append(np.asarray(page))
+        elif label_map:
+            rgb, alpha = np.asarray(page.convert("RGB")), np.asarray(page.convert("RGBA"))[..., 3]
+            if np.ptp(rgb) == 0 < np.ptp(alpha):
+                raise UserError(f"{path} holds its mask in the transparency: save it in grey")
+            pages.append(_grey_of_rgb(rgb, path, label_map))
+        else:
+            pages.append(np.asarray(page.convert("L")))
+    return pages
+
+
+def has_deep_colour(image: Image.Image) -> bool:
+    """Whether an opened image has several channels of 16 bits, of which Pillow would drop 8."""
+    tiles = getattr(image, "tile", [])  # (decoder, box, offset, arguments) of each part of the file
+    return image.mode[0] not in "1IFP" and image.mode != "L" and any(";16" in str(tile[3]) for tile in tiles)
+
+
+def _deep_pages(image: Image.Image, path: Path) -> list[np.ndarray]:
+    """The pages of an image with 16 bits per channel, each (rows, columns, 3), red first."""
+    packed, flags = np.fromfile(path, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = cv2.imdecodemulti(packed, flags)[1] if image.format == "TIFF" else [cv2.imdecode(packed, flags)]
+    pages = [page[..., ::-1] for page in decoded if page is not None]
+    if len(pages) != getattr(image, "n_frames", 1):
+        raise ValueError("its 16-bit colours cannot be decoded")
+    return pages
+
+
+def _grey_of_rgb(rgb: np.ndarray, path: Path, label_map: bool) -> np.ndarray:
+    """(rows, columns, 3) as grey values; a label map must be grey already."""
+    if not label_map:
+        return cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY)
+    if not (rgb == rgb[..., :1]).all():
+        raise UserError(f"{path} is a colour image: a label map needs one class index per pixel, save it in grey")
+    return rgb[..., 0]
+
+
+def _is_grey(page: Image.Image) -> bool:
+    """Whether all colours of a palette are grey, as in grey images that a program stored with a palette."""
+    colours = np.array(page.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    return bool((colours == colours[:, :1]).all())
