@@ -10,6 +10,7 @@ import tyro
 from classify.statistics import auc_with_interval, confusion_counts, delong_test, interval_text, mcnemar
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
+from core.settings import Settings
 from core.tables import read_table
 from core.terminal import terminal
 
@@ -17,7 +18,7 @@ COLUMNS = ("exam", "split", "label", "probability", "called")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(Settings):
     """Compare two runs of `python -m classify` exam by exam: areas under the ROC curve, calls at their thresholds."""
 
     runs: tyro.conf.Positional[tuple[Path, Path]]

@@ -1,19 +1,22 @@
 """`python -m classify.predict --run RUN --input FILE|DIR`: probabilities of exams as CSV."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from rich.table import Table
 
 from core.command_line import parse_command
-from core.errors import UserError, first_and_count, user_errors
+from core.errors import SomeFilesFailed, UserError, user_errors
 from core.files import write_csv
+from core.messages import show_messages
+from core.settings import Settings
 from core.subjects import pseudonyms
 from core.terminal import terminal
+from data.readers.discovery import discover
 from data.readers.exams import read_exam
 from data.readers.images import NIFTI_SUFFIXES
 
@@ -25,7 +28,7 @@ EXAMPLES = ("--run RUN --input exam.npy", "--run RUN --input DIR --output scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(Settings):
     """Classify exams with a trained classifier."""
 
     run: Path
@@ -51,11 +54,13 @@ def run(cfg: Predict) -> pd.DataFrame:
         probability, in a run of several planes probability_PLANE, threshold (of the run), called (1 at or above it).
 
     Raises:
-        UserError: if there is no exam, or after all others are done, if some files could not be read.
+        UserError: if there is no exam.
+        SomeFilesFailed: after all others are done, if some files could not be read.
     """
     if cfg.output.suffix.lower() != ".csv" or cfg.output.is_dir():
         raise UserError(f"--output {cfg.output} is not the name of a .csv file: pass one to write")
-    files = list(_files(cfg.input))
+    show_messages()
+    files = _files(cfg.input)
     if not files:
         raise UserError(f"{cfg.input} holds no exam ({', '.join(SUFFIXES)}); pass a file or a folder of them")
     from classify.model import load_run  # torch is slow to import: mistakes in the paths should not wait for it
@@ -68,14 +73,15 @@ def run(cfg: Predict) -> pd.DataFrame:
     exams = _by_exam(files, [card.plane for _, card in models], cfg.input)
     threshold = combination.threshold if combination else models[0][1].threshold
     code: Callable[[str], str] = pseudonyms() if cfg.anonymous else str
-    rows, problems = [], []
+    rows: list[dict[str, Any]] = []
+    problems: list[UserError] = []
     for exam, stacks in exams.items():
         try:
             if missing := [card.plane for _, card in models if card.plane not in stacks]:
                 raise UserError(f"exam {exam} has no file of the plane {missing[0]}; a run of several planes needs all")
             each = [_probability(*model, stacks[model[1].plane], code(exam), cfg.explain) for model in models]
         except UserError as error:
-            problems.append(str(error))
+            problems.append(error)
             continue
         probability = combination.probability(each) if combination else each[0]
         planes = {f"probability_{card.plane}": p for (_, card), p in zip(models, each, strict=True)}
@@ -87,16 +93,19 @@ def run(cfg: Predict) -> pd.DataFrame:
         write_csv(cfg.output, table, float_format="%.6f")
         _print(table, cfg.output)
     if problems:
-        raise UserError(f"{first_and_count(problems)}; the other {len(rows)} exams are done")
+        raise SomeFilesFailed(problems, len(rows))
     return table
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> list[Path]:
+    """The exams, without label maps."""
     if not path.exists():
         raise UserError(f"{path} does not exist; --input takes an exam or a folder of exams")
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        if file.is_file() and file.name.lower().endswith(SUFFIXES) and not file.name.startswith("."):
-            yield file
+    if path.is_file():
+        return [path] if path.name.lower().endswith(SUFFIXES) else []
+    discovery = discover(path, suffixes=SUFFIXES)
+    discovery.report()
+    return [image.file for image in discovery.images]
 
 
 def _by_exam(files: list[Path], planes: list[str], root: Path) -> dict[str, dict[str, Path]]:

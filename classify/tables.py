@@ -30,8 +30,9 @@ def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
     folder, data = cfg.run_folder, cfg.data.data_root or "DIR"
+    files = ("result.json", "per_exam.csv", "roc.png", "calibration.png")
     console.print(
-        f"result:  {folder}: result.json, per_exam.csv, roc.png, calibration.png\n"
+        f"result:  {folder}: {', '.join(file for file in files if (folder / file).exists())}\n"
         f"next:    python -m classify.predict --run {quote(str(folder))} --input {quote(str(data))}\n"
         f"         python -m classify.compare {quote(str(folder))} OTHER_RUN",
         soft_wrap=True,

@@ -15,6 +15,19 @@ from typing import Any
 class UserError(ValueError):
     """A mistake in a setting or file of the user. Its one sentence says what, which value or file, and what to do."""
 
+    exit_code = 2
+
+
+class SomeFilesFailed(UserError):
+    """Some files of many failed, each a line of the message; the results of the others are written."""
+
+    exit_code = 1
+
+    def __init__(self, problems: Sequence[object], done: int) -> None:
+        lines = "\n".join(f"  {problem}" for problem in problems)
+        count = len(problems) + done
+        super().__init__(f"{len(problems)} of {count} failed, the other {done} are done:\n{lines}")
+
 
 ADVICE = {
     errno.ENOSPC: "make room, or choose a folder on another disk; what was saved before is intact",
@@ -53,7 +66,9 @@ def say(sentence: str) -> None:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2; wraps the body of every ``__main__``.
+    """On a ``UserError`` or ``OSError``, print one sentence and exit with code 2, or 1 if only some files failed.
+
+    It wraps the body of every ``__main__``.
 
     Ctrl-C ends it with one line and exit code 130. Any other exception is a bug and keeps its traceback, as all do
     with ``FEWSLICE_TRACEBACK=1``.
@@ -82,7 +97,7 @@ def user_errors() -> Iterator[None]:
         if not isinstance(error, UserError | OSError):
             raise
         say(f"error: {sentence(error)}")
-        raise SystemExit(2) from None
+        raise SystemExit(getattr(error, "exit_code", 2)) from None
     finally:
         if previous is not None:
             signal.signal(signal.SIGINT, previous)

@@ -5,7 +5,6 @@ Reads every file, one at a time, goes on past bad ones, and ends with exit code 
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,11 +19,12 @@ from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.files import write_json
 from core.progress import progress
+from core.settings import Settings
 from core.terminal import terminal
 from core.text import printable
 from data.duplicates import duplicate_findings, fingerprint
 from data.readers.acdc import missing_halves
-from data.readers.folder import unpaired_labels
+from data.readers.discovery import discover
 from data.readers.geometry import (
     SliceAxis,
     align,
@@ -34,7 +34,7 @@ from data.readers.geometry import (
     plane,
     stored_spacing,
 )
-from data.readers.images import Volume, VolumeShape, read_volume
+from data.readers.images import Volume, VolumeShape, one_channel, read_volume
 from data.readers.label_maps import (
     IGNORED,
     LabelMap,
@@ -52,7 +52,7 @@ EXAMPLES = ("--data-root ACDC", "--dataset folder --data-root DIR --json report.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect:
+class Inspect(Settings):
     """Check every file of a data set and describe it."""
 
     dataset: Literal["acdc", "folder"] = "acdc"
@@ -60,7 +60,13 @@ class Inspect:
     data_root: Path | None = None
     """Folder of the data set; default: the embedded synthetic hearts (acdc only)."""
     subject_pattern: str | None = None
-    """Regular expression that finds the subject in a file's path (folder only); default: each file is a subject."""
+    """Regular expression that finds the subject in a file's path (folder only); default: the name up to frame, slice,
+    visit, phase and the like, or the folder named after the patient."""
+    splits_file: Path | None = None
+    """JSON file of the subjects of each split (folder only)."""
+    channels: int | None = None
+    """Number of the channel to use, from 0 (folder only): of nnU-Net's case_0000, case_0001, ... (default 0), or of the
+    last axis of 4D images with 3D label maps."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices (folder only): a plane, an axis of the arrays, or auto, see `python -m segment --help`."""
     ignore_label: int | None = None
@@ -97,7 +103,12 @@ class Report:
 
 
 def inspect_dataset(
-    dataset: str, root: Path, subject_pattern: str | None = None, options: ReadingOptions | None = None
+    dataset: str,
+    root: Path,
+    subject_pattern: str | None = None,
+    splits_file: Path | None = None,
+    channels: int | None = None,
+    options: ReadingOptions | None = None,
 ) -> dict[str, Any]:
     """Read every file of a data set and describe it.
 
@@ -116,7 +127,9 @@ def inspect_dataset(
     options = options or ReadingOptions()
     if dataset == "folder":
         options = with_ignore_label(options, root / "dataset.json")
-    table, classes = index_dataset(dataset, root, subject_pattern, problems=unreadable, options=options)
+    table, classes = index_dataset(
+        dataset, root, subject_pattern, splits_file, unreadable, channels=channels, labelled=False, options=options
+    )
     for file, error in unreadable.items():
         report.error(file, str(error))
     try:
@@ -126,16 +139,24 @@ def inspect_dataset(
     files = table.drop_duplicates("file")
     pairs = list(zip(files["file"], files["label_file"], strict=True))
     for file, label_file in progress(pairs, "reading"):
-        _check(report, root / file, root / label_file if label_file else None, classes, options)
-    for file, what in missing_halves(root) if dataset == "acdc" else _folder_halves(report, root, files):
-        report.error(file, what)
+        _check(report, root / file, root / label_file if label_file else None, classes, options, channels)
+    if dataset == "folder":
+        _check_pairs(report, root, files, channels)
+    else:
+        for file, what in missing_halves(root):
+            report.error(file, what)
     _check_duplicates(report, root, files)
     _check_together(report, root, classes)
     return _summary(report, table, classes) | {"problems": report.problems, "warnings": report.warnings}
 
 
 def _check(
-    report: Report, file: Path, label_file: Path | None, classes: tuple[str, ...], options: ReadingOptions
+    report: Report,
+    file: Path,
+    label_file: Path | None,
+    classes: tuple[str, ...],
+    options: ReadingOptions,
+    channels: int | None,
 ) -> None:
     volume = None
     try:
@@ -148,7 +169,7 @@ def _check(
     if label_file is None:
         return
     try:
-        labels = _labels_of(report, label_file, volume, options)
+        labels = _labels_of(report, label_file, volume, options, channels)
     except UserError as error:
         report.error(label_file, str(error))
         return
@@ -163,14 +184,18 @@ def _check(
         report.warn(label_file, "is background only" if values else "is ignored everywhere")
 
 
-def _labels_of(report: Report, label_file: Path, volume: Volume | None, options: ReadingOptions) -> LabelMap:
+def _labels_of(
+    report: Report, label_file: Path, volume: Volume | None, options: ReadingOptions, channels: int | None
+) -> LabelMap:
     """Labels on the grid of their image; as they are, and an error is noted, if they do not fit it."""
     mask = read_volume(label_file, label_map=True)
     if volume is not None:
+        of_channel = mask.shape.frames == 1 < volume.shape.frames
         try:
-            mask = align(mask, volume)
+            mask = align(mask, one_channel(volume, channels) if of_channel and channels is not None else volume)
         except UserError as error:
-            report.error(label_file, str(error))
+            advice = "; or choose a channel with --channels" if of_channel and channels is None else ""
+            report.error(label_file, f"{error}{advice}")
     return class_indices(mask, options)
 
 
@@ -209,12 +234,20 @@ def _check_image(report: Report, volume: Volume) -> None:
     )
 
 
-def _folder_halves(report: Report, root: Path, files: pd.DataFrame) -> Iterator[tuple[Path, str]]:
+def _check_pairs(report: Report, root: Path, files: pd.DataFrame, channels: int | None) -> None:
+    """Check which label map belongs to which image, and name what is not read."""
     bare = files.loc[files["label_file"] == "", "file"]
     if 0 < len(bare) < len(files):
         report.warn(root / bare.iloc[0], f"has no label map, as {len(bare)} of {len(files)} images: pretraining only")
-    for file in unpaired_labels(root):
-        yield file, "has no image"
+    discovery = discover(root, channels=channels)
+    for file in discovery.unpaired:
+        report.error(file, "has no image")
+    for conflict in discovery.conflicts + discovery.incomplete:
+        report.error(root, conflict)
+    for file in discovery.search.broken_links:
+        report.error(file, "is a link that leads nowhere")
+    if len(discovery.data_sets) > 1:
+        report.error(root, f"{len(discovery.data_sets)} data sets with label maps lie in it: pass one as --data-root")
 
 
 def _check_duplicates(report: Report, root: Path, files: pd.DataFrame) -> None:
@@ -314,7 +347,8 @@ def run(cfg: Inspect) -> int:
     options = ReadingOptions(
         slice_axis=cfg.slice_axis, ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold
     )
-    report = inspect_dataset(cfg.dataset, find_root(cfg.dataset, cfg.data_root), cfg.subject_pattern, options)
+    root = find_root(cfg.dataset, cfg.data_root)
+    report = inspect_dataset(cfg.dataset, root, cfg.subject_pattern, cfg.splits_file, cfg.channels, options)
     print_report(report, terminal())
     if cfg.json is not None:
         cfg.json.parent.mkdir(parents=True, exist_ok=True)

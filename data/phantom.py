@@ -6,6 +6,7 @@ from typing import Literal
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
+from core.settings import Settings
 from data.phantoms.cardiac import DEMO_FRAMES, DEMO_SEED, DEMO_SUBJECTS, write_acdc, write_sheet
 from data.phantoms.checks import Matrix
 from data.phantoms.knee import KNEE_EXAMS, write_knee_sheet, write_mrnet
@@ -14,7 +15,7 @@ EXAMPLES = ("--out hearts --subjects 10 --sheet hearts.png", "--dataset mrnet --
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhantomConfig:
+class PhantomConfig(Settings):
     """Write a synthetic data set in the file layout of a real one."""
 
     out: Path

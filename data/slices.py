@@ -60,6 +60,8 @@ def load_dataset(
     *,
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
+    channels: int | None = None,
+    labelled: bool = True,
     options: ReadingOptions | None = None,
 ) -> Dataset:
     """Index a data set, check its splits and labels, and open its slice store (packed on first use).
@@ -67,7 +69,9 @@ def load_dataset(
     Args:
         dataset: "acdc", or "folder" for any other layout, see ``data.readers.folder``.
         subject_pattern: regular expression that finds the subject in a file's path ("folder" only).
-        splits_file: JSON of subjects per split, written if absent ("folder" only; ACDC's split is fixed).
+        splits_file: JSON of subjects per split ("folder" only; ACDC's split is fixed).
+        channels: number of the channel to use ("folder" only), see ``data.readers.folder``.
+        labelled: whether the label maps are to be trained on; False to pretrain.
         options: how files are read ("folder" only); the label to ignore of a ``dataset.json`` is added.
 
     Raises:
@@ -77,7 +81,16 @@ def load_dataset(
     options = options or ReadingOptions()
     if dataset == "folder":
         options = with_ignore_label(options, root / "dataset.json")
-    table, classes = index_dataset(dataset, root, subject_pattern, splits_file, options=options, one_plane=True)
+    table, classes = index_dataset(
+        dataset,
+        root,
+        subject_pattern,
+        splits_file,
+        channels=channels,
+        labelled=labelled,
+        options=options,
+        one_plane=True,
+    )
     refuse_overlap(table)
     store = open_store(table, root, options)
     classes = check_labels(store.table, classes)
@@ -91,17 +104,28 @@ def index_dataset(
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
     problems: Problems = None,
+    *,
+    channels: int | None = None,
+    labelled: bool = True,
     options: ReadingOptions | None = None,
     one_plane: bool = False,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Index table and classes of a data set, () if the label maps determine them; see ``load_dataset``."""
     if dataset == "folder":
-        slice_axis = options.slice_axis if options else "auto"
-        return index_folder(root, subject_pattern, splits_file, problems, slice_axis, one_plane)
+        return index_folder(
+            root,
+            subject_pattern,
+            splits_file,
+            problems,
+            channels=channels,
+            labelled=labelled,
+            slice_axis=options.slice_axis if options else "auto",
+            one_plane=one_plane,
+        )
     if dataset != "acdc":
         raise UserError(f"data set {dataset!r} is unknown: choose acdc or folder")
-    if subject_pattern is not None or splits_file is not None:
-        raise UserError("--subject-pattern and --splits-file go with --dataset folder: ACDC's split is fixed")
+    if (subject_pattern, splits_file, channels) != (None, None, None):
+        raise UserError("--subject-pattern, --splits-file and --channels go with --dataset folder: ACDC's are fixed")
     if options not in (None, ReadingOptions()):
         raise UserError("--slice-axis, --ignore-label and --mask-threshold go with --dataset folder")
     return index_acdc(root, problems), ACDC_CLASSES

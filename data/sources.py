@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from core.errors import UserError
-from core.settings import Output
+from core.settings import Output, Settings
 from data.readers.exams import ExamSet, load_exams, load_mrnet
 from data.readers.geometry import SliceAxis
 from data.readers.label_maps import ReadingOptions
 from data.slices import Dataset, load_dataset
+from data.splits import save_splits
 
 
 @dataclass(frozen=True, kw_only=True)
-class AcdcSource:
+class AcdcSource(Settings):
     """Slices of hearts in the layout of the ACDC challenge."""
 
     dataset: Literal["acdc"] = "acdc"
@@ -24,17 +25,25 @@ class AcdcSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderSource:
+class FolderSource(Settings):
     """Slices of a folder of images, with or without label maps."""
 
     dataset: Literal["folder"] = "folder"
-    """Layout of the data set: nnU-Net's, images/ and labels/, or any folder of NIfTI, PNG or TIFF files."""
+    """Layout of the data set: nnU-Net's, images/ and labels/ (or masks/), case and case_seg side by side, or any folder
+    of NIfTI, PNG or TIFF files."""
     data_root: Output[Path | None] = None
     """Folder that holds the images; required."""
     subject_pattern: str | None = None
-    """Regular expression that finds the subject in a file's path; default: each file is a subject."""
+    """Regular expression that finds the subject in a file's path; default: the name up to frame, slice, visit, phase
+    and the like, or the folder named after the patient."""
     splits_file: Path | None = None
-    """JSON file of the subjects of each split; a random split is drawn and saved there if it does not exist."""
+    """JSON file of the subjects of each split; default: splits.json in the folder, else folders named train, val, test,
+    else a random split."""
+    save_splits: Output[Path | None] = None
+    """Write the split to this JSON file, which `--splits-file` reads."""
+    channels: int | None = None
+    """Number of the channel to use, from 0: of nnU-Net's case_0000, case_0001, ... (default 0), or of the last axis of
+    4D images with 3D label maps."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices: a plane, by the files' affines, or an axis of the arrays; auto: the axis of size 1, else
     the one with the clearly largest spacing, else 2."""
@@ -45,7 +54,7 @@ class FolderSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MrnetSource:
+class MrnetSource(Settings):
     """Exams of knees in the layout of MRNet."""
 
     dataset: Literal["mrnet"] = "mrnet"
@@ -61,7 +70,7 @@ class MrnetSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExamsSource:
+class ExamsSource(Settings):
     """Exams that are NIfTI volumes or cines."""
 
     dataset: Literal["exams"] = "exams"
@@ -73,7 +82,8 @@ class ExamsSource:
     split_seed: int = 0
     """Random seed of the splits that the CSV file leaves open; runs to be compared need the same one."""
     subject_pattern: str | None = None
-    """Regular expression that finds the subject in an exam's path; default: each file is a subject."""
+    """Regular expression that finds the subject in an exam's path; default: the name up to frame, visit, phase and the
+    like, or the folder named after the patient."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices: a plane, by the files' affines, or an axis of the arrays; auto: the axis of size 1, else
     the one with the clearly largest spacing, else 2."""
@@ -109,17 +119,28 @@ def find_root(dataset: str, data_root: Path | None, labels: Path | None = None) 
     raise UserError(f"--dataset {dataset} needs --data-root: the folder that holds the images")
 
 
-def open_slices(source: SliceSource) -> Dataset:
-    """Index and pack the slices of a source; see `data.slices.load_dataset`."""
+def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
+    """Index and pack the slices of a source; see `data.slices.load_dataset`.
+
+    With `labelled` False, for pretraining, doubts about label maps are logged, not refused.
+    """
     root = find_root(source.dataset, source.data_root)
     if isinstance(source, AcdcSource):
         return load_dataset("acdc", root)
-    options = ReadingOptions(
-        slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
+    dataset = load_dataset(
+        "folder",
+        root,
+        subject_pattern=source.subject_pattern,
+        splits_file=source.splits_file,
+        channels=source.channels,
+        labelled=labelled,
+        options=ReadingOptions(
+            slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
+        ),
     )
-    return load_dataset(
-        "folder", root, subject_pattern=source.subject_pattern, splits_file=source.splits_file, options=options
-    )
+    if source.save_splits is not None:
+        save_splits(source.save_splits, dataset.splits)
+    return dataset
 
 
 def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:

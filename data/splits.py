@@ -109,6 +109,10 @@ def save_splits(path: Path, splits: Mapping[str, str], *, anonymous: bool = Fals
 
 def load_splits(path: Path) -> dict[str, str]:
     """Read subject -> split from a file of ``save_splits``, or raise a UserError that says what is wrong with it."""
+    if not path.exists():
+        raise UserError(
+            f"--splits-file {path} does not exist: check the path; --save-splits FILE writes the split that is drawn"
+        )
     lists = read_json(path)
     if not isinstance(lists, dict) or not all(
         name in SPLITS and isinstance(subjects, list) for name, subjects in lists.items()

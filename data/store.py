@@ -19,7 +19,7 @@ from core.locks import Locked, file_lock
 from core.progress import progress
 from data.duplicates import fingerprint
 from data.preprocessing import mean_and_std, narrow
-from data.readers.images import read_volume
+from data.readers.images import one_channel, read_shape, read_volume
 from data.readers.label_maps import IGNORED, ReadingOptions, read_labels, refuse_mixed_masks
 
 FORMAT = 4  # part of every key: raise it when the layout of the packed file or of its table changes
@@ -200,7 +200,10 @@ def _pack_file(
         raise UserError(f"{file} has the value {stack.flat[0]} everywhere: remove it, or export it again")
     labels = None
     if label_file:
+        if len(stack) > 1 and read_shape(root / label_file).frames == 1:  # of one channel of a 4D image
+            volume = one_channel(volume, int(table["frame"].iloc[0]) - 1)
         labels, is_scaled = read_labels(root / label_file, volume, options)
+        labels = np.broadcast_to(labels, (len(stack), *labels.shape[1:]))
         scaled += [root / label_file] if is_scaled else []
     narrowed = narrow(stack)
     rows = []

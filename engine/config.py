@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import UserError
-from core.settings import Affects, Execution, Group, Output, SetBySweep
+from core.settings import Affects, Execution, Group, Output, SetBySweep, Settings
 from core.text import read_yaml
 
 C = TypeVar("C")
@@ -34,7 +34,7 @@ LARGEST = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings:
+class RunSettings(Settings):
     """Settings of every training command: where it computes and where it writes."""
 
     seed: Annotated[int, Group("run"), SetBySweep] = 0
@@ -67,6 +67,7 @@ class RunSettings:
     """Delete the run in `out` and start again."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.require_above_0("micro_batch_size", "devices", "nodes", "log_every")
         self.require_at_least_0("seed", "workers", "checkpoint_every")
         for name, most in LARGEST.items():

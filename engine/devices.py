@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from typing import TypeVar
 
 import torch
@@ -11,6 +10,7 @@ from lightning_fabric.plugins.environments import ClusterEnvironment, LightningE
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
+import core.messages
 from core.errors import UserError
 from engine.process_group import share_errors
 
@@ -114,8 +114,4 @@ def scales_gradients(fabric: Fabric) -> bool:
 def show_messages(main: bool = True) -> None:
     """Show fewslice's log messages on standard output; `main` is False in all processes but the first."""
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    log.setLevel(logging.INFO if main else logging.ERROR)
-    if not any(getattr(handler, "stream", None) is sys.stdout for handler in log.handlers):
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log.addHandler(handler)
+    core.messages.show_messages(main)

@@ -79,7 +79,7 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
                 "with the split reserves some"
             )
         return target_exams(exams, splits, _augmenters(cfg), cfg.clip_frames), None
-    dataset = reserve_split(open_slices(cfg.data), cfg.data)
+    dataset = reserve_split(open_slices(cfg.data, labelled=False), cfg.data)
     images = target_slices(dataset, splits, _augmenters(cfg), device, cfg.cache_on_device)
     return images, Probe(dataset) if cfg.probe_every else None
 

@@ -4,6 +4,7 @@ The masks may come from any program: NIfTI volumes or PNG and TIFF images, match
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,16 @@ import pandas as pd
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.files import write_csv, write_json
+from core.messages import show_messages
 from core.progress import progress
+from core.settings import Settings
 from core.subjects import anonymised
 from core.terminal import terminal
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
+from data.readers.discovery import label_maps_among, mask_name
+from data.readers.file_search import count_of, listed, search_files
 from data.readers.geometry import align
-from data.readers.images import IMAGE_SUFFIXES, is_image, read_volume, stem
+from data.readers.images import IMAGE_SUFFIXES, read_volume
 from data.readers.label_maps import (
     IGNORED,
     LabelMap,
@@ -30,21 +35,28 @@ from data.readers.label_maps import (
     refuse_mixed_masks,
     with_ignore_label,
 )
+from data.readers.roles import keys_of
+from data.readers.subjects import subjects_of
 from segment.metrics import foreground, score_volume, summarise
 from segment.tables import result_tables
 
 log = logging.getLogger("fewslice")
+
 EXAMPLES = ("--prediction OUT --reference DIR", "--prediction OUT --reference DIR --classes liver tumour --partial")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(Settings):
     """Score predicted masks against reference masks, per volume, per patient and over patients."""
 
     prediction: Path
     """Folder of predicted masks (.nii, .nii.gz, .png, .tif), searched with its subfolders."""
     reference: Path
-    """Folder of reference masks of the same names; a trailing _gt on either side is ignored."""
+    """Folder of reference masks of the same names; _gt, _seg, _mask and the like at their ends are ignored, and images
+    in the folder are left out."""
+    subject_pattern: str | None = None
+    """Regular expression that finds the subject in a mask's name; default: the name up to frame, slice, visit, phase
+    and the like, or the folder named after the patient."""
     classes: tuple[str, ...] = ()
     """Names of labels 1, 2, ...; default: RV MYO LV if all files are named as in ACDC, else label_1 label_2 ..."""
     out: Path | None = None
@@ -69,7 +81,9 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: if masks are missing, differ in shape, or hold labels without a name.
     """
+    show_messages()
     pairs = match_masks(cfg.prediction, cfg.reference, cfg.partial)
+    subjects = dict(zip(pairs, subjects_of(list(pairs), cfg.subject_pattern), strict=True))
     names = [parse_name(name) for name in pairs]
     is_acdc = all(name and name.is_patient and name.frame is not None for name in names)
     options = ReadingOptions(ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold)
@@ -79,7 +93,10 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     classes = foreground(cfg.classes) or (foreground(ACDC_CLASSES) if is_acdc else _numbered_classes(pairs, options))
     rows: list[dict[str, Any]] = []
     for name, (prediction, reference) in progress(pairs.items(), "scoring"):
-        rows += score_files(name, prediction, reference, classes, options)
+        for row in score_files(name, prediction, reference, classes, options):
+            if cfg.subject_pattern is not None or row["subject"] == name:  # names like ACDC's tell it themselves
+                row["subject"] = subjects[name]
+            rows.append({"subject": row["subject"], "file": prediction.relative_to(cfg.prediction).as_posix()} | row)
     per_volume = pd.DataFrame(rows)
     result = summarise(per_volume, classes)
     if cfg.anonymous:
@@ -105,8 +122,8 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
         partial: leave out the masks that only one folder has.
 
     Returns:
-        {name: (prediction file, reference file)}, sorted. The name is the stem without ``_gt``, or the path inside
-        the folder where several masks of a folder have the same stem.
+        {name: (prediction file, reference file)}, sorted. The name is the stem without ``_gt``, ``_seg`` and the like,
+        or the path inside the folder where several masks of a folder have the same stem.
 
     Raises:
         UserError: if a folder is missing or has no masks, or (without ``partial``) a mask has no counterpart.
@@ -115,6 +132,7 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
     if all(len({name.name for name in masks}) == len(masks) for masks in (predicted, true)):
         predicted = {Path(name.name): file for name, file in predicted.items()}
         true = {Path(name.name): file for name, file in true.items()}
+    _rename_alike(predicted, true)
     names = sorted(predicted.keys() & true.keys())
     if not names:
         raise UserError(
@@ -123,30 +141,47 @@ def match_masks(prediction: Path, reference: Path, partial: bool = False) -> dic
         )
     for folder, missing in ((prediction, true.keys() - predicted), (reference, predicted.keys() - true)):
         if missing and not partial:
-            listed = ", ".join(map(str, sorted(missing)[:5])) + (", ..." if len(missing) > 5 else "")
             raise UserError(
-                f"{folder} lacks {len(missing)} of the other folder's masks ({listed}): "
+                f"{folder} lacks {len(missing)} of the other folder's masks ({listed(sorted(missing))}): "
                 "add them, or pass --partial to score what both have"
             )
+        if missing:
+            log.info(f"{folder} lacks {count_of(len(missing), 'mask')}, not scored: {listed(sorted(missing))}")
     return {str(name): (predicted[name], true[name]) for name in names}
 
 
 def _find_masks(folder: Path) -> dict[Path, Path]:
-    """{path inside the folder without suffix and ``_gt``: file}."""
+    """{name of a mask, see `mask_name`: file}; images beside label maps are left out."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: pass the folder that holds the masks")
-    files = [file for file in sorted(folder.rglob("*")) if is_image(file)]
-    # ACDC keeps images beside the masks: only the masks end in _gt.
-    files = [file for file in files if stem(file).endswith("_gt")] or files
+    search = search_files(folder)
+    for message in search.messages():
+        log.info(message)
     masks: dict[Path, Path] = {}
-    for file in files:
-        name = file.relative_to(folder).with_name(stem(file).removesuffix("_gt"))
+    for file in label_maps_among(search) or search.files:
+        name = mask_name(file.relative_to(folder))
         if name in masks:
             raise UserError(f"{masks[name]} and {file} are two masks of one name: keep one of them")
         masks[name] = file
     if not masks:
         raise UserError(f"{folder} holds no masks: they must end in {', '.join(IMAGE_SUFFIXES)}")
     return masks
+
+
+def _rename_alike(predicted: dict[Path, Path], true: dict[Path, Path]) -> None:
+    """Give masks whose names differ only in case, separators or words like label the name of the reference."""
+
+    def leftover(masks: dict[Path, Path], others: dict[Path, Path]) -> dict[tuple, Path]:
+        keys = [((name.parent, keys_of(name.name)[0]), name) for name in masks.keys() - others.keys()]
+        count = Counter(key for key, _ in keys)
+        return {key: name for key, name in keys if count[key] == 1 and key[1]}
+
+    of_reference = leftover(true, predicted)
+    pairs = [(name, of_reference[key]) for key, name in leftover(predicted, true).items() if key in of_reference]
+    for name, reference in pairs:
+        predicted[reference] = predicted.pop(name)
+    if pairs:
+        log.info(f"masks paired though their names differ: {listed([f'{a} and {b}' for a, b in sorted(pairs)])}")
 
 
 def score_files(

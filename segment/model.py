@@ -32,6 +32,10 @@ class ModelCard(model_file.ModelCard):
     """Pixel size in mm that slices are resampled to; None: they are not resampled."""
     flip_tta: bool = Field(default=False, validation_alias=AliasChoices("flip_tta", "mirror"))
     """Average each prediction with that of the left-right flipped slice."""
+    channels: int | None = None
+    """Number of the channel that was trained on, see `data.sources.FolderSource`; None: the first, or all frames."""
+    numbered_channels: bool = False
+    """Whether the images were one channel of several files each, case_0000 of case."""
     keep_largest_component: bool = Field(
         default=False, validation_alias=AliasChoices("keep_largest_component", "one_piece")
     )

@@ -1,36 +1,47 @@
 """`python -m segment.predict --run RUN --input FILE|DIR --output DIR`: label maps on the images' own grids."""
 
-from collections.abc import Iterator
+import logging
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from core.command_line import parse_command
-from core.errors import UserError, first_and_count, user_errors
+from core.errors import SomeFilesFailed, UserError, user_errors
 from core.files import write_csv
+from core.settings import Settings
 from core.subjects import anonymised
 from core.terminal import terminal
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
-from data.readers.images import PLANAR_SUFFIXES, is_image, read_volume, stem, write_label_map
+from data.readers.discovery import discover
+from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
+from data.readers.images import PLANAR_SUFFIXES, is_image, one_channel, read_volume, stem, write_label_map
+from data.readers.roles import names_label_map
 from segment.tables import table_of
+
+if TYPE_CHECKING:
+    from segment.model import ModelCard
+
+log = logging.getLogger("fewslice")
 
 EXAMPLES = ("--run RUN --input scan.nii.gz --output OUT", "--run RUN --input DIR --output OUT")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
+class Predict(Settings):
     """Segment images with a trained U-Net."""
 
     run: Path
     """Run folder of `python -m segment`."""
     input: Path
-    """An image (3D or 4D NIfTI, PNG, TIFF), or a folder of images, searched with its subfolders."""
+    """An image (3D or 4D NIfTI, PNG, TIFF), or a folder of images, searched with its subfolders. Label maps in it are
+    left out; of nnU-Net's channels case_0000, case_0001, ... the one that was trained on is used."""
     output: Path
-    """Folder for the label maps, which keep the images' names and folders, and for volumes.csv."""
+    """Folder for the label maps, which keep the images' names (without channel) and folders, and for volumes.csv."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: a GPU if there is one."""
     anonymous: bool = False
@@ -40,51 +51,55 @@ class Predict:
 def run(cfg: Predict) -> pd.DataFrame:
     """Write a label map per image and `volumes.csv`; print volumes and, where phases are known, ejection fractions.
 
-    A file that cannot be read does not stop the others; it is reported at the end.
+    A file that cannot be segmented does not stop the others; it is reported at the end.
 
     Returns:
         One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS` (in units of 1000 pixels for
         2D images, which have no spacing).
 
     Raises:
-        UserError: if there is no image, or after all others are done, if some files could not be read.
+        UserError: if there is no image.
+        SomeFilesFailed: after all others are done, if some files could not be segmented.
     """
-    files = list(_images(cfg.input, cfg.output))
-    if not files:
-        raise UserError(f"{cfg.input} holds no image (.nii, .nii.gz, .png, .tif); pass a file or a folder of them")
-    from engine.devices import make_fabric  # torch is slow to import: mistakes in the paths should not wait for it
+    _check_paths(cfg.input, cfg.output)
+    from engine.devices import make_fabric, show_messages  # torch is slow to import: mistakes in the paths come first
     from segment.inference import segment_stack
     from segment.model import load_unet
 
+    show_messages()
     unet, card = load_unet(cfg.run)
+    targets, problems = _targets(cfg.input, cfg.output, card)
     unet.to(make_fabric(cfg.device).device)
-    rows, problems = [], []
-    for file in files:
+    names = [f"volume_ml_{name}" for name in card.classes[1:]]
+    _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg.output)  # marks the folder as an output
+    rows = []
+    for file, target in targets.items():
         try:
             volume = replace(read_volume(file), slicing=card.slice_axis)
+            if card.channels is not None and volume.shape.frames > 1:
+                volume = one_channel(volume, card.channels)
             if not np.isfinite(volume.stack).all():
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
             row_mm, column_mm, slice_mm = volume.shape.slice_spacing
             resampled_size(volume.stack.shape[2:], (row_mm, column_mm), card.spacing_mm, str(file))
             labels = np.stack([segment_stack(unet, frame, (row_mm, column_mm), card) for frame in volume.stack])
-            target = cfg.output / (file.relative_to(cfg.input) if cfg.input.is_dir() else file.name)
             write_label_map(target, labels, volume)
         except UserError as error:
             problems.append(str(error))
             continue
         counts = [np.bincount(frame.ravel(), minlength=len(card.classes)) for frame in labels]
-        for (subject, phase, frame), count in zip(_frames(file, len(labels)), counts, strict=True):
+        for (subject, phase, frame), count in zip(_frames(file, target, len(labels)), counts, strict=True):
             millilitres = count * row_mm * column_mm * slice_mm / 1000
-            volumes = {f"volume_ml_{name}": millilitres[k] for k, name in enumerate(card.classes) if k}
+            volumes = dict(zip(names, millilitres[1:], strict=True))
             rows.append({"file": str(target), "subject": subject, "phase": phase, "frame": frame} | volumes)
     table = pd.DataFrame(rows)
     if cfg.anonymous:
         table = anonymised(table)
     if rows:
-        write_csv(cfg.output / "volumes.csv", table, float_format="%.3f")
+        _write_volumes(table, cfg.output)
         _print(table, cfg.output)
     if problems:
-        raise UserError(f"{first_and_count(problems)}; the other {len(files) - len(problems)} files are done")
+        raise SomeFilesFailed(problems, table["file"].nunique() if rows else 0)
     return table
 
 
@@ -117,23 +132,56 @@ def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
     return pd.DataFrame(fractions, columns=["source", "ed_ml", "es_ml", "ejection_fraction"])
 
 
-def _images(path: Path, output: Path) -> Iterator[Path]:
-    """The images to segment, without label maps (`_gt`) and without files in the output folder."""
+def _check_paths(path: Path, output: Path) -> None:
     if not path.exists():
         raise UserError(f"{path} does not exist; --input takes an image or a folder of images")
     if output.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise UserError(f"--output {output} is the folder of the images, which would be overwritten; choose another")
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        is_output = output.resolve() in file.resolve().parents
-        if file.is_file() and is_image(file) and not stem(file).endswith("_gt") and not is_output:
-            yield file
+    if path.is_dir() and is_output(path, os.listdir(path)):
+        raise UserError(f"{path} is the output of an earlier command; --input takes the folder of the images")
+    if path.is_file() and names_label_map(stem(path)):
+        raise UserError(f"{path} is a label map by its name; --input takes an image or a folder of images")
 
 
-def _frames(file: Path, count: int) -> list[tuple[str, str, int]]:
-    """(subject, phase, frame) of each frame in a file; from ACDC names and Info.cfg, else the stem is the subject."""
+def _targets(path: Path, output: Path, card: "ModelCard") -> tuple[dict[Path, Path], list[str]]:
+    """{image: label map to write}, without images in the output folder; and sentences about cases without an image."""
+    targets: dict[Path, Path] = {}
+    problems: list[str] = []
+    if path.is_file():
+        targets = {path: output / path.name} if is_image(path) else {}
+    else:
+        discovery = discover(path, channels=card.channels, expect_channels=card.numbered_channels)
+        for message in (*discovery.search.messages(), *discovery.messages):
+            log.info(message)
+        problems += discovery.incomplete
+        folder = output.resolve()
+        taken: dict[Path, Path] = {}
+        for image in discovery.images:
+            if folder in image.file.resolve().parents:
+                continue
+            case = image.name.rsplit("/", 1)[-1]
+            suffix = image.file.name[len(stem(image.file)) :]
+            target = output / image.file.relative_to(path).with_name(case + suffix)
+            if target in taken:
+                problems.append(f"{image.file} would be written to the same file as {taken[target]}: rename one")
+                continue
+            taken[target] = image.file
+            targets[image.file] = target
+    if not targets and not problems:
+        raise UserError(f"{path} holds no image (.nii, .nii.gz, .png, .tif); pass a file or a folder of them")
+    return targets, problems
+
+
+def _write_volumes(table: pd.DataFrame, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    write_csv(output / VOLUMES, table, float_format="%.3f")
+
+
+def _frames(file: Path, target: Path, count: int) -> list[tuple[str, str, int]]:
+    """(subject, phase, frame) of each frame in a file; from ACDC names and Info.cfg, else the case is the subject."""
     name = parse_name(stem(file))
     if name is None:
-        return [(stem(file), "", frame) for frame in range(1, count + 1)]
+        return [(stem(target), "", frame) for frame in range(1, count + 1)]
     info = read_info(file.parent)
     frames = [name.frame] if name.frame is not None and count == 1 else range(1, count + 1)
     return [(name.subject, phase_of(info, frame), frame) for frame in frames]

@@ -20,8 +20,9 @@ def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> N
             console.print(table)
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
+    files = ("result.json", "per_volume.csv", "predictions.png", "learning_curve.png")
     console.print(
-        f"result:  {folder}: result.json, per_volume.csv, predictions.png, learning_curve.png\n"
+        f"result:  {folder}: {', '.join(file for file in files if (folder / file).exists())}\n"
         f"next:    python -m segment.predict --run {quote(str(folder))} --input {quote(str(images or 'FILE.nii.gz'))} "
         "--output OUT",
         soft_wrap=True,

@@ -17,6 +17,7 @@ from core.subjects import anonymised
 from data.augment import Augmenter
 from data.duplicates import check_duplicates
 from data.leakage import check_leakage, is_same_data, record_splits, records
+from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
 from data.readers.label_maps import IGNORED
@@ -88,6 +89,8 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             rows = anonymised(labelled[columns]) if cfg.anonymous else labelled[columns]
             write_csv(run.path / "labelled_slices.csv", rows)
             save_splits(run.path / "splits.json", dataset.splits, anonymous=cfg.anonymous)
+            if (chosen := getattr(cfg.data, "save_splits", None)) is not None:
+                save_splits(chosen, dataset.splits)  # as trained: an encoder may have reserved another split
         say_random_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(
@@ -231,6 +234,8 @@ def _card(
         normalisation=cfg.normalisation,
         statistics=pooled_statistics(dataset.store, positions),
         spacing_mm=cfg.spacing_mm,
+        channels=getattr(cfg.data, "channels", None),
+        numbered_channels=has_numbered_channels(dataset.table),
         flip_tta=cfg.flip_tta,
         keep_largest_component=cfg.keep_largest_component == "yes" or one_component,
         slice_axis=slice_axis_to_save(

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
+from core.settings import Settings
 from core.terminal import terminal
 from sweep.analysis.bootstrap import bootstrap, require_resamples
 from sweep.analysis.curve_fitting import fit
@@ -23,7 +24,7 @@ EXAMPLES = ("--results runs/study --target 0.85", "--results runs/study --target
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forecast:
+class Forecast(Settings):
     """Predict from a study's learning curves how many labels a target score takes, with intervals.
 
     Where that cannot be predicted, the reason is printed.
@@ -45,6 +46,7 @@ class Forecast:
     """Random seed of the bootstrap, 0 or more."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.target < 1:
             raise UserError(f"--target {self.target}: must lie in (0, 1), e.g. 0.85")
         for name in ("at", "more"):

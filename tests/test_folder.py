@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from core.errors import UserError
-from data.readers.folder import index_folder, read_classes, unpaired_labels
+from data.readers.discovery import discover
+from data.readers.folder import index_folder, read_classes
 from data.slices import load_dataset
+from data.sources import FolderSource, open_slices
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +47,7 @@ def test_nnunet(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fewslice"):
         dataset = load_dataset("folder", tmp_path / "set")
     assert [record.message for record in caplog.records] == [
-        "imagesTr: only the first channel (_0000) is used, 2 files of other channels are not"
+        f"{tmp_path / 'set'}: only channel 0 (_0000) is used, 2 files of other channels not; --channels chooses another"
     ]
     assert dataset.classes == ("background", "liver", "tumour")
     splits = dataset.splits
@@ -90,7 +92,7 @@ def test_png_pairs_by_subject(tmp_path):
     assert sorted(set(dataset.splits.values())) == ["test", "train", "val"]
     assert dataset.classes == ("background", "1")  # masks of 0 and 255
     assert dataset.store.label(0).max() == 1
-    assert len(load_dataset("folder", tmp_path / "set").splits) == 8
+    assert sorted(load_dataset("folder", tmp_path / "set").splits) == ["p0", "p1", "p2", "p3"]
 
 
 def test_unlabelled_folder_of_any_depth(tmp_path):
@@ -110,6 +112,9 @@ def test_splits_drawn_and_from_a_file(tmp_path, caplog):
     assert not (tmp_path / "set/splits.json").exists()
 
     chosen = tmp_path / "mine.json"
+    with pytest.raises(UserError, match=r"--splits-file .*mine\.json does not exist"):
+        index_folder(tmp_path / "set", splits_file=chosen)
+    open_slices(FolderSource(data_root=tmp_path / "set", save_splits=chosen))
     saved, _ = index_folder(tmp_path / "set", splits_file=chosen)
     assert of(saved, "split") == of(table, "split")
     splits = json.loads(chosen.read_text())
@@ -123,7 +128,7 @@ def test_splits_drawn_and_from_a_file(tmp_path, caplog):
     assert of(table, "split") == of(again, "split")
     assert "split by subject read from" in caplog.text
     (tmp_path / "set/splits.json").write_text(json.dumps({"train": ["case00"]}))
-    with pytest.raises(UserError, match="misses 9 labelled subjects, the first case01"):
+    with pytest.raises(UserError, match=r"misses 9 labelled subjects \(case01, case02.* and 4 more"):
         index_folder(tmp_path / "set")
 
 
@@ -140,8 +145,10 @@ def test_subject_in_two_splits_is_refused(tmp_path):
     nnunet(tmp_path / "set", cases=4)
     nifti(tmp_path / "set/imagesTs/case00_0000.nii.gz")
     splits = {"train": ["case00", "case01", "case02"], "val": ["case03"]}
-    (tmp_path / "set/splits.json").write_text(json.dumps(splits))
     with pytest.raises(UserError, match="subject case00 is in two splits"):
+        load_dataset("folder", tmp_path / "set")
+    (tmp_path / "set/splits.json").write_text(json.dumps(splits))
+    with pytest.raises(UserError, match="has subject case00 in train, and its folder says test"):
         load_dataset("folder", tmp_path / "set")
 
 
@@ -156,7 +163,7 @@ def test_mistakes_are_named(tmp_path):
     with pytest.raises(UserError, match=r"'p\\\\d' finds no subject in 'case00'"):
         index_folder(tmp_path, r"p\d")
     (tmp_path / "labelsTr/lost.nii.gz").write_bytes(b"")
-    assert unpaired_labels(tmp_path) == [tmp_path / "labelsTr/lost.nii.gz"]
+    assert discover(tmp_path).unpaired == [tmp_path / "labelsTr/lost.nii.gz"]
 
 
 def test_gap_in_the_labels_found(tmp_path):

@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -7,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from core.errors import UserError
+from core.errors import SomeFilesFailed, UserError
+from data.readers.images import read_volume
 from engine.model_file import save_model
 from segment.model import ModelCard, build_unet
 from segment.predict import Predict, ejection_fractions, run
@@ -148,9 +151,11 @@ def test_one_bad_file_does_not_stop_the_others(trained, tmp_path):
     nib.Nifti1Image(broken, np.eye(4)).to_filename(folder / "d.nii")
     page = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
     page.save(folder / "e.tif", save_all=True, append_images=[page])
-    with pytest.raises(UserError, match=r"b\.nii\.gz cannot be read .*\(and 3 more\); the other 2 files are done"):
+    with pytest.raises(UserError, match=r"3 of 6 failed, the other 3 are done:\n.*b\.nii\.gz cannot be read") as error:
         predict(trained, folder, out)
-    assert sorted(file.name for file in out.iterdir()) == ["a.nii.gz", "volumes.csv", "z.nii.gz"]
+    assert error.value.exit_code == 1
+    assert [Path(line.split()[0]).name for line in str(error.value).splitlines()[1:]] == ["b.nii.gz", "c.nii", "d.nii"]
+    assert sorted(file.name for file in out.iterdir()) == ["a.nii.gz", "e.tif", "volumes.csv", "z.nii.gz"]
 
 
 def test_a_second_run_does_not_segment_the_first_ones_output(trained, tmp_path, monkeypatch):
@@ -187,6 +192,93 @@ def test_mistakes_in_the_paths(trained, tmp_path):
     with pytest.raises(UserError, match=r"cannot read the model in .*; train it again"):
         predict(tmp_path, tmp_path / "a.nii.gz", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_a_data_set(trained, tmp_path, capsys):
+    """The next command that training prints: label maps are left out, and folders of images keep their names."""
+    for name in ("images/a", "images/b", "labels/a", "c_seg"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(tmp_path / f"d/{name}.nii.gz")
+    (tmp_path / "d/notes.txt").touch()
+    predict(trained, tmp_path / "d", tmp_path / "d/out")
+    assert sorted(file.name for file in (tmp_path / "d/out").rglob("*.nii.gz")) == ["a.nii.gz", "b.nii.gz"]
+    assert "skipped 1 file: 1 .txt" in capsys.readouterr().out
+    again = predict(trained, tmp_path / "d", tmp_path / "d/second")
+    assert [Path(file).relative_to(tmp_path).as_posix() for file in again["file"]] == [
+        "d/second/images/a.nii.gz",
+        "d/second/images/b.nii.gz",
+    ]
+    for source in (tmp_path / "d/out", tmp_path / "d/c_seg.nii.gz"):
+        with pytest.raises(UserError, match="--input takes"):
+            predict(trained, source, tmp_path / "third")
+
+
+def test_tiff_stacks_stay_tiff_stacks(trained, tmp_path):
+    pages = [Image.fromarray(page) for page in np.random.default_rng(0).integers(0, 900, (3, 40, 36), dtype=np.uint16)]
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    predict(trained, tmp_path / "a.tif", tmp_path / "out")
+    assert read_volume(tmp_path / "out/a.tif").stack.shape == (1, 3, 40, 36)
+    scan((36, 40, 3), (1.5, 1.5, 10)).to_filename(tmp_path / "b.nii")
+    for name in ("one.png", "two.TIFF"):
+        pages[0].save(tmp_path / name)
+        predict(trained, tmp_path / name, tmp_path / "out")
+        assert read_volume(tmp_path / "out" / name).stack.shape == (1, 1, 40, 36)
+
+
+def with_card(trained: Path, folder: Path, **changes) -> Path:
+    shutil.copytree(trained, folder)
+    card = json.loads((folder / "model.json").read_text())
+    del card["sha256"]
+    (folder / "model.json").write_text(json.dumps(card | changes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("folder", "numbered", "channels", "names"),
+    [
+        ("imagesTs", False, None, ["a", "b"]),
+        ("in", False, None, ["a_0000", "a_0001", "b_0000", "b_0001"]),
+        ("in", True, None, ["a", "b"]),
+        ("in", True, 1, ["a", "b"]),
+    ],
+)
+def test_names_of_nnunet(trained, tmp_path, capsys, folder, numbered, channels, names):
+    run_folder = with_card(trained, tmp_path / "run", numbered_channels=numbered, channels=channels)
+    for case in "ab":
+        for k in (0, 1):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            scan((40, 36, 2), (1.5, 1.5, 10), seed=k).to_filename(tmp_path / f"{folder}/{case}_000{k}.nii.gz")
+    table = predict(run_folder, tmp_path / folder, tmp_path / "out")
+    assert sorted(file.name for file in (tmp_path / "out").glob("*.nii.gz")) == [f"{name}.nii.gz" for name in names]
+    assert table["subject"].tolist() == names
+    assert (f"only channel {channels or 0} (_000{channels or 0}) is used" in capsys.readouterr().out) == (
+        len(names) == 2
+    )
+
+
+def test_the_channel_of_a_4d_image(trained, tmp_path):
+    image = scan((33, 40, 2, 3), (1.5, 1.25, 10, 1))
+    image.to_filename(tmp_path / "modalities.nii.gz")
+    single = nib.Nifti1Image(np.asarray(image.dataobj)[..., 1], image.affine, image.header)
+    single.to_filename(tmp_path / "single.nii.gz")
+    run_folder = with_card(trained, tmp_path / "run", channels=1)
+    for name in ("modalities", "single"):
+        predict(run_folder, tmp_path / f"{name}.nii.gz", tmp_path / "out")
+    labels = same_grid(tmp_path / "out/modalities.nii.gz", tmp_path / "single.nii.gz")
+    np.testing.assert_array_equal(labels, same_grid(tmp_path / "out/single.nii.gz", tmp_path / "single.nii.gz"))
+    with pytest.raises(SomeFilesFailed, match="has no channel 7"):
+        predict(with_card(trained, tmp_path / "run7", channels=7), tmp_path / "modalities.nii.gz", tmp_path / "out")
+
+
+def test_cases_without_an_image_are_failures(trained, tmp_path):
+    (tmp_path / "imagesTs").mkdir()
+    for name in ("a_0000", "a_0001", "b_0000"):
+        scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(tmp_path / f"imagesTs/{name}.nii.gz")
+    run_folder = with_card(trained, tmp_path / "run", channels=1, numbered_channels=True)
+    with pytest.raises(
+        SomeFilesFailed, match=r"1 of 2 failed, the other 1 are done:\n.*b_0000\.nii\.gz .* no channel 1"
+    ):
+        predict(run_folder, tmp_path / "imagesTs", tmp_path / "out")
 
 
 def rows(*values: tuple[str, str, str, int, float]) -> pd.DataFrame:

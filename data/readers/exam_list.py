@@ -8,9 +8,10 @@ import pandas as pd
 
 from core.errors import UserError
 from core.text import read_text
-from data.readers.folder import find_images, subject_of
+from data.readers.discovery import discover
 from data.readers.images import NIFTI_SUFFIXES, stem
 from data.readers.mrnet import stratified_draw
+from data.readers.subjects import subjects_of
 from data.splits import SPLITS, refuse_overlap
 
 TEST, VALIDATION = 0.2, 0.1
@@ -24,6 +25,7 @@ def read_exams_csv(path: Path, root: Path, split_seed: int, subject_pattern: str
         exam (the path as written), subject, split, file (relative to root, absolute if not below it), label.
     """
     rows: list[tuple] = []
+    has_subjects = False
     for number, line in _lines(path):
         where = f"{path}, line {number}"
         exam = line["path"]
@@ -39,9 +41,11 @@ def read_exams_csv(path: Path, root: Path, split_seed: int, subject_pattern: str
             raise UserError(f"{where}: exam {exam} has no subject: fill it in, or remove the column")
         stored = file.relative_to(root) if file.is_relative_to(root) else file.resolve()
         bare = (Path(exam).parent / stem(file)).as_posix()
-        subject = line.get("subject") or subject_of(bare, file, subject_pattern)
-        rows.append((exam, subject, line.get("split"), stored.as_posix(), int(line["label"])))
+        rows.append((exam, line.get("subject") or bare, line.get("split"), stored.as_posix(), int(line["label"])))
+        has_subjects = "subject" in line
     table = pd.DataFrame(rows, columns=["exam", "subject", "split", "file", "label"])
+    if not has_subjects:
+        table["subject"] = subjects_of(table["subject"].tolist(), subject_pattern)
     if table["file"].duplicated().any():
         twice = table.loc[table["file"].duplicated(), "exam"].iloc[0]
         raise UserError(f"{path} names exam {twice} more than once: keep one of its rows")
@@ -90,10 +94,13 @@ def list_exams(root: Path, subject_pattern: str | None) -> pd.DataFrame:
     """List every NIfTI image below a folder, to pretrain on; columns as of `read_exams_csv`, label -1."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the exams")
+    discovery = discover(root)
+    discovery.report()
+    images = [image for image in discovery.images if image.file.name.lower().endswith(NIFTI_SUFFIXES)]
+    subjects = subjects_of([image.name for image in images], subject_pattern)
     rows = [
-        (subject_of(name, file, subject_pattern), "test" if test else "train", file.relative_to(root).as_posix())
-        for name, file, _, test in find_images(root)
-        if file.name.lower().endswith(NIFTI_SUFFIXES) and not name.endswith("_gt")  # ACDC's label maps
+        (subject, "test" if image.split == "test" else "train", image.file.relative_to(root).as_posix())
+        for subject, image in zip(subjects, images, strict=True)
     ]
     if not rows:
         raise UserError(f"{root} holds no .nii or .nii.gz files: check --data-root, or pass --labels FILE.csv")

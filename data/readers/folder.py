@@ -1,23 +1,23 @@
-"""Any folder of images, as a table of slices. The first layout that fits is used:
+"""Any folder of images, as a table of slices: layouts are those of `data.readers.discovery`.
 
-* nnU-Net: ``imagesTr/case_0000.nii.gz`` and ``labelsTr/case.nii.gz``, optionally ``imagesTs/``, ``labelsTs/``,
-  ``dataset.json``. Of several channels ``_0000`` is used. ``imagesTs`` are test subjects, labelled or not.
-* pairs: ``images/`` and ``labels/`` with the same names below them up to the suffix, in 2D or 3D.
-* otherwise every image found at any depth, without labels: enough for pretraining.
+Of several channels one is used, `_0000` if none is chosen. Images of ``imagesTs/`` or ``test/`` test, labelled or not.
 """
 
 import logging
-import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from core.errors import UserError, first_and_count
-from core.text import search
+from data.readers.discovery import ImageFile, discover
+from data.readers.file_search import count_of, listed
 from data.readers.geometry import SliceAxis, check_planes
-from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, is_image, shape_or_problem, stem
+from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, shape_or_problem
 from data.readers.label_maps import read_classes
-from data.splits import load_splits, save_splits, split_subjects
+from data.readers.subjects import subjects_of
+from data.splits import load_splits, split_subjects
 
 log = logging.getLogger("fewslice")
 
@@ -27,119 +27,142 @@ def index_folder(
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
     problems: Problems = None,
+    *,
+    channels: int | None = None,
+    labelled: bool = True,
     slice_axis: SliceAxis = "auto",
     one_plane: bool = False,
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """List every slice of a folder of images, reading headers only.
 
-    Subjects with labels are split at random, or as ``splits_file`` or ``splits.json`` in the root says; a
-    ``splits_file`` that does not exist yet is written, and nothing else is. Subjects without labels, and in no such
-    file, train: images without labels serve pretraining only. ``subject_pattern`` is searched in an image's path below
-    its images folder, without suffix and channel; its first group, or the whole match, is the subject. ``slice_axis``
-    is a setting of ``data.readers.geometry.slice_axis``; with ``one_plane`` labelled files that would be sliced in
-    different planes are refused.
+    Subjects with labels are split as `splits_file` or `splits.json` in the root says, else as folders say that are
+    named after splits (train/, imagesTs/), else at random. Subjects without labels, and in no split, train: images
+    without labels serve pretraining only.
+
+    Args:
+        root: the folder.
+        subject_pattern: see `data.readers.subjects.subjects_of`.
+        splits_file: JSON file of the subjects of each split.
+        problems: collects errors of unreadable files.
+        channels: number of the channel to use of nnU-Net's case_0000, case_0001, ..., or of the last axis of 4D images.
+        labelled: whether label maps must fit; False to pretrain, when doubts about them are only logged.
+        slice_axis: a setting of `data.readers.geometry.slice_axis`.
+        one_plane: refuse labelled files that would be sliced in different planes.
 
     Returns:
         The table, with the columns of ``data.readers.acdc.index_acdc`` (group and phase empty), and the classes of
         ``dataset.json``, () without one.
+
+    Raises:
+        UserError: for anything wrong with files, subjects or splits.
     """
+    if channels is not None and channels < 0:
+        raise UserError(f"--channels {channels}: must be 0 or more")
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the images")
-    images = [
-        (subject_of(name, file, subject_pattern), file, label, test) for name, file, label, test in find_images(root)
-    ]
-    if not images:
+    discovery = discover(root, channels=channels)
+    discovery.report()
+    if not discovery.images:
+        discovery.require_pairs()
         raise UserError(f"{root} holds no .nii, .nii.gz, .png or .tif images: check --data-root")
-    labelled = {subject for subject, _, label, _ in images if label}
-    tests = {subject for subject, _, _, test in images if test}
-    splits = _splits(root, labelled, tests, splits_file)
-    rows = []
+    if labelled:
+        discovery.require_pairs()
+    else:
+        for conflict in discovery.conflicts + discovery.incomplete:
+            log.info(conflict)
+    subjects = subjects_of([image.name for image in discovery.images], subject_pattern)
+    images = list(zip(subjects, discovery.images, strict=True))
+    of_folders = {subject: image.split for subject, image in images if image.split in ("val", "test")}
+    splits = _splits(root, images, of_folders, splits_file)
+    rows: list[tuple] = []
     shapes: dict[bool, dict[Path, VolumeShape]] = {True: {}, False: {}}
-    for subject, file, label, test in images:
-        if (shape := shape_or_problem(file, problems, slice_axis)) is None:
+    for subject, image in images:
+        if (shape := shape_or_problem(image.file, problems, slice_axis)) is None:
             continue
-        shapes[label is not None][file] = shape
-        name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (file, label))
-        split = "test" if test else splits.get(subject, "train")
+        image, frames = _frames(image, shape, channels, labelled, problems)
+        shapes[image.label is not None][image.file] = shape
+        name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (image.file, image.label))
+        split = splits.get(subject, "train")
+        if image.split == "test" or (image.split == "train" and split == of_folders.get(subject)):
+            split = image.split  # a subject that lies in folders of two splits is refused by `refuse_overlap`
         rows += [
-            (subject, "", "", frame, z, name, label_name, label is not None, split)
-            for frame in range(1, shape.frames + 1)
+            (subject, "", "", frame, z, name, label_name, image.label is not None, split)
+            for frame in frames
             for z in range(shape.slices)
         ]
     if one_plane:
         check_planes(shapes[True], shapes[False])
     if not rows:
         raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
-    return pd.DataFrame(rows, columns=SLICE_COLUMNS), read_classes(root / "dataset.json")
+    described = root if (root / "dataset.json").is_file() or not discovery.data_sets else discovery.data_sets[0]
+    return pd.DataFrame(rows, columns=SLICE_COLUMNS), read_classes(described / "dataset.json")
 
 
-def label_files(root: Path) -> dict[str, Path]:
-    """Every label map of the two labelled layouts, by folder and name without suffix ("labelsTr/case")."""
-    folders = [root / "labelsTr", root / "labelsTs"] if (root / "imagesTr").is_dir() else [root / "labels"]
-    return {f"{folder.name}/{name}": file for folder in folders for name, file in _named(folder)}
+def _frames(
+    image: ImageFile, shape: VolumeShape, channels: int | None, labelled: bool, problems: Problems
+) -> tuple[ImageFile, Sequence[int]]:
+    """The image, and its frames (from 1) that are used: all, or the chosen channel of a 4D image.
 
-
-def unpaired_labels(root: Path) -> list[Path]:
-    """Label maps whose image is missing."""
-    used = {label for _, _, label, _ in find_images(root)}
-    return [file for file in label_files(root).values() if file not in used]
-
-
-def find_images(root: Path) -> list[tuple[str, Path, Path | None, bool]]:
-    """(name, image, label map, whether it is a test image), ordered by path."""
-    labels = label_files(root)
-    if (root / "imagesTr").is_dir():
-        # The Decathlon has these folders without channel numbers: a label map has the full name of its image.
-        channels = not any(f"labelsTr/{name}" in labels for name, _ in _named(root / "imagesTr"))
-        images = []
-        for folder in ("imagesTr", "imagesTs"):
-            for name, file in _first_channel(_named(root / folder), folder) if channels else _named(root / folder):
-                label = labels.get(f"{folder.replace('images', 'labels')}/{name}")
-                images.append((name, file, label, folder == "imagesTs"))
-        return images
-    if (root / "images").is_dir() and (root / "labels").is_dir():
-        return [(name, file, labels.get(f"labels/{name}"), False) for name, file in _named(root / "images")]
-    return [(name, file, None, False) for name, file in _named(root)]
-
-
-def _named(folder: Path) -> list[tuple[str, Path]]:
-    """Images at any depth, each with its path below the folder up to the suffix."""
-    files = (file for file in sorted(folder.rglob("*")) if is_image(file) and file.is_file())
-    return [((file.parent.relative_to(folder) / stem(file)).as_posix(), file) for file in files]
-
-
-def _first_channel(named: list[tuple[str, Path]], folder: str) -> list[tuple[str, Path]]:
-    parts = [(re.fullmatch(r"(.+)_(\d{4})", name), name, file) for name, file in named]
-    if others := sum(match is not None and match[2] != "0000" for match, _, _ in parts):
-        log.info("%s: only the first channel (_0000) is used, %d files of other channels are not", folder, others)
-    return [(match[1] if match else name, file) for match, name, file in parts if not match or match[2] == "0000"]
-
-
-def subject_of(name: str, file: Path, pattern: str | None) -> str:
-    """The subject in a file's name, by a regular expression; without one the name.
-
-    Raises:
-        UserError: if the pattern is no regular expression, or finds nothing in the name.
+    Without a choice, a 3D label map does not say which channel of a 4D image it is for: that is refused, or with
+    `labelled` False the image loses its label map.
     """
-    if pattern is None:
-        return name
-    match = search(pattern, name)
-    subject = (match[1] if match.re.groups else match[0]) if match else None
-    if not subject:
-        raise UserError(f"--subject-pattern {pattern!r} finds no subject in {name!r} ({file}): widen it")
-    return subject
+    every = range(1, shape.frames + 1)
+    if shape.frames == 1:
+        return image, every
+    if channels is not None:
+        if channels >= shape.frames:
+            raise UserError(f"--channels {channels}: {image.file} has the channels 0 to {shape.frames - 1}")
+        return image, [channels + 1]
+    label = shape_or_problem(image.label, {} if problems is None else problems) if image.label else None
+    if label is None or label.frames > 1 or problems is not None:
+        return image, every
+    if not labelled:
+        return replace(image, label=None), every
+    raise UserError(
+        f"{image.file} has {shape.frames} channels (or frames) and its label map {image.label} one: "
+        f"pass --channels K, from 0 to {shape.frames - 1}, to use one of them"
+    )
 
 
-def _splits(root: Path, labelled: set[str], tests: set[str], splits_file: Path | None) -> dict[str, str]:
+def _splits(
+    root: Path, images: list[tuple[str, ImageFile]], of_folders: Mapping[str, str], splits_file: Path | None
+) -> dict[str, str]:
+    """Subject -> split: as a file says, else as folders say (val and test), else drawn at random."""
+    labelled = {subject for subject, image in images if image.label}
+    of_folders = dict(of_folders)
     file = splits_file or root / "splits.json"
-    if file.is_file():
-        splits = load_splits(file)
-        if absent := sorted(labelled - tests - splits.keys()):
-            raise UserError(f"{file} misses {len(absent)} labelled subjects, the first {absent[0]}: add it to a split")
-        log.info("split by subject read from %s", file)
-        return splits
-    splits = split_subjects(labelled - tests, test=not tests & labelled)
-    if splits_file is not None:
-        save_splits(splits_file, splits | dict.fromkeys(tests, "test"))
-        log.info("split by subject drawn at random and saved as %s", splits_file)
-    return splits
+    if splits_file is None and not file.is_file():
+        if "val" in {of_folders.get(subject) for subject in labelled}:
+            return of_folders  # train/ and val/, perhaps test/: nothing is left to draw
+        tested = "test" in {of_folders.get(subject) for subject in labelled}
+        return split_subjects(labelled - of_folders.keys(), test=not tested) | of_folders
+    splits = _by_subject(load_splits(file), images)
+    if absent := sorted(labelled - of_folders.keys() - splits.keys()):
+        raise UserError(
+            f"{file} misses {count_of(len(absent), 'labelled subject')} ({listed(absent)}): add them to a split"
+        )
+    subjects = {subject for subject, _ in images}
+    if unknown := sorted(splits.keys() - subjects):
+        message = f"{file} names {count_of(len(unknown), 'subject')} without an image in {root} ({listed(unknown)})"
+        if missing := sorted(subjects - splits.keys() - of_folders.keys()):
+            raise UserError(f"{message}, and does not name {listed(missing)}: correct the names")
+        log.info("%s: they are ignored", message)
+    for subject, split in of_folders.items():
+        if split == "test" and splits.get(subject, split) != split:
+            raise UserError(f"{file} has subject {subject} in {splits[subject]}, and its folder says test: keep one")
+    log.info("split by subject read from %s", file)
+    return of_folders | splits
+
+
+def _by_subject(splits: dict[str, str], images: list[tuple[str, ImageFile]]) -> dict[str, str]:
+    """The splits of a file that may also name images (patient1_s0) of subjects (patient1)."""
+    subjects = {subject for subject, _ in images}
+    of_name = {image.name: subject for subject, image in images if image.name not in subjects}
+    by_subject: dict[str, str] = {}
+    for name, split in splits.items():
+        subject = of_name.get(name, name)
+        if by_subject.setdefault(subject, split) != split:
+            raise UserError(
+                f"{name} in {split} is of subject {subject}, which is also in {by_subject[subject]}: keep one"
+            )
+    return by_subject

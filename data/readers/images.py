@@ -1,7 +1,7 @@
 """Read and write image files: NIfTI volumes and 2D PNG or TIFF images, in file units."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,11 +155,21 @@ def shape_or_problem(path: Path, problems: Problems, slicing: SliceAxis = "auto"
         return None
 
 
+def one_channel(volume: Volume, channel: int) -> Volume:
+    """The 3D volume of one channel, from 0, of a 4D NIfTI volume; a UserError if there is no such channel."""
+    if channel >= volume.shape.frames:
+        raise UserError(f"{volume.path} has no channel {channel}, only 0 to {volume.shape.frames - 1}: choose another")
+    header = volume.header.copy()
+    header.set_data_shape(volume.shape.shape[:3])
+    return replace(volume, values=volume.values[..., channel], header=header)
+
+
 def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     """Write labels on the grid of the image they belong to: its shape, affine and zooms, uint8, unscaled.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, or ``.png`` / ``.tif`` for a single slice. Missing folders are created.
+        path: ``.nii``, ``.nii.gz``, ``.tif`` for a stack of slices, or ``.png`` for a single one.
+            Missing folders are created.
         stack: (frames, slices, rows, columns) class indices 0..255, as ``like.stack``.
         like: the image.
 
@@ -170,9 +180,12 @@ def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
         raise ValueError(f"label stack {stack.shape} does not fit the image stack {like.stack.shape} of {like.path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.lower().endswith(PLANAR_SUFFIXES):
-        if stack.shape[:2] != (1, 1):
+        frames, slices = stack.shape[:2]
+        if frames > 1 or (slices > 1 and path.suffix.lower() == ".png"):
             raise UserError(f"{path} can hold one slice and {like.path} has more: write a .nii.gz file")
-        write_atomically(path, Image.fromarray(stack[0, 0].astype(np.uint8)).save)
+        first, *others = (Image.fromarray(page.astype(np.uint8)) for page in stack[0])
+        options: dict[str, Any] = {"save_all": True, "append_images": others} if others else {}
+        write_atomically(path, lambda file: first.save(file, **options))
         return
     values = np.moveaxis(stack.astype(np.uint8).T, 2, like.shape.slice_axis)
     if like.header is None:

@@ -17,6 +17,7 @@ from core.errors import UserError, first_and_count
 from core.progress import progress
 from core.text import require_utf8
 from data.readers.decoding import naming, require_slices
+from data.readers.discovery import discover
 
 Image = NDArray[np.float32]
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -36,8 +37,11 @@ class FolderImages:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        candidates = (path for path in Path(folder).rglob("[!.]*") if path.suffix.lower() in ENDINGS)
-        self.files = sorted(path for path in candidates if path.is_file())
+        self.files: list[Path] = []
+        if Path(folder).is_dir():
+            discovery = discover(Path(folder), suffixes=tuple(ENDINGS))
+            discovery.report()
+            self.files = [image.file for image in discovery.images]
         if not self.files:
             raise UserError(f"{folder} holds no images ({', '.join(sorted(ENDINGS))}): check the path")
         for path in self.files:

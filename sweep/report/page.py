@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from core.files import write_text
+from core.settings import Settings
 from sweep.analysis.bootstrap import require_resamples
 from sweep.analysis.convergence import LEVEL, runs_from
 from sweep.analysis.curve_fitting import OFFSET_POWER_LAW
@@ -37,7 +38,7 @@ Measure = Literal["dice", "jaccard"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Settings):
     """Rebuild report.html, figures/ and statistics/ of a study from its finished runs."""
 
     folder: tyro.conf.Positional[Path]
@@ -50,6 +51,7 @@ class Report:
     """Random seed of the bootstrap, 0 or more."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_resamples(self.draws, self.seed)
 
 

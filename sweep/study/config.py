@@ -12,7 +12,7 @@ import pretrain.config
 import segment.config
 from classify.config import ClassifyConfig
 from core.errors import UserError
-from core.settings import Affects, Execution, Group, Invocation, MayGrow, Output, SetBySweep
+from core.settings import Affects, Execution, Group, Invocation, MayGrow, Output, SetBySweep, Settings
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
 from engine.config import marked
 from pretrain.config import PretrainConfig
@@ -32,7 +32,7 @@ LARGEST |= {"slurm_minutes": 366 * 24 * 60, "slurm_parallel": 10_000, "slurm_mem
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
+class SweepConfig(Settings):
     """Train every pipeline on every number of labels with several seeds, and estimate the worth of further labels."""
 
     task: Annotated[Literal["segment", "classify"], Group("grid")] = "segment"
@@ -108,6 +108,7 @@ class SweepConfig:
     """How classifiers are trained."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for pipeline in self.pipelines:
             name, _, source = pipeline.partition("=")
             if name not in PIPELINES or (source and name not in ("generalist", "hierarchical")):

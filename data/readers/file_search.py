@@ -1,0 +1,131 @@
+"""The files below a folder that may be data: nothing hidden, no output of this software, every folder once."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.readers.images import IMAGE_SUFFIXES
+from data.readers.roles import folder_role
+
+NO_DATA = {"__MACOSX"}
+"""Folders that archivers leave behind; hidden ones (``.git``, ``.ipynb_checkpoints``) are never read either."""
+RUN_FILES = ({"config.json", "train.log"}, {"model.json", "model.safetensors"}, {"study.json", "results.csv"})
+"""Files that tell the folder of a run or a study."""
+VOLUMES = "volumes.csv"
+"""Table that ``python -m segment.predict`` writes first of all into its output folder."""
+VOLUME_COLUMNS = ("file", "subject", "phase", "frame")
+DESCRIPTIONS = {"dataset.json", "splits.json", VOLUMES}
+"""Files that are read beside the images, so that they do not count as skipped."""
+
+
+@dataclass
+class FileSearch:
+    """What lies below a folder."""
+
+    root: Path
+    files: list[Path] = field(default_factory=list)
+    """Files with one of the suffixes, ordered by path."""
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Number of the other files, by suffix."""
+    broken_links: list[Path] = field(default_factory=list)
+    """Links that lead nowhere."""
+    beside: list[Path] = field(default_factory=list)
+    """Files and folders that lie beside images/ and labels/, and are not read."""
+    outputs: list[Path] = field(default_factory=list)
+    """Folders of runs and predictions of this software, which are not read."""
+
+    def messages(self) -> list[str]:
+        """What was left out, a line each."""
+        lines = []
+        if self.skipped:
+            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())
+            lines.append(f"{self.root}: skipped {count_of(self.skipped.total(), 'file')}: {kinds}")
+        if self.beside:
+            lines.append(f"{self.root}: not read, beside folders of images and label maps: {self._listed(self.beside)}")
+        if self.outputs:
+            lines.append(f"{self.root}: not read, output of earlier commands: {self._listed(self.outputs)}")
+        if self.broken_links:
+            lines.append(f"{self.root}: links that lead nowhere: {self._listed(self.broken_links)}")
+        return lines
+
+    def _listed(self, paths: Iterable[Path]) -> str:
+        return listed([path.relative_to(self.root) for path in paths])
+
+
+def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSearch:
+    """List the files below a folder.
+
+    Links to folders are followed, but each folder is read once, so that a link to a parent ends. A folder that holds
+    images/ and labels/ (or imagesTr/) is a data set: only these, and folders named after splits, are read in it.
+    """
+    search = FileSearch(root=root)
+    visited: set[str] = set()
+    stack = [root]
+    while stack:
+        folder = stack.pop()
+        place = os.path.realpath(folder)
+        if place in visited:
+            continue
+        visited.add(place)
+        with os.scandir(folder) as entries:
+            names = {entry.name: entry for entry in entries if not entry.name.startswith(".")}
+        if folder != root and is_output(folder, names.keys()):
+            search.outputs.append(folder)
+            continue
+        folders, files = [], []
+        for name in sorted(names.keys() - NO_DATA):
+            path = folder / name
+            if names[name].is_dir():
+                folders.append(path)
+            elif names[name].is_symlink() and not path.exists():
+                search.broken_links.append(path)
+            else:
+                files.append(path)
+        roles = {path: folder_role(path.name) for path in folders}
+        certain = {role.role for role in roles.values() if role.certain}
+        if {"image", "label"} <= certain or any(is_nnunet(path.name) for path in folders):
+            outside = [path for path in folders if not (roles[path].certain or roles[path].split)]
+            outside += [path for path in files if path.name.lower().endswith(tuple(suffixes))]
+            search.beside += outside
+            beside = set(outside)
+            folders = [path for path in folders if path not in beside]
+            files = [path for path in files if path not in beside]
+        for path in files:
+            if path.name.lower().endswith(tuple(suffixes)) and names[path.name].is_file():
+                search.files.append(path)
+            elif path.name not in DESCRIPTIONS:
+                search.skipped["".join(path.suffixes[-1:]).lower() or "without suffix"] += 1
+        # Where a folder can be reached by two paths: the one that says what it holds, and no link, comes first.
+        order = sorted(folders, key=lambda path: (roles[path].role == "", path.is_symlink(), path.name))
+        stack += reversed(order)
+    search.files.sort()
+    return search
+
+
+def is_nnunet(folder: str) -> bool:
+    """Whether a folder's name is that of a folder of images of nnU-Net, where channels are numbered."""
+    return folder.lower() in ("imagestr", "imagests", "imagesval")
+
+
+def is_output(folder: Path, names: Iterable[str]) -> bool:
+    """Whether a folder with files of these names was written by this software: predictions, a run or a study."""
+    present = set(names)
+    if any(files <= present for files in RUN_FILES):
+        return True
+    if VOLUMES not in present:
+        return False
+    with open(folder / VOLUMES, errors="replace") as stream:
+        return stream.readline(200).startswith(",".join(VOLUME_COLUMNS))
+
+
+def listed(items: Sequence[object], most: int = 5) -> str:
+    """The first few items, separated by commas, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(map(str, items[:most])) + more
+
+
+def count_of(count: int, noun: str) -> str:
+    """A number and its noun: "1 file", "2 files"."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
