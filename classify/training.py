@@ -83,7 +83,7 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         lineage = report.lineage
         say_normalisation(report.card, "exam")
     warnings = [
-        check_duplicates(exams, allow=cfg.allow_duplicates),
+        check_duplicates(exams, test=cfg.test, allow=cfg.allow_duplicates),
         check_leakage(exams, lineage, cfg.init, allow=cfg.allow_leakage),
     ]
     positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)

@@ -58,10 +58,15 @@ def twins_of_other_splits(images: pd.DataFrame, splits: Sequence[str]) -> set[st
     return twins
 
 
-def check_duplicates(data: SplitTable, *, allow: bool) -> str | None:
+def check_duplicates(data: SplitTable, *, test: bool, allow: bool) -> str | None:
     """Refuse a split that separates identical images: a subject is in it twice, under two names.
 
     Only subjects with labels count: no other is trained on or scored.
+
+    Args:
+        data: the data set.
+        test: whether the test split is scored; if not, its images that are in another split are logged, not refused.
+        allow: go on in spite of identical images.
 
     Returns:
         With `allow`, a sentence for the result if there are any; else None.
@@ -72,17 +77,24 @@ def check_duplicates(data: SplitTable, *, allow: bool) -> str | None:
     images = data.images()
     labelled = images[images["subject"].isin(data.labelled_subjects)]
     apart = [rows for rows in identical_images(labelled) if len({*rows["split"]}) > 1]
+    if not test and (unscored := [rows for rows in apart if len({*rows["split"]} - {"test"}) < 2]):
+        apart = [rows for rows in apart if len({*rows["split"]} - {"test"}) > 1]
+        log.warning(f"{len(unscored)} test images are in another split under another name ({_named(unscored)})")
     if not apart:
         return None
     if allow:
         warning = f"scores may be too high: {len(apart)} images are in two splits under two names"
         log.warning(warning)
         return warning
-    named = [" and ".join(f"{row.file} ({row.split})" for row in rows.itertuples()) for rows in apart]
     raise UserError(
-        f"the same image is in two splits under two names: {first_and_count(named)}; remove one of the two, put both "
+        f"the same image is in two splits under two names: {_named(apart)}; remove one of the two, put both "
         "into one split, or pass --allow-duplicates, which the result then states"
     )
+
+
+def _named(groups: Sequence[pd.DataFrame]) -> str:
+    """The files of the first group of identical images, and the number of the other groups."""
+    return first_and_count([" and ".join(f"{row.file} ({row.split})" for row in rows.itertuples()) for rows in groups])
 
 
 def duplicate_findings(images: pd.DataFrame) -> list[tuple[str, str, bool]]:

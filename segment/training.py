@@ -67,7 +67,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
     labelled = dataset.table.iloc[positions]
-    warnings = [check_duplicates(dataset, allow=cfg.allow_duplicates)]
+    warnings = [check_duplicates(dataset, test=cfg.test, allow=cfg.allow_duplicates)]
 
     scored = dataset.table[dataset.table["labelled"] & dataset.table["split"].isin(["val", "test"])]
     size = (cfg.image_size, cfg.image_size)

@@ -68,14 +68,20 @@ def test_constant_slices_identify_nobody():
 def test_training_refuses_twins_in_two_splits(tmp_path, seeds):
     data = opened(tmp_path, seeds)
     with pytest.raises(UserError, match=r"same image is in two splits .*images/case\d.nii.gz \(.*--allow-duplicates"):
-        check_duplicates(data, allow=False)
-    assert "1 images are in two splits under two names" in check_duplicates(data, allow=True)
+        check_duplicates(data, test=True, allow=False)
+    assert "1 images are in two splits under two names" in check_duplicates(data, test=True, allow=True)
+
+
+def test_twins_in_a_test_split_that_is_not_scored_are_only_named(tmp_path, caplog):
+    data = opened(tmp_path, [7, 1, 2, 7])
+    assert check_duplicates(data, test=False, allow=False) is None
+    assert "1 test images are in another split under another name (images/case0.nii.gz (train) and " in caplog.text
 
 
 def test_twins_in_one_split_and_images_without_labels_do_not_matter(tmp_path):
-    assert check_duplicates(opened(tmp_path / "a", [7, 7, 2, 3]), allow=False) is None
+    assert check_duplicates(opened(tmp_path / "a", [7, 7, 2, 3]), test=True, allow=False) is None
     twin_without_label = opened(tmp_path / "b", [0, 1, 2, 3, 2], labelled=4)
-    assert check_duplicates(twin_without_label, allow=False) is None
+    assert check_duplicates(twin_without_label, test=True, allow=False) is None
     assert twins_of_other_splits(twin_without_label.images(), ["train"]) == {"case4"}  # no pool may hold it
 
 
@@ -117,4 +123,4 @@ def test_the_real_twins_are_found(real_acdc, tmp_path):
     (finding,) = duplicate_findings(data.images())
     assert {"patient074", "patient076"} <= {*finding[1].replace("/", " ").split()}
     assert not finding[2]
-    assert check_duplicates(data, allow=False) is None
+    assert check_duplicates(data, test=True, allow=False) is None

@@ -25,7 +25,7 @@ def check_study(cfg: SweepConfig, jobs: Sequence[Job]) -> None:
         data: SplitTable = open_exams(cfg.data, labelled=True)
     else:
         data = open_slices(cfg.data)
-    check_duplicates(data, allow=cfg.allow_duplicates)
+    check_duplicates(data, test=cfg.test, allow=cfg.allow_duplicates)
     encoders = [job.config for job in jobs if isinstance(job.config, PretrainConfig)]
     made_here = {str(job.folder / "encoder.safetensors") for job in jobs}
     for source in sorted({encoder.generalist for encoder in encoders} - made_here):
