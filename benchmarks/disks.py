@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import faults
@@ -51,7 +52,13 @@ def full_disk(command: Command, folder: Path, counts: faults.Counts) -> None:
 
 
 def expect(
-    command: Command, log: Path, what: str, counts: faults.Counts, *, refused: bool = False, arguments: tuple = ()
+    command: Command,
+    log: Path,
+    what: str,
+    counts: faults.Counts,
+    *,
+    refused: bool = False,
+    arguments: Sequence[str] = (),
 ) -> None:
     """Run a command and count a problem unless it succeeds, or with `refused` ends with one sentence and code 2."""
     code = faults.finish(faults.start(command, [*command.arguments, *arguments], log))
