@@ -6,6 +6,8 @@ import sys
 from importlib import import_module
 from os.path import dirname
 
+from core.interrupts import end_quietly
+
 COMMANDS = {
     "pretrain": "pretrain an encoder on unlabelled images",
     "segment": "train a U-Net on few labels and score whole volumes",
@@ -34,6 +36,7 @@ def main() -> None:
         print(f"error: fewslice has no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     else:
+        end_quietly()
         sys.argv = [f"fewslice {name}", *sys.argv[2:]]
         # other packages may be called `data` or `segment` in a folder of PYTHONPATH, which is searched first
         path, sys.path = sys.path, [dirname(dirname(__file__)), *sys.path]
