@@ -30,7 +30,7 @@ from benchmarks.fault_commands import Command, commands
 from core.command_line import parse_command
 from core.files import is_temporary
 
-TIMES = {"seconds", "images_per_second", "exams_per_second", "samples_per_second", "out"}
+TIMES = {"seconds", "images_per_second", "exams_per_second", "samples_per_second", "out", "commit"}
 UNCOMPARED = ("tensorboard", "logs", "train.log", "timings.csv", "metrics.damaged.csv")
 """Names of files and folders that hold times, or nothing of a result."""
 
@@ -251,7 +251,16 @@ def compare(command: Command, expected: dict[str, Any], counts: Counts) -> None:
     """Count a mismatch if a finished command's files differ from those of the undisturbed one."""
     found = contents(command.out)
     if differing := sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name)):
-        counts.note("mismatches", f"{command.name}: {', '.join(differing)}")
+        details = [_difference(name, expected.get(name), found.get(name)) for name in differing]
+        counts.note("mismatches", f"{command.name}: {', '.join(details)}")
+
+
+def _difference(name: str, expected: Any, found: Any) -> str:
+    """A file that differs; of JSON, the entries that do."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        keys = [key for key in {*expected, *found} if expected.get(key) != found.get(key)]
+        return name + "".join(f" {key}: {expected.get(key)} and {found.get(key)}" for key in keys)[:300]
+    return name if expected is not None and found is not None else f"{name} ({'missing' if found is None else 'new'})"
 
 
 def campaign(cfg: Faults, folder: Path) -> Counts:

