@@ -76,8 +76,7 @@ def commands(folder: Path) -> list[Command]:
             folder / "table",
         ),
         made("phantom", "data.phantom", ["--subjects", "2", "--frames", "4", "--seed", "3"], folder / "phantom"),
-        Command("store", "data.inspect", ["--dataset", "folder", *slices, "--json", str(folder / "store/i.json")],
-                folder / "store", (), store),
+        Command("store", "benchmarks.packing", slices[1:], folder / "store", (), store),
         made("sweep", "sweep", [*SWEEP, *slices], folder / "study"),
     ]  # fmt: skip
 

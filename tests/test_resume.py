@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,9 +67,8 @@ def test_a_kill_in_the_middle_of_overwrite(tmp_path, monkeypatch, killed_at, cho
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
-        with pytest.raises(KeyboardInterrupt):
-            start(path, overwrite=True)
-            raise KeyboardInterrupt  # nothing was left to remove
+        with suppress(KeyboardInterrupt):
+            start(path, overwrite=True).close()
     assert (path / "config.json").exists()
     if killed_at:
         assert not (path / "result.json").exists()  # else it would count as finished
@@ -209,7 +209,12 @@ def test_a_full_disk_names_the_folder_of_the_file(tmp_path, file, monkeypatch):
     (path / file).symlink_to("/dev/full")
     monkeypatch.setattr(engine.run_folder, "write_text", lambda *_: None)
     logging.getLogger("fewslice").setLevel(logging.INFO)
-    with pytest.raises(OSError, match=r"No space left on device.*/run"), start(path, resume=True) as run:
-        run.open_metrics(COLUMNS, 0)
-        logging.getLogger("fewslice").info("message")
-        run.record({"step": 6, "loss": 0.25})
+
+    def work() -> None:
+        with start(path, resume=True) as run:
+            run.open_metrics(COLUMNS, 0)
+            logging.getLogger("fewslice").info("message")
+            run.record({"step": 6, "loss": 0.25})
+
+    with pytest.raises(OSError, match=r"No space left on device.*/run"):
+        work()
