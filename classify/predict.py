@@ -11,7 +11,7 @@ from rich.table import Table
 
 from core.command_line import parse_command
 from core.errors import SomeFilesFailed, UserError, user_errors
-from core.files import write_csv
+from core.files import remove_leftovers, write_csv
 from core.messages import show_messages
 from core.settings import Settings
 from core.subjects import pseudonyms
@@ -90,6 +90,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     if rows:
         cfg.output.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(cfg.output.parent, below=False)
         write_csv(cfg.output, table, float_format="%.6f")
         _print(table, cfg.output)
     if problems:

@@ -21,6 +21,8 @@ COMMANDS = {
     "sweep.forecast": "labels needed for a target score, and the worth of the next ones",
     "data.inspect": "check every file of a data set and describe it",
     "data.phantom": "write a synthetic data set",
+    "data.cache": "list the packed data in the cache, remove what is no longer used",
+    "engine.replay": "repeat the training step whose loss was not finite",
 }
 
 

@@ -69,14 +69,15 @@ def is_temporary(path: Path) -> bool:
     return _writer(path) is not None
 
 
-def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
-    """Remove the temporary files and folders that killed processes left in a folder or below it.
+def remove_leftovers(folder: Path, *, alone: bool = False, below: bool = True) -> None:
+    """Remove the temporary files and folders that killed processes left in a folder.
 
     Args:
         folder: the folder; it need not exist.
         alone: no other process writes into the folder, so that all of them are left over.
+        below: look into its subfolders as well.
     """
-    for path in [path for path in folder.rglob(".*") if is_temporary(path)]:
+    for path in [path for path in (folder.rglob(".*") if below else folder.glob(".*")) if is_temporary(path)]:
         with contextlib.suppress(OSError):
             if alone or not _is_being_written(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

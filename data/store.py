@@ -15,6 +15,7 @@ import pandas as pd
 from core.cache import cache_folder
 from core.contents import content_digests
 from core.errors import UserError, first_and_count
+from core.files import write_json
 from core.locks import Locked, file_lock
 from core.progress import progress
 from data.duplicates import fingerprint
@@ -114,6 +115,8 @@ def open_store(table: pd.DataFrame, root: Path, options: ReadingOptions | None =
         except OSError as error:
             message = f"{error.strerror or error}; the slice cache {folder} must be writable and have room"
             raise OSError(error.errno, f"{message}: set FEWSLICE_CACHE to a folder on another disk") from error
+    with contextlib.suppress(OSError):
+        os.utime(place / "size")  # when it was last used, for `python -m data.cache`
     columns = {name: packed[name].to_numpy() for name in PACKED}
     return SliceStore(table.reset_index(drop=True).assign(**columns), place / "slices.bin")
 
@@ -174,6 +177,7 @@ def _pack(table: pd.DataFrame, root: Path, place: Path, options: ReadingOptions)
         refuse_mixed_masks(scaled, max(int(value) for line in {*result["label_values"], "0"} for value in line.split()))
         result.to_csv(temporary / "table.csv", index=False)
         (temporary / "size").write_text(str(size))
+        write_json(temporary / "origin.json", {"format": FORMAT, "root": str(root.resolve())})
         if place.exists() and _read(place) is None:  # cut short after it was finished
             shutil.rmtree(place)
         try:

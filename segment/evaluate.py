@@ -15,7 +15,7 @@ import pandas as pd
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
-from core.files import write_csv, write_json
+from core.files import remove_leftovers, write_csv, write_json
 from core.messages import show_messages
 from core.progress import progress
 from core.settings import Settings
@@ -104,6 +104,7 @@ def run(cfg: Evaluate) -> dict[str, Any]:
 
     out = cfg.out or cfg.prediction / "scores"
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     write_csv(out / "per_volume.csv", per_volume)
     write_json(out / "result.json", result)
     console = terminal()

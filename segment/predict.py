@@ -11,7 +11,7 @@ import pandas as pd
 
 from core.command_line import parse_command
 from core.errors import SomeFilesFailed, UserError, user_errors
-from core.files import write_csv
+from core.files import remove_leftovers, write_csv
 from core.settings import Settings
 from core.subjects import anonymised
 from core.terminal import terminal
@@ -70,6 +70,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     unet, card = load_unet(cfg.run)
     targets, problems = _targets(cfg.input, cfg.output, card)
     unet.to(make_fabric(cfg.device).device)
+    remove_leftovers(cfg.output)
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg.output)  # marks the folder as an output
     rows = []
