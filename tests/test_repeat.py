@@ -40,7 +40,9 @@ def test_a_run_is_repeated_bit_for_bit(tmp_path, module, settings):
 def test_a_step_whose_loss_is_not_finite_is_repeated(tmp_path):
     write_folder(tmp_path / "data")
     run = tmp_path / "run"
-    done = command("segment", *SEGMENT, "--data-root", tmp_path / "data", "--out", run, "--lr", "1e36", "--figures")
+    done = command(
+        "segment", *SEGMENT, "--data-root", tmp_path / "data", "--out", run, "--lr", "1e6", "--weight-decay", "1e5"
+    )
     assert done.returncode == 2
     assert "the loss became" in done.stderr
     assert "python -m engine.replay" in done.stderr
