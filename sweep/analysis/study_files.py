@@ -13,8 +13,9 @@ from core.errors import UserError
 from core.tables import read_table
 
 ADVICE = "remove it and run the same `python -m sweep` command again"
-KEY = ("pipeline", "pretrain_epochs", "pretrain_seed", "labels", "subset_seed", "seed")
-"""Columns of all tables of a study that identify a cell."""
+BOTH = "remove both and run the same `python -m sweep` command again"
+KEY = ("cell", "pipeline", "pretrain_epochs", "pretrain_seed", "labels", "subset_seed", "seed")
+"""Columns of all tables of a study: a cell's name and what it is."""
 
 
 def read_scores(folder: Path) -> pd.DataFrame:
@@ -42,7 +43,7 @@ def read_results(folder: Path) -> pd.DataFrame:
     file = folder / "results.csv"
     if not file.is_file() or file.stat().st_size < 3:  # pandas writes a table without columns as an empty line
         raise UserError(f"{folder}: no run of the study has finished; run the same python -m sweep command again")
-    rows = _checked(file, read_table(file, (*KEY, "cell", "fraction", "split", "synthetic"), ADVICE))
+    rows = _checked(file, read_table(file, (*KEY, "fraction", "split", "synthetic"), ADVICE))
     if unsafe := [cell for cell in rows["cell"] if not is_inside(cell)]:
         raise UserError(f"{file}: {unsafe[0]!r} is no name of a cell; {ADVICE}")
     return rows
@@ -57,9 +58,12 @@ def read_curves(folder: Path) -> pd.DataFrame:
     file = _existing(folder / "curves.parquet")
     try:
         rows = pd.read_parquet(file)
-        rows = rows.astype(dict.fromkeys(("pretrain_epochs", "step", "score"), float))
-        if missing := [name for name in (*KEY, "cell") if name not in rows]:
+        if missing := [name for name in (*KEY, "step", "score") if name not in rows]:
             raise ValueError(f"it has no column {missing[0]!r}")
+        numbers = [name for name in ("pretrain_epochs", "fraction", "step", "score") if name in rows]
+        rows = rows.astype(dict.fromkeys(numbers, float))
+        if not np.isfinite(rows["step"]).all():
+            raise ValueError("a step is not finite")
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} is no table of validation curves ({reason}); {ADVICE}") from None
@@ -75,19 +79,26 @@ def require_all_cells(folder: Path, results: pd.DataFrame) -> None:
     scores, curves = read_scores(folder), read_curves(folder)
     exams = "exam" in scores
     file = folder / ("per_exam.csv" if exams else "per_volume.csv")
+    keys = _keys(results)
+    for table, name in ((scores, file), (curves, folder / "curves.parquet")):
+        if different := keys ^ _keys(table):
+            cell = min(str(key[0]) for key in different)
+            raise UserError(f"{name} and {folder / 'results.csv'} do not hold the same cells ({cell}); {BOTH}")
     counts = scores.groupby(["cell", "split"]).size()
     expected = results.set_index(["cell", "split"])
     if lacking := set(counts.index) ^ set(expected.index):
         cell, split = min(lacking)
-        raise UserError(
-            f"{file} and results.csv do not hold the same cells ({cell}, {split}); {ADVICE.replace('it', 'both', 1)}"
-        )
+        raise UserError(f"{file} and {folder / 'results.csv'} do not hold the same scores ({cell}, {split}); {BOTH}")
     size = "exams" if exams else "volumes"
     if size in expected and (wrong := counts != expected[size].reindex(counts.index)).any():
         cell, split = counts.index[wrong][0]
         raise UserError(f"{file} lacks {size} of the cell {cell}, {split}; {ADVICE}")
-    if lacking := set(results["cell"]) - set(curves["cell"]):
-        raise UserError(f"{folder / 'curves.parquet'} lacks the cell {min(lacking)}; {ADVICE}")
+
+
+def _keys(table: pd.DataFrame) -> set[tuple[Any, ...]]:
+    """The cells of a table, each with its pipeline, number of labels and seeds."""
+    unique = table[[*KEY]].drop_duplicates().fillna({"pretrain_epochs": -1.0})
+    return set(unique.itertuples(index=False, name=None))
 
 
 def read_json(file: Path, model: type[BaseModel] | None = None, advice: str = ADVICE) -> dict[str, Any]:
@@ -143,7 +154,7 @@ def is_inside(name: str) -> bool:
 
 def _checked(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
     """The rows; UserError if a number of labels, seed, class or score is impossible."""
-    for name, least in (("labels", 1), ("subset_seed", 0), ("seed", 0)):
+    for name, least in (("labels", 1), ("subset_seed", 0), ("seed", 0), ("pretrain_seed", 0)):
         if rows[name].dtype.kind not in "iu" or (rows[name] < least).any():
             raise UserError(f"{file} is damaged ({name} must be whole numbers, {least} or more); {ADVICE}")
     names = ("dice", "jaccard", "auc", "probability", "score", "label")
@@ -152,6 +163,11 @@ def _checked(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
             values = rows[name].to_numpy(float)
             if not (np.isnan(values) | ((values >= 0) & (values <= 1))).all():
                 raise UserError(f"{file} is damaged ({name} must lie between 0 and 1); {ADVICE}")
+    epochs = rows["pretrain_epochs"].to_numpy(float)
+    if not (np.isnan(epochs) | ((epochs >= 0) & np.isfinite(epochs))).all():
+        raise UserError(f"{file} is damaged (pretrain_epochs must be 0 or more); {ADVICE}")
+    if "fraction" in rows and not rows["fraction"].between(0, 1).all():
+        raise UserError(f"{file} is damaged (fraction must lie between 0 and 1); {ADVICE}")
     if "label" in rows and not rows["label"].isin([0, 1]).all():
         raise UserError(f"{file} is damaged (label must be 0 or 1); {ADVICE}")
     return rows

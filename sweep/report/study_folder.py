@@ -100,6 +100,8 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
     if not settings.get(plan["task"]):
         raise UserError(f"{folder / 'study.json'} and plan.json are not of one study; {ADVICE}")
     require_all_cells(folder, results)
+    if unknown := set(results["pipeline"]) - set(settings["pipelines"]):
+        raise UserError(f"{folder / 'study.json'} and results.csv are not of one study ({min(unknown)}); {ADVICE}")
     tables, split = analyse(folder, measure, draws, seed), scored_split(folder)
     scored, exams = set(tables["by_size"]["pipeline"]), plan["task"] == "classify"
     runs, run_settings = _with_states(folder, plan["jobs"], set(results["cell"])), settings[plan["task"]]
