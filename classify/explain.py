@@ -89,7 +89,7 @@ def montage(
     bars.bar(numbers + 1, weight, color=np.where(np.isin(numbers, chosen), "#D55E00", "0.75"))
     bars.set(xlabel="frame", yticks=[], xlim=(0.4, len(frames) + 0.6))
     bars.spines[["top", "right", "left"]].set_visible(False)
-    figure.suptitle(f"{title}, probability {probability:.3f}", fontsize=11, fontweight="bold")
+    figure.suptitle(f"{title}, probability {probability:.3f}", fontsize=11, fontweight="bold", parse_math=False)
     save_figure(path, figure, dpi=110)
     return probability
 

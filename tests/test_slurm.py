@@ -106,7 +106,7 @@ def local(tmp_path_factory, tiny_acdc, slurm):
 
 
 def test_slurm_gives_the_local_results(local, tmp_path):
-    cfg = replace(local, out=tmp_path / "out", slurm_minutes=10, slurm_parallel=2)
+    cfg = replace(local, out=tmp_path / "a study; (1)", slurm_minutes=10, slurm_parallel=2)
     assert run(cfg) is not None
     for name in ("results.csv", "per_volume.csv"):
         assert (cfg.out / name).read_bytes() == (local.out / name).read_bytes()

@@ -93,7 +93,9 @@ def test_an_impossible_value_is_refused(study, name, column, value):
     assert name in refusal(study)
 
 
-@pytest.mark.parametrize(("column", "value"), [("score", np.inf), ("score", 2.0), ("labels", -1), ("step", "x")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("score", np.inf), ("score", 2.0), ("labels", -1), ("step", "x"), ("fraction", "x")]
+)
 def test_an_impossible_curve_is_refused(study, column, value):
     file = study / "curves.parquet"
     pd.read_parquet(file).assign(**{column: value}).to_parquet(file)
@@ -155,9 +157,8 @@ def test_errors_on_the_page_hold_no_folder_of_this_machine(study):
 
 
 def test_paths_in_a_message(tmp_path):
-    assert (
-        relative_paths(f"{tmp_path}/cells/a is lost; </b> 3/4 of a/b", tmp_path) == "cells/a is lost; </b> 3/4 of a/b"
-    )
+    text = "cells/a is lost; </b> 3/4 of a/b"
+    assert relative_paths(f"{tmp_path}/{text}", tmp_path) == text
 
 
 def test_names_that_leave_the_folder():

@@ -19,7 +19,7 @@ from core.errors import UserError
 from core.files import write_json
 from sweep.analysis.statistics import oriented
 from sweep.report.figures.differences import differences
-from sweep.report.figures.style import INK, MUTED, NARROW, WIDE, pipeline_styles, selected, to_svg
+from sweep.report.figures.style import INK, MUTED, NARROW, WIDE, drawing, legend, pipeline_styles, selected, to_svg
 from sweep.report.filters import interval, number, p_value, prose
 from sweep.report.page import report
 from sweep.report.study_folder import Facts, read_study, what_was_run
@@ -470,6 +470,14 @@ def test_a_figure_is_the_same_every_time(three):
     ]
     assert drawn[0] == drawn[1]
     assert "generalist − random" in drawn[0]
+
+
+@pytest.mark.parametrize("name", ["generalist=a$b$c_x", r"generalist=$\frac{$", 'generalist=<b> & "x" $^2$'])
+def test_names_in_figures_are_no_formulas(name):
+    with drawing(WIDE, 100) as figure:
+        legend(figure, pipeline_styles([name]), WIDE)
+    texts = [element.text for element in ElementTree.fromstring(to_svg(figure, "a")).iter() if element.text]
+    assert name in texts
 
 
 def test_words_and_numbers():

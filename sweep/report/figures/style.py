@@ -90,6 +90,7 @@ def drawing(width: int, height: float) -> Iterator[Figure]:
         | dict.fromkeys(("figure.constrained_layout.h_pad", "figure.constrained_layout.w_pad"), 5 / 72)
         | {"axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7}
         | {"axes.titleweight": "bold", "axes.linewidth": 0.8, "axes.facecolor": "none"}
+        | {"text.parse_math": False}  # a dollar sign in the name of a file is a dollar sign
         | {"legend.handlelength": 1.6, "legend.columnspacing": 1.4}
     )
     with mpl.rc_context(settings):
