@@ -10,7 +10,8 @@ from made_up_study import made_up_study
 
 from core.errors import UserError
 from core.files import write_json
-from sweep.analysis.study_files import first_line, is_inside, read_json, relative_paths
+from sweep.analysis.study_files import display_name, first_line, is_inside, read_json, relative_paths
+from sweep.report.page import report
 from sweep.report.study_folder import read_study
 
 HTML = b"<!doctype html><html><body>Please log in</body></html>\n"
@@ -159,6 +160,33 @@ def test_errors_on_the_page_hold_no_folder_of_this_machine(study):
 def test_paths_in_a_message(tmp_path):
     text = "cells/a is lost; </b> 3/4 of a/b"
     assert relative_paths(f"{tmp_path}/{text}", tmp_path) == text
+
+
+@pytest.mark.slow
+def test_the_page_does_not_say_where_weights_are(tmp_path):
+    pipeline = "generalist=/home/jane/hospital/weights.pth"
+    out = made_up_study(tmp_path / "s", pipelines=("random", pipeline), fractions=(0.02, 0.1), seeds=(0,))
+    plan = json.loads((out / "plan.json").read_text())
+    for job in plan["jobs"]:
+        job["name"] = job["name"].replace("/home/jane/hospital/", "")
+        job["needs"] = []
+    write_json(out / "plan.json", plan)
+    for name in ("results.csv", "per_volume.csv"):
+        table = pd.read_csv(out / name)
+        table["cell"] = table["cell"].str.replace("/home/jane/hospital/", "")
+        table.to_csv(out / name, index=False)
+    curves = pd.read_parquet(out / "curves.parquet")
+    curves["cell"] = curves["cell"].str.replace("/home/jane/hospital/", "")
+    curves.to_parquet(out / "curves.parquet")
+    page = report(out, draws=100).read_text()
+    assert "jane" not in page
+    assert "generalist=weights-" in page
+
+
+def test_pipelines_of_different_files_stay_different():
+    names = ["random", "generalist=imagenet", "generalist=a/b.pth", "generalist=/a/b.pth", "generalist=/c/b.pth"]
+    assert list(map(display_name, names[:3])) == names[:3]
+    assert len(set(map(display_name, names))) == 5
 
 
 def test_names_that_leave_the_folder():

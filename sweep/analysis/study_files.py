@@ -1,5 +1,6 @@
 """The tables and JSON files of a study's folder, checked as they are read: nothing in them is trusted."""
 
+import hashlib
 import json
 import re
 from pathlib import Path, PurePosixPath
@@ -146,6 +147,17 @@ def relative_paths(text: str, folder: Path) -> str:
     return re.sub(r"(?<![\w./<])/(?:[^\s/'\"]+/)+", "", text)
 
 
+def display_name(pipeline: str) -> str:
+    """A pipeline's name without folders of this machine: generalist=/home/a/b.pth is generalist=b-1a2b3c.
+
+    It is that of the cells' folders; different files stay different.
+    """
+    stage, _, source = pipeline.partition("=")
+    if not source.startswith("/"):
+        return pipeline
+    return f"{stage}={Path(source).stem}-{hashlib.sha256(source.encode(errors='surrogateescape')).hexdigest()[:6]}"
+
+
 def is_inside(name: str) -> bool:
     """Whether a relative path stays in the folder that it starts from."""
     path = PurePosixPath(name)
@@ -168,6 +180,7 @@ def _checked(file: Path, rows: pd.DataFrame) -> pd.DataFrame:
         raise UserError(f"{file} is damaged (pretrain_epochs must be 0 or more); {ADVICE}")
     if "fraction" in rows and not rows["fraction"].between(0, 1).all():
         raise UserError(f"{file} is damaged (fraction must lie between 0 and 1); {ADVICE}")
+    rows["pipeline"] = [display_name(str(pipeline)) for pipeline in rows["pipeline"]]
     if "label" in rows and not rows["label"].isin([0, 1]).all():
         raise UserError(f"{file} is damaged (label must be 0 or 1); {ADVICE}")
     return rows

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 from core.errors import UserError
 from sweep.analysis.study_files import (
     ADVICE,
+    display_name,
     first_line,
     is_inside,
     read_json,
@@ -97,6 +98,10 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
     """
     settings, results, plan = read_settings(folder), read_results(folder), read_plan(folder)
     settings = read_json(folder / "study.json", _Settings)
+    settings["pipelines"] = [display_name(pipeline) for pipeline in settings["pipelines"]]
+    for job in plan["jobs"]:
+        if job.get("pipeline"):
+            job["pipeline"] = display_name(job["pipeline"])
     if not settings.get(plan["task"]):
         raise UserError(f"{folder / 'study.json'} and plan.json are not of one study; {ADVICE}")
     require_all_cells(folder, results)

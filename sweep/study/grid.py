@@ -190,5 +190,5 @@ def _slug(name: str) -> str:
     """A pipeline or source as part of a file's name; different paths stay different."""
     stage, equals, source = name.rpartition("=")
     if "/" in source:
-        source = Path(source).stem + "-" + hashlib.sha256(source.encode()).hexdigest()[:6]
+        source = Path(source).stem + "-" + hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:6]
     return stage + equals + source
