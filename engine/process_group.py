@@ -34,18 +34,23 @@ def share_errors(fabric: Fabric) -> None:
     said = threading.Lock()
     children = getattr(strategy.launcher, "procs", [])
 
-    def say(sentence: str) -> None:
-        said.acquire()  # for ever: one error is said
+    def end(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
         for child in children:
             child.kill()
 
+    def say(sentence: str) -> None:
+        said.acquire()  # and never release: one error is said, and the other thread ends the process
+        end(sentence)
+
     def watch() -> None:
         while not ended.wait(0.2):
             if store.check(["sentence"]):
-                say(store.get("sentence").decode())
-                sys.stdout.flush()
-                os._exit(2)  # the main thread may be waiting for a process that has ended
+                if said.acquire(blocking=False):
+                    end(store.get("sentence").decode())
+                    sys.stdout.flush()
+                    os._exit(2)  # the main thread may be waiting for a process that has ended
+                return
 
     ended, watcher = threading.Event(), threading.Thread(target=watch, daemon=True)
     errors.say = say
