@@ -40,6 +40,7 @@ def study(tmp_path, monkeypatch):
     """A study of two cells, both finished; nothing is trained and no report is drawn."""
     cfg = make_study(tmp_path, tmp_path / "out", pipelines=("random",), fractions=(0.1,))
     monkeypatch.setattr(sweep.study.run, "count_labels", lambda cfg: 24)
+    monkeypatch.setattr(sweep.study.run, "check_study", lambda cfg, jobs: None)
     monkeypatch.setattr(sweep.study.run, "_execute", lambda cfg, jobs, board: None)
     monkeypatch.setattr(sweep.report.page, "report", lambda folder: folder / "report.html")
     jobs = plan(cfg, 24)
