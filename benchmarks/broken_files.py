@@ -115,7 +115,7 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "huge dimensions, compressed": ("a.nii.gz", lambda: nifti(None, HUGE)),
     "huge dimensions of 5 kB": ("a.nii.gz", lambda: nifti(None, HUGE) + bytes(5_000_000)),
     "many frames": ("a.nii.gz", lambda: nifti(None, (DIMENSIONS, shorts(4, 1, 1, 32767, 300))) + bytes(20_000_000)),
-    "many slices": ("a.nii", lambda: nifti(None, (DIMENSIONS, shorts(4, 1, 1, 32767, 7))) + bytes(500_000)),
+    "many slices": ("a.nii", lambda: nifti(None, (DIMENSIONS, shorts(4, 2, 2, 32767, 7))) + bytes(2_000_000)),
     "seven axes": ("a.nii", lambda: nifti(None, (DIMENSIONS, shorts(7, 5, 4, 3, 1, 1, 1, 1)))),
     "huge dimensions, NIfTI-2": (
         "a.nii",

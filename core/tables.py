@@ -46,6 +46,8 @@ def read_table(file: Path, required: Collection[str] = (), advice: str = "make i
     # "nan" is what csv.DictWriter writes for NaN
     table = pd.read_csv(
         io.StringIO(text),
+        header=0,
+        names=header,  # pandas would call a column without a name "Unnamed"
         dtype={name: object for name in header if name in TEXT},
         keep_default_na=False,
         na_values={name: ["", "nan"] for name in header if name not in TEXT},

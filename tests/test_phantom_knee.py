@@ -200,7 +200,7 @@ def test_demo_is_made_once_and_the_loser_of_a_race_gives_way(tmp_path, monkeypat
     monkeypatch.setattr(phantom_knee, "write_mrnet", slow)
     assert demo_knee_root() == tmp_path / "cache" / name
     assert winner.read_text() == "the winner's"
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [name]
+    assert [entry.name for entry in (tmp_path / "cache").glob("[!.]*")] == [name]
     assert capsys.readouterr().err.count("\n") == 1
     assert demo_knee_root() == tmp_path / "cache" / name
     assert capsys.readouterr().err == ""
@@ -216,4 +216,4 @@ def test_a_demo_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_knee, "write_mrnet", full)
     with pytest.raises(OSError, match="no space left"):
         demo_knee_root()
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("[!.]*")) == []
