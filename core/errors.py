@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(ValueError):
@@ -41,6 +44,12 @@ ADVICE = {
 def first_and_count(problems: Sequence[object]) -> str:
     """The first of several problems, and how many more there are: "a.nii cannot be read (and 2 more)"."""
     return f"{problems[0]} (and {len(problems) - 1} more)" if len(problems) > 1 else str(problems[0])
+
+
+def first_violation(error: "ValidationError") -> str:
+    """The first value that a pydantic model refuses, and why: "steps: Input should be greater than 0"."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def sentence(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from core.errors import UserError
+from core.errors import UserError, first_violation
 from core.subjects import SubjectRecord, salted, salted_all
 from data.splits import SplitTable
 
@@ -142,7 +142,5 @@ def records(lineage: Iterable[Mapping[str, Any]], init: str) -> Iterator[Subject
             if (content := entry.get("subjects")) is not None:
                 yield SubjectRecord.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            damage = f"the record of subjects in the card of {init} is damaged ({where}: {first['msg']})"
+            damage = f"the record of subjects in the card of {init} is damaged ({first_violation(error)})"
             raise UserError(f"{damage}: make the weights again") from None

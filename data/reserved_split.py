@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from core.errors import first_and_count
+from data.readers.roles import split_of_folders
 from data.slices import Dataset
 from data.sources import SliceSource
 from data.splits import load_splits, split_subjects
@@ -18,8 +21,6 @@ from data.store import SliceStore
 log = logging.getLogger("fewslice")
 
 FILE = "splits.json"
-TEST_FOLDER = r"(?:^|/)(?:imagesTs|test(?:ing)?)/"
-"""Folders whose images are test images."""
 FEWEST = 3
 """Labelled subjects from which each of the three splits has one."""
 
@@ -77,9 +78,9 @@ def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, sam
 
 def with_splits(dataset: Dataset, splits: Mapping[str, str]) -> Dataset:
     """The data set with another split by subject; subjects that it leaves out train, but for those of a test folder."""
-    test = dataset.table["file"].str.contains(TEST_FOLDER, case=False)
-    others = test.map({True: "test", False: "train"})
-    table = dataset.table.assign(split=dataset.table["subject"].map(splits).fillna(others))
+    others = ["test" if split_of_folders(file) == "test" else "train" for file in dataset.table["file"]]
+    subjects = dataset.table["subject"]
+    table = dataset.table.assign(split=subjects.map(splits).fillna(pd.Series(others, index=subjects.index)))
     return replace(dataset, table=table, store=SliceStore(table, dataset.store.file))
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from core.errors import UserError
+from core.errors import UserError, first_violation
 from core.hashes import sha256
 from encoders.norm import Norm
 
@@ -54,10 +54,8 @@ def read_card(path: str | Path) -> EncoderCard | None:
     try:
         card = EncoderCard.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
         raise UserError(
-            f"{file} is not the card of an encoder ({where}: {first['msg']}); restore it, or move it away "
+            f"{file} is not the card of an encoder ({first_violation(error)}); restore it, or move it away "
             f"to load {path.name} as a foreign file."
         ) from None
     if card.sha256 not in (None, sha256(path)):
@@ -89,7 +87,7 @@ def read_lineage(source: str | Path) -> list[dict[str, Any]]:
     try:
         model = _LineageOfModel.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        raise UserError(f"{file} is not the card of a model ({error.errors()[0]['msg']}); train it again") from None
+        raise UserError(f"{file} is not the card of a model ({first_violation(error)}); train it again") from None
     last = {"stage": "supervised", "data": {"name": model.dataset}}
     return [*model.lineage, last | ({"subjects": model.subjects} if model.subjects else {})]
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from core.errors import UserError
+from core.errors import UserError, first_violation
 from core.files import write_atomically, write_json
 from core.hashes import sha256
 from core.text import read_text
@@ -114,10 +114,7 @@ def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
         card = kind.model_validate_json(text)
         content = json.loads(text)
     except (ValueError, RecursionError) as error:  # pydantic's, JSON's and that of text which is not UTF-8
-        reason = str(error).splitlines()[0]
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
+        reason = first_violation(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UserError(f"cannot read the model in {path.parent} ({reason}); train it again") from error
     if content.pop(digest.KEY, None) not in (None, _digest(content)):
         raise UserError(

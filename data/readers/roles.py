@@ -69,6 +69,12 @@ def folder_role(name: str) -> FolderRole:
     return FolderRole(role, split, certain, rest)
 
 
+def split_of_folders(file: str) -> str:
+    """The split that the innermost folder of a path which names one says, or ""."""
+    splits = [folder_role(name).split for name in file.split("/")[:-1]]
+    return next(filter(None, reversed(splits)), "")
+
+
 def ends_on_label_word(name: str) -> bool:
     """Whether a folder's name ends on a word such as masks, which leaves no doubt about what it holds."""
     letters = [word for word in words_of(name) if word not in SPLIT_WORDS and not word.isdigit()]

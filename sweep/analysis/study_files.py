@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ValidationError
 
-from core.errors import UserError
+from core.errors import UserError, first_violation
 from core.tables import read_table
+from core.text import read_text
 
 ADVICE = "remove it and run the same `python -m sweep` command again"
 BOTH = "remove both and run the same `python -m sweep` command again"
@@ -114,16 +115,14 @@ def read_json(file: Path, model: type[BaseModel] | None = None, advice: str = AD
         UserError: if the file cannot be read, holds no object, or a value is missing or of another type.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_text(file)
         content = json.loads(text)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, no object")
         if model:
             model.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file} is damaged ({where}: {first['msg']}); {advice}") from None
+        raise UserError(f"{file} is damaged ({first_violation(error)}); {advice}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read ({error}); {advice}") from None
     return content
@@ -155,7 +154,12 @@ def display_name(pipeline: str) -> str:
     stage, _, source = pipeline.partition("=")
     if not source.startswith("/"):
         return pipeline
-    return f"{stage}={Path(source).stem}-{hashlib.sha256(source.encode(errors='surrogateescape')).hexdigest()[:6]}"
+    return f"{stage}={source_name(source)}"
+
+
+def source_name(source: str) -> str:
+    """The name of a file of weights without its folder and suffix; different paths stay different."""
+    return f"{Path(source).stem}-{hashlib.sha256(source.encode(errors='surrogateescape')).hexdigest()[:6]}"
 
 
 def is_inside(name: str) -> bool:

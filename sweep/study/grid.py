@@ -13,6 +13,7 @@ from data.splits import FEWEST_EXAMS, labelled_count
 from engine.config import result_settings
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
+from sweep.analysis.study_files import source_name
 from sweep.study.config import SweepConfig
 
 MOST_CELLS = 100_000
@@ -190,5 +191,5 @@ def _slug(name: str) -> str:
     """A pipeline or source as part of a file's name; different paths stay different."""
     stage, equals, source = name.rpartition("=")
     if "/" in source:
-        source = Path(source).stem + "-" + hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:6]
+        source = source_name(source)
     return stage + equals + source

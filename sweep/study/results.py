@@ -1,17 +1,17 @@
 """The study's tables: one row per cell and split, per volume or exam, per validation."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
 import pandas as pd
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from core.errors import UserError
 from core.files import write_csv, write_parquet
 from core.tables import read_table
+from sweep.analysis.study_files import read_json
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job
 from sweep.study.jobs import is_done, note_failure
@@ -143,19 +143,11 @@ def _result(cfg: SweepConfig, job: Job) -> dict[str, Any]:
     """The content of a cell's `result.json`; UserError if it is damaged or of another run."""
     file = job.folder / "result.json"
     kind = SegmentResult if cfg.task == "segment" else ClassifyResult
-    try:
-        text = file.read_text(encoding="utf-8")
-        result = kind.model_validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{file} is damaged ({where}: {first['msg']})") from None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error})") from None
+    result = read_json(file, kind, "the cell is left out")
     for name in ("seed", "subset_seed"):
-        if getattr(result, name) != job.key[name]:
-            raise UserError(f"{file} is of another run ({name} {getattr(result, name)}, not {job.key[name]})")
-    return json.loads(text)
+        if result[name] != job.key[name]:
+            raise UserError(f"{file} is of another run ({name} {result[name]}, not {job.key[name]})")
+    return result
 
 
 def _require_all_rows(job: Job, scores: Sequence[dict[str, Any]], tables: Sequence[pd.DataFrame]) -> None:
