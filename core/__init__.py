@@ -1,1 +1,1 @@
-"""What all other rooms build on: errors, atomic files, hashes, locks, progress bars, the cache folder."""
+"""What all other packages build on: errors, atomic files, hashes, locks, progress bars, the cache folder."""

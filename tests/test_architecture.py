@@ -19,7 +19,7 @@ BELOW = {
     "classify": {"core", "data", "encoders", "engine"},
     "sweep": {"core", "data", "encoders", "engine", "pretrain", "segment", "classify"},
 }
-"""What each room may import, besides itself. Between the stages an encoder travels as a file."""
+"""What each package may import, besides itself. Between the stages an encoder travels as a file."""
 FILES = [file for room in BELOW for file in sorted((ROOT / room).rglob("*.py"))]
 HANDS_OVER = "samples"
 """Folder of `data` with the PyTorch data sets."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,3 +152,12 @@ def test_random_damage_is_a_user_error_or_an_image(tmp_path, kind):
             read_array(path) if kind == "npy" else read_volume(path)
             read += 1
     assert read < 150
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz", "png"])
+@pytest.mark.parametrize("read", [read_shape, read_volume])
+def test_a_name_that_is_not_utf8(tmp_path, suffix, read):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller." + suffix.encode()))
+    path.write_bytes(gzip.compress(nifti()) if suffix == "nii.gz" else nifti())
+    with pytest.raises(UserError, match=r"M\\udcfcller\..* is not UTF-8: rename the file or folder"):
+        read(path)

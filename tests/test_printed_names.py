@@ -68,3 +68,14 @@ def test_an_output_that_lacks_a_character(encoding, monkeypatch):
     for stream in streams.values():
         stream.flush()
         assert b"koda" in stream.buffer.getvalue()
+
+
+@pytest.mark.parametrize("pictures", [(), ("predictions.png",)])
+def test_only_files_that_exist_are_named(pictures, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(segment.tables, "result_tables", lambda summary: [])
+    for name in ("result.json", *pictures):
+        (tmp_path / name).touch()
+    segment.tables.print_result({"synthetic": False}, tmp_path, None)
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}: {', '.join(('result.json', *pictures))}\n" in printed
+    assert "learning_curve.png" not in printed
