@@ -2,10 +2,16 @@
 
 import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from core.errors import UserError
+from core.files import is_temporary
+
+LOCK = ".lock"
+"""File that is locked while a process works in a folder."""
 
 UNSUPPORTED = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 """Error numbers of file systems without locks, such as some network mounts."""
@@ -44,3 +50,21 @@ def file_lock(path: Path, *, wait: bool) -> Iterator[bool]:
         yield True
     finally:
         lock.release()
+
+
+@contextmanager
+def folder_lock(folder: Path, what: str) -> Iterator[None]:
+    """Hold the lock of a folder; a UserError if another process does, `what` says which ("another sweep")."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(file_lock(folder / LOCK, wait=False))
+        except Locked:
+            raise UserError(f"{what} is working in {folder}: wait until it ends, or choose another --out") from None
+        yield
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a folder is absent or empty, but for what a process left that was killed before it began."""
+    if not folder.is_dir():
+        return not folder.is_symlink() and not folder.exists()
+    return all(each.name == LOCK or is_temporary(each) for each in folder.iterdir())

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import UserError
-from core.files import is_temporary, naming_file, remove_leftovers, write_json, write_text
-from core.locks import Locked, file_lock
+from core.files import naming_file, remove_leftovers, write_json, write_text
+from core.locks import LOCK, folder_lock, is_unused
 from core.settings import Affects
 from core.text import read_json
 from engine.config import RunSettings, affects, read_config, result_settings, saved
@@ -22,8 +22,6 @@ from engine.revision import revision
 
 log = logging.getLogger("fewslice")
 
-LOCK = ".lock"
-"""File that is locked while a process works in the folder."""
 TIMES = ("seconds", "images_per_second", "exams_per_second")
 """What differs in the results of two equal runs."""
 
@@ -59,7 +57,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         _refuse_other_content(path)
         os.makedirs(path, exist_ok=True)
         with ExitStack() as held:
-            held.enter_context(_only_process(path))
+            held.enter_context(folder_lock(path, "another process"))
             _claim(path, config)
             write_json(path / "config.json", saved(config))
             log_file = _LogFile(path / "train.log")
@@ -166,19 +164,6 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _only_process(path: Path) -> Iterator[None]:
-    """Hold the folder's lock; a UserError if another process does."""
-    with ExitStack() as held:
-        try:
-            held.enter_context(file_lock(path / LOCK, wait=False))
-        except Locked:
-            raise UserError(
-                f"another process is working in {path}: wait until it ends, or choose another --out"
-            ) from None
-        yield
-
-
-@contextmanager
 def _neutral_host() -> Iterator[None]:
     """Let TensorBoard, which puts the host's name into the names of its files, see "host" for it."""
     gethostname = socket.gethostname
@@ -209,11 +194,7 @@ def _claim(path: Path, config: RunSettings) -> None:
 
 def _refuse_other_content(path: Path) -> None:
     """Raise a UserError if something is in the folder that is no run: it is never touched."""
-    if path.is_dir():
-        content = [each for each in path.iterdir() if each.name != LOCK and not is_temporary(each)]
-    else:
-        content = [path] if os.path.lexists(path) else []
-    if content and not _is_run(path):
+    if not is_unused(path) and not _is_run(path):
         raise UserError(f"{path} is not empty and holds no fewslice run; choose another --out")
 
 

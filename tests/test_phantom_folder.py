@@ -9,10 +9,12 @@ from core.files import temporary_name
 from data.phantoms.checks import new_data_set
 
 
-def _write(out):
+def _write(out, error=None):
     with new_data_set(out, ["training"], 0) as folder:
         (folder / "training").mkdir()
         (folder / "training/a.nii").touch()
+        if error:
+            raise error
         (folder / "notes.csv").touch()
 
 
@@ -30,9 +32,8 @@ def test_what_a_killed_phantom_left_is_replaced(tmp_path):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_phantom_can_be_started_again(tmp_path, error):
-    with pytest.raises((KeyboardInterrupt, OSError)), new_data_set(tmp_path / "out", ["training"], 0) as folder:
-        (folder / "training").mkdir()
-        raise error
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        _write(tmp_path / "out", error)
     assert list((tmp_path / "out").iterdir()) == []
     _write(tmp_path / "out")
     with pytest.raises(UserError, match="training exists already"):

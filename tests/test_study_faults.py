@@ -11,7 +11,7 @@ from conftest import make_study
 import sweep.report.page
 import sweep.study.run
 from core.errors import UserError
-from core.files import write_json
+from core.files import temporary_name, write_json
 from core.locks import file_lock
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, is_done, note_failure, run_job, tidy
@@ -138,21 +138,24 @@ def test_a_finished_study_is_not_written_again(study):
 def test_a_sweep_that_the_lock_refuses_has_changed_nothing(study):
     cfg, _ = study
     before = (cfg.out / "study.json").read_bytes()
-    with file_lock(cfg.out / ".lock", wait=False), pytest.raises(UserError, match="another sweep is running"):
+    with file_lock(cfg.out / ".lock", wait=False), pytest.raises(UserError, match="another sweep is working"):
         run(replace(cfg, seeds=(0, 1, 2), extend=True))
     assert (cfg.out / "study.json").read_bytes() == before
     assert not (cfg.out / "plan.json").exists()
     run(cfg)  # the original command still goes on
 
 
-def test_a_folder_with_a_lock_alone_is_free(study):
+def test_a_folder_of_a_sweep_that_was_killed_before_it_began_is_free(study):
     cfg, _ = study
     out = cfg.out.with_name("other")
     out.mkdir()
     (out / ".lock").touch()
+    left = temporary_name(out / "study.json")
+    left.touch()
     with pytest.raises(UserError, match="every run of the study"):
         run(replace(cfg, out=out))
     assert (out / "study.json").exists()
+    assert not left.exists()
 
 
 def test_a_mistake_in_the_data_leaves_no_folder(study, monkeypatch):

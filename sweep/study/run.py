@@ -1,8 +1,7 @@
 """A study from its configuration to its report."""
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from rich.text import Text
 
 from core.errors import UserError
-from core.files import write_json
-from core.locks import Locked, file_lock
+from core.files import remove_leftovers, write_json
+from core.locks import folder_lock, is_unused
 from core.settings import MayGrow
 from core.terminal import terminal
 from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
@@ -25,8 +24,6 @@ from sweep.study.plan_file import write_plan
 from sweep.study.progress import Board
 from sweep.study.results import collect, collected
 
-LOCK = ".lock"
-"""Name of the lock file in a study's folder."""
 MOST_PER_CORE = 16
 """Processes per core: more only take memory."""
 
@@ -47,7 +44,9 @@ def run(cfg: SweepConfig) -> Path | None:
     if cfg.dry_run:
         estimate(cfg, jobs, console)
         return None
-    with _claimed(cfg):
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(cfg.out, "another sweep"):  # two at once would run every cell twice
+        remove_leftovers(cfg.out, alone=True, below=False)
         if (again := _joined(asked)) != cfg:  # another sweep has begun or extended the study meanwhile
             cfg, jobs = again, _planned(again)
         write_json(cfg.out / "study.json", saved(cfg))
@@ -137,7 +136,7 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
     """The configuration, with `--extend` joined to that of the study in the folder; another study is refused."""
     file = cfg.out / "study.json"
     if not file.exists():
-        if cfg.out.exists() and (not cfg.out.is_dir() or any(entry.name != LOCK for entry in cfg.out.iterdir())):
+        if not is_unused(cfg.out):
             raise UserError(f"{cfg.out} is not empty and holds no study; choose another --out")
         return cfg
     before, growing = read_config(SweepConfig, file), marked(SweepConfig, MayGrow)
@@ -168,15 +167,3 @@ def _difference(value: Any, other: Any) -> str:
         changed = [f"{k} {_difference(v, other.get(k))}" for k, v in value.items() if v != other.get(k)]
         return f"({', '.join(changed)})"
     return repr(value)
-
-
-@contextlib.contextmanager
-def _claimed(cfg: SweepConfig) -> Iterator[None]:
-    """Hold the study's folder, as two sweeps at once would run every cell twice."""
-    cfg.out.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        try:
-            held.enter_context(file_lock(cfg.out / LOCK, wait=False))
-        except Locked:
-            raise UserError(f"another sweep is running in {cfg.out}; wait for it, or stop it") from None
-        yield
