@@ -1,1 +1,1 @@
-"""What all other packages build on: errors, atomic files, hashes, locks, progress bars, the cache folder."""
+"""Basis of all other packages: errors, atomic files, hashes, locks, progress bars, the cache folder."""

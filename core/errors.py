@@ -38,7 +38,7 @@ ADVICE = {
     errno.EROFS: "choose a folder that can be written",
     errno.EACCES: "change its permissions, or choose another",
 }
-"""What to do about an error of the operating system."""
+"""Advice for errors of the operating system, by number."""
 
 
 def first_and_count(problems: Sequence[object]) -> str:

@@ -48,14 +48,14 @@ def identical_images(images: pd.DataFrame) -> list[pd.DataFrame]:
     return [rows for _, rows in pairs.groupby("digest", sort=False)]
 
 
-def twins_of_other_splits(images: pd.DataFrame, splits: Sequence[str]) -> set[str]:
+def duplicates_of_other_splits(images: pd.DataFrame, splits: Sequence[str]) -> set[str]:
     """The subjects of some splits that have an image of a subject of another split."""
-    twins: set[str] = set()
+    duplicates: set[str] = set()
     for rows in identical_images(images):
         inside = rows["split"].isin(splits)
         if not inside.all():
-            twins |= {*rows.loc[inside, "subject"]}
-    return twins
+            duplicates |= {*rows.loc[inside, "subject"]}
+    return duplicates
 
 
 def check_duplicates(data: SplitTable, *, test: bool, allow: bool) -> str | None:

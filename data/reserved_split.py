@@ -26,7 +26,7 @@ FEWEST = 3
 
 
 def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
-    """The data set as pretraining splits it, validation and test subjects reserved even if their labels are to come.
+    """Reserve validation and test subjects for pretraining, even if their labels are to come.
 
     Three or more labelled subjects are split as fine-tuning does; with fewer the rest of the subjects are, too. A split
     that the user or the data set chose is kept.
@@ -48,9 +48,9 @@ def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
 
 
 def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, same_data: bool) -> Dataset:
-    """The data set, split as the run split it that made the initial weights; unless the user or the data set chose one.
+    """Split a data set as the run that made the initial weights did, unless the user or the data set chose a split.
 
-    Subjects that were not in that run train: they cannot have been reserved.
+    Subjects that were not in that run are for training: they cannot have been reserved.
 
     Args:
         dataset: the data set.
@@ -71,13 +71,13 @@ def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, sam
     if not splits.keys() & {*labelled}:
         return dataset
     if added := [subject for subject in labelled if subject not in splits]:
-        log.info(f"{len(added)} labelled subjects were added after pretraining and train: {first_and_count(added)}")
+        log.info(f"{len(added)} labelled subjects, added after pretraining, are for training: {first_and_count(added)}")
     log.info(f"split by subject read from {files[0]}, so that no validation or test subject was pretrained on")
     return with_splits(dataset, splits)
 
 
 def with_splits(dataset: Dataset, splits: Mapping[str, str]) -> Dataset:
-    """The data set with another split by subject; subjects that it leaves out train, but for those of a test folder."""
+    """The data set with another split by subject; subjects it leaves out are for training, or a folder says test."""
     others = ["test" if split_of_folders(file) == "test" else "train" for file in dataset.table["file"]]
     subjects = dataset.table["subject"]
     table = dataset.table.assign(split=subjects.map(splits).fillna(pd.Series(others, index=subjects.index)))

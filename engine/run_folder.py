@@ -23,7 +23,7 @@ from engine.revision import revision
 log = logging.getLogger("fewslice")
 
 TIMES = ("seconds", "images_per_second", "exams_per_second")
-"""What differs in the results of two equal runs."""
+"""Entries of `result.json` that differ between two equal runs."""
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from core.errors import UserError
 from data.augment import Augmenter
-from data.duplicates import fingerprint, twins_of_other_splits
+from data.duplicates import duplicates_of_other_splits, fingerprint
 from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.exams import ExamSet
@@ -152,13 +152,13 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
 
 def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
     """The subjects of some splits, without those that have an image of another split under another name."""
-    twins = twins_of_other_splits(data.images(), splits)
-    if twins:
+    duplicates = duplicates_of_other_splits(data.images(), splits)
+    if duplicates:
         log.warning(
-            f"{len(twins)} subjects are left out, because images of theirs are validation or test images under another "
-            "name; python -m data.inspect names them"
+            f"{len(duplicates)} subjects are left out, because images of theirs are validation or test images under "
+            "another name; python -m data.inspect names them"
         )
-    return {*data.table.loc[data.table["split"].isin(splits), "subject"]} - twins
+    return {*data.table.loc[data.table["split"].isin(splits), "subject"]} - duplicates
 
 
 def _is_cached(

@@ -10,7 +10,7 @@ import torch
 
 from core.errors import UserError
 from data.augment import Augmentation, Augmenter
-from data.duplicates import check_duplicates, duplicate_findings, fingerprint, twins_of_other_splits
+from data.duplicates import check_duplicates, duplicate_findings, duplicates_of_other_splits, fingerprint
 from data.inspect import inspect_dataset
 from data.slices import Dataset, load_dataset
 from pretrain.sources import target_slices
@@ -82,11 +82,11 @@ def test_twins_in_one_split_and_images_without_labels_do_not_matter(tmp_path):
     assert check_duplicates(opened(tmp_path / "a", [7, 7, 2, 3]), test=True, allow=False) is None
     twin_without_label = opened(tmp_path / "b", [0, 1, 2, 3, 2], labelled=4)
     assert check_duplicates(twin_without_label, test=True, allow=False) is None
-    assert twins_of_other_splits(twin_without_label.images(), ["train"]) == {"case4"}  # no pool may hold it
+    assert duplicates_of_other_splits(twin_without_label.images(), ["train"]) == {"case4"}  # no pool may hold it
 
 
 @pytest.mark.parametrize(("splits", "count"), [(("train",), 6), (("train", "val", "test"), 15)])
-def test_a_pool_leaves_out_the_twins_of_other_splits(tmp_path, splits, count, caplog):
+def test_a_pool_leaves_out_the_duplicates_of_other_splits(tmp_path, splits, count, caplog):
     data = opened(tmp_path, [0, 1, 2, 3, 2], labelled=4)
     augmenters = (Augmenter(Augmentation(), 32),) * 2
     images = target_slices(data, splits, augmenters, torch.device("cpu"), "no")

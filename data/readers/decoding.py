@@ -27,7 +27,7 @@ from core.text import require_utf8
 LARGEST_GB = 4.0
 BOMB_GB, BOMB_RATIO = 0.65, 100  # a label map of 512 x 512 x 300 as float64 is read
 DEFLATE_RATIO = 1032
-"""What zlib compresses most: 1032 bytes to one."""
+"""Highest compression ratio of zlib."""
 MOST_PIXELS = 100_000_000
 """Largest slice: 10,000 x 10,000 pixels."""
 MOST_SLICES = 200_000

@@ -58,7 +58,7 @@ class Discovery:
     incomplete: list[str] = field(default_factory=list)
     """Sentences about cases without the channel that is used."""
     messages: list[str] = field(default_factory=list)
-    """What a user may not expect, a line each."""
+    """Decisions that may surprise a user, one line each."""
     data_sets: list[Path] = field(default_factory=list)
     """Folders that are an nnU-Net or Decathlon data set with label maps."""
 
@@ -114,7 +114,7 @@ def _names_nothing_else(folder: str) -> bool:
 
 @dataclass
 class _Named:
-    """A file with what its path says."""
+    """A file with the role and split in its path."""
 
     file: Path
     stem: str

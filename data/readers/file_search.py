@@ -22,7 +22,7 @@ DESCRIPTIONS = {"dataset.json", "splits.json", VOLUMES}
 
 @dataclass
 class FileSearch:
-    """What lies below a folder."""
+    """The files below a folder, and what was left out."""
 
     root: Path
     files: list[Path] = field(default_factory=list)
@@ -37,7 +37,7 @@ class FileSearch:
     """Folders of runs and predictions of this software, which are not read."""
 
     def messages(self) -> list[str]:
-        """What was left out, a line each."""
+        """Everything that was left out, one line each."""
         lines = []
         if self.skipped:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("fewslice")
 
 SliceAxis = Literal["auto", "0", "1", "2", "sagittal", "coronal", "axial"]
-"""How the axis across the slices is chosen, see `slice_axis`."""
+"""Choice of the axis across the slices, see `slice_axis`."""
 Plane = Literal["sagittal", "coronal", "axial"]
 PLANES: tuple[Plane, ...] = ("sagittal", "coronal", "axial")
 """The planes across the world's x, y and z."""
@@ -112,11 +112,11 @@ def check_planes(labelled: Mapping[Path, VolumeShape], unlabelled: Mapping[Path,
 
 
 def differing_planes(shapes: Mapping[Path, VolumeShape]) -> str:
-    """What to tell if files would be sliced in different planes, naming a file of each; "" if not.
+    """A sentence that names two files which would be sliced in different planes; "" if there are none.
 
     Slices across one axis of the array count as one plane, as oblique acquisitions of one kind are stored alike; so do
     slices of one plane of the world, as one file may be stored slices first and the other slices last. Where no axis
-    of a file is coarser than the others, only the world tells.
+    of a file is coarser than the others, only the plane of the world counts.
     """
     if any(shape.slicing != "auto" for shape in shapes.values()):
         return ""
@@ -166,7 +166,7 @@ def align(mask: Volume, image: Volume) -> Volume:
 
 
 def header_disagreement(volume: Volume) -> str:
-    """What the header of a NIfTI file says twice and differently; "" if nothing, or for other files."""
+    """The contradiction between two entries of a NIfTI header; "" if there is none, and for other files."""
     header, affine = volume.header, volume.shape.affine
     if affine is None:
         return ""
@@ -236,7 +236,7 @@ def _same_grid(one: np.ndarray, other: np.ndarray, sizes: Sequence[int], planar:
 
 
 def _difference(one: np.ndarray, other: np.ndarray) -> str:
-    """What differs between two affines of one shape, in words."""
+    """The difference between two affines of one shape, in words."""
     spacings = [np.linalg.norm(affine[:3, :3], axis=0) for affine in (one, other)]
     parts = []
     if not np.allclose(spacings[0], spacings[1], rtol=SCALE):
@@ -249,7 +249,7 @@ def _difference(one: np.ndarray, other: np.ndarray) -> str:
 
 
 def _spacing_difference(mask: Volume, image: Volume) -> str:
-    """How the spacing of two files differs of which one has no place in the world; spacing 1 counts as unknown."""
+    """The difference in spacing of two files, one of them without a place in the world; spacing 1 counts as unknown."""
     one, other = np.array(mask.spacing), np.array(image.spacing)
     counted = np.array(image.values.shape[:3]) > 1
     known = not np.allclose(one, 1) and not np.allclose(other, 1) and mask.values.shape == image.values.shape

@@ -25,7 +25,7 @@ FEW_VALUES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
-    """How image files and label maps are read."""
+    """Options for reading image files and label maps."""
 
     slice_axis: SliceAxis = "auto"
     """See `data.readers.geometry.slice_axis`."""

@@ -83,7 +83,7 @@ class FolderImages:
             mark.touch()
 
     def _problem(self, i: int) -> UserError | None:
-        """What is wrong with image i."""
+        """The error of reading image i, None if it can be read."""
         try:
             self.image(i)
             with naming(self.files[i]), PIL.Image.open(self.files[i], formats=FORMATS) as image:

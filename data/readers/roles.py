@@ -1,4 +1,4 @@
-"""What the name of a file or folder says about it: image or label map, and the split."""
+"""Roles and splits in names of files and folders: image, label map or prediction; training, validation or test."""
 
 import re
 import unicodedata
@@ -29,7 +29,7 @@ ALWAYS_LABELS = LABEL_WORDS - {"segmentation", "seg", "segs", "annotation", "man
 
 
 class FolderRole(NamedTuple):
-    """What the name of a folder says."""
+    """Role and split in the name of a folder."""
 
     role: Role
     split: str
@@ -95,7 +95,7 @@ def names_label_map(stem: str, *, among_images: bool = False) -> bool:
 
 
 def keys_of(stem: str) -> tuple[tuple[str, ...], ...]:
-    """What an image's stem and that of its label map agree in: the words without those of roles.
+    """Keys by which an image and its label map are matched: the words of the stem without those of roles.
 
     The second key of a label map also lacks the number behind its role: case_mask_1 belongs to case.
     """

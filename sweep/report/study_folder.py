@@ -27,7 +27,7 @@ NAMES = {"acdc": "ACDC", "mrnet": "MRNet", "dice": "Dice", "jaccard": "Jaccard",
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the sentences say about a study besides its tables."""
+    """Facts about a study, besides its tables, for the sentences of the report."""
 
     pipelines: tuple[str, ...]
     """In the order of the study."""

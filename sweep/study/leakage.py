@@ -14,7 +14,7 @@ from sweep.study.grid import Job
 
 
 def check_study(cfg: SweepConfig, jobs: Sequence[Job]) -> None:
-    """Refuse a study whose encoders are, or would be, pretrained on validation or test subjects, or a split with twins.
+    """Refuse a study whose encoders see validation or test subjects in pretraining, or whose splits share an image.
 
     The runs check the same, and note in their results what the settings of the study allow.
 
