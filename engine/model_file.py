@@ -90,7 +90,8 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
     weights, sidecar = folder / "model.safetensors", folder / "model.json"
     for path in (weights, sidecar):
         if not path.is_file():
-            raise UserError(f"{folder} holds no trained model ({path.name} is missing); pass a finished --run")
+            way_out = "pass a finished --run, or train it again with --overwrite"
+            raise UserError(f"{folder} holds no trained model ({path.name} is missing); {way_out}")
     card = read_json_card(sidecar, kind)
     try:
         with torch.random.fork_rng(devices=[]):  # the discarded initial weights must not shift later random numbers

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from core.errors import UserError
 from encoders.build import feature_width
 from encoders.card import versions
 from encoders.weights import save_encoder
@@ -55,10 +56,16 @@ def train_stage(
 
     Returns:
         The content of `result.json`.
+
+    Raises:
+        UserError: if a finished run has lost both its encoder and its checkpoint.
     """
-    if run.finished is not None:
+    file = run.path / "encoder.safetensors"
+    if run.finished is not None and not file.exists() and not run.checkpoint.exists():
+        raise UserError(f"{run.path} has lost {file.name} and its checkpoint; start again with --overwrite")
+    if run.finished is not None and file.exists():
         run.note_data(images.hash)
-        return run.finished
+        return {**run.finished, "encoder": str(file)}  # the folder may have been moved
     byol = Byol(
         channels_last(encoder),
         feature_width(encoder),
@@ -143,7 +150,7 @@ def train_stage(
         **{name: run.latest[name] for name in columns if name in run.latest},
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
-        "encoder": str(run.path / "encoder.safetensors"),
+        "encoder": str(file),
         "subjects": images.subjects,
     }
 

@@ -1,6 +1,8 @@
 import csv
 import json
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,22 @@ def test_hierarchical_writes_both_stages(hierarchical):
     natural = json.loads((out / "generalist" / "result.json").read_text())
     assert (natural["stage"], natural["images"], natural["steps"]) == ("generalist", 9, 2)
     assert not list(out.rglob("*.part*"))
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_was_moved_or_lost_its_encoder(hierarchical, tmp_path):
+    cfg, result = hierarchical
+    moved = tmp_path / "moved"
+    shutil.copytree(cfg.run_folder, moved)
+    resumed = replace(cfg, out=moved, resume=True)
+    assert run(resumed) == {**result, "encoder": str(moved / "encoder.safetensors")}
+    (moved / "encoder.safetensors").unlink()
+    assert run(resumed)["probe_jaccard"] == result["probe_jaccard"]
+    assert weights(moved) == weights(cfg.run_folder)
+    (moved / "encoder.safetensors").unlink()
+    (moved / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"has lost encoder\.safetensors and its checkpoint; start again"):
+        run(resumed)
 
 
 def test_the_lineage_names_every_stage_from_the_first(hierarchical):
