@@ -79,8 +79,11 @@ def run(cfg: Evaluate) -> dict[str, Any]:
         The content of result.json: see `segment.metrics.summarise`.
 
     Raises:
-        UserError: if masks are missing, differ in shape, or hold labels without a name.
+        UserError: if masks are missing, differ in shape, or hold labels without a name, or the output folder is a run.
     """
+    out = cfg.out or cfg.prediction / "scores"
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out} holds a run, whose result.json would be overwritten; choose another folder")
     show_messages()
     pairs = match_masks(cfg.prediction, cfg.reference, cfg.partial)
     subjects = dict(zip(pairs, subjects_of(list(pairs), cfg.subject_pattern), strict=True))
@@ -102,7 +105,6 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     if cfg.anonymous:
         per_volume = anonymised(per_volume)
 
-    out = cfg.out or cfg.prediction / "scores"
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     write_csv(out / "per_volume.csv", per_volume)
