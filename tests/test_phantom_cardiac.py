@@ -6,6 +6,7 @@ import pytest
 from core.errors import UserError
 from data.phantoms import cardiac as phantom
 from data.phantoms.cardiac import demo_root, draw_subject, group_of, write_acdc, write_sheet
+from data.phantoms.checks import new_data_set
 from data.phantoms.heart import ANGLES, GROUPS, RANGES, cycle, draw_heart, end_systole, fit, volumes, walls
 from data.phantoms.short_axis import LV, MYO, RV
 from data.readers.acdc import index_acdc, read_info
@@ -168,6 +169,16 @@ def test_the_infarct_stands_still_and_is_thin():
     wall, moved = (where.outside - where.cavity)[0, 0], where.cavity[0, 0] - where.cavity[0, 1]
     assert wall[scar].mean() < 0.75 * wall[remote].mean()
     assert moved[scar].mean() < 0.5 * moved[remote].mean()
+
+
+def test_other_files_are_never_marked_as_synthetic(tmp_path):
+    (tmp_path / "images").mkdir()
+    with (
+        pytest.raises(UserError, match="holds other files, which would be marked as synthetic"),
+        new_data_set(tmp_path, ["training"], seed=0),
+    ):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 def test_mistakes_are_named(root, tmp_path):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from core.errors import UserError
 from core.files import naming_file, remove_leftovers, temporary_name
-from data.synthetic import mark_synthetic
+from data.synthetic import is_synthetic, mark_synthetic
 
 Matrix = Literal["small", "large"]
 """small: coarse and fast; large: the size of the real images."""
@@ -33,13 +33,15 @@ def new_data_set(out: Path, folders: Sequence[str], seed: int) -> Iterator[Path]
         seed: random seed.
 
     Raises:
-        UserError: if the seed is negative or one of ``folders`` exists.
+        UserError: if the seed is negative or one of ``folders`` exists, or ``out`` holds other files.
     """
     if seed < 0:
         raise UserError(f"--seed {seed} is negative: choose 0 or more")
     for folder in folders:
         if (out / folder).exists():
             raise UserError(f"{out / folder} exists already: choose another --out or remove it")
+    if out.is_dir() and not is_synthetic(out) and any(not path.name.startswith(".") for path in out.iterdir()):
+        raise UserError(f"{out} holds other files, which would be marked as synthetic: choose another --out")
     with naming_file(out):
         out.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)
