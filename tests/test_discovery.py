@@ -50,6 +50,9 @@ LAYOUTS = {
     "segmentations": {"imgs/a.nii.gz": "Segmentations/a.nii.gz"},
     "ground truth": {"images/a.png": "Ground_Truth/a.png"},
     "annotations": {"images/a.png": "annotations/a.png"},
+    "contours": {"images/a.png": "contours/a.png"},
+    "regions of interest": {"a.nii.gz": "a_roi.nii.gz", "b.nii.gz": "b-lesion.nii.gz", "roi_3.nii.gz": ""},
+    "targets without images are images": {"targets/a.png": "", "b_roi.png": ""},
     "gt": {"img/a.png": "gt/a.png"},
     "splits outside": {"train/images/a.png": "train/labels/a.png", "test/images/a.png": "test/labels/a.png"},
     "splits inside": {"images/train/a.png": "labels/train/a.png", "images/val/b.png": "labels/val/b.png"},
@@ -213,6 +216,19 @@ def test_label_maps_alone_are_refused(tmp_path, names):
     write(tmp_path, *names)
     with pytest.raises(UserError, match="holds label maps only, by their names"):
         index_folder(tmp_path, labelled=False)
+
+
+def test_a_data_set_called_image_and_mask(tmp_path):
+    write(tmp_path / "img_mask", "img01.png", "mask01.png")
+    assert pairs(tmp_path / "img_mask") == {"img01.png": "mask01.png"}
+
+
+def test_label_maps_beside_images_that_are_not_read(tmp_path):
+    write(tmp_path, "masks/a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.webp").touch()
+    with pytest.raises(UserError, match=r"1 \.webp, which are not read"):
+        discover(tmp_path)
 
 
 def test_a_data_set_called_segmentation(tmp_path):

@@ -17,6 +17,10 @@ LABEL_WORDS = frozenset([
     "annotation", "annotations", "annot", "manual",
 ])
 # fmt: on
+DOUBTFUL_WORDS = frozenset(
+    ["roi", "rois", "contour", "contours", "lesion", "lesions", "target", "targets", "delineation", "delineations"]
+)
+"""Words at the end of names of label maps, or of images, which the other names tell: case_roi beside case is one."""
 IN_FILE_NAMES = LABEL_WORDS - {"manual"}
 PREDICTION_WORDS = frozenset(["prediction", "predictions", "pred", "preds"])
 SPLIT_WORDS = {
