@@ -14,12 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.errors import UserError
+from data.readers.bids import fitting_stems
 from data.readers.channels import channels_of, declared_channels
 from data.readers.file_search import FileSearch, count_of, is_nnunet, listed, search_files
 from data.readers.images import IMAGE_SUFFIXES, NIFTI_SUFFIXES, stem
 from data.readers.roles import (
     DOUBTFUL_WORDS,
     IN_FILE_NAMES,
+    MODALITIES,
     SPLIT_WORDS,
     ends_on_label_word,
     folder_role,
@@ -29,14 +31,6 @@ from data.readers.roles import (
 )
 
 log = logging.getLogger("fewslice")
-
-# fmt: off
-MODALITIES = frozenset([
-    "t1", "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2w", "t2f", "flair", "dwi", "adc", "pd", "pdw", "swi",
-    "dce", "asl", "ct", "pet", "mr", "mri", "cbf", "cbv", "mtt", "tmax",
-])
-# fmt: on
-"""Ends of the names of images that are several modalities of one case, on one grid and with one label map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +325,10 @@ def _pairs(discovery: Discovery, images: list[_Named], labels: list[_Named]) -> 
                 fitting = of_split[label.split, key]
             if fitting:
                 break
+        if not fitting:
+            near = [image for image in images if image.file.parent.name == label.file.parent.name]
+            positions = fitting_stems(label.stem, [image.stem for image in near])
+            fitting = [near[position] for position in positions if len(positions) == 1]
         if len(fitting) == 1 and fitting[0].stem != label.stem:
             by_case = fitting[0].stem.casefold() == label.stem.casefold()
             (differ if by_case else paired_by_key).append(

@@ -31,6 +31,14 @@ SPLIT_WORDS = {
 ALWAYS_LABELS = LABEL_WORDS - {"segmentation", "seg", "segs", "annotation", "manual", "truth", "label"}
 """Words at the end of a folder's name that nobody ends the name of a whole data set on."""
 
+# fmt: off
+MODALITIES = frozenset([
+    "t1", "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2w", "t2f", "flair", "dwi", "adc", "pd", "pdw", "swi",
+    "dce", "asl", "ct", "pet", "mr", "mri", "cbf", "cbv", "mtt", "tmax",
+])
+# fmt: on
+"""Ends of the names of images that are several modalities of one case, on one grid and with one label map."""
+
 
 class FolderRole(NamedTuple):
     """What the name of a folder says."""
