@@ -37,7 +37,7 @@ class Predict(Settings):
     """An exam (.npy, .nii, .nii.gz), or a folder of exams, searched with its subfolders. Where it has folders named
     after planes, only those of the run's planes are read; a run of several planes needs them."""
     output: Path = Path("predictions.csv")
-    """CSV file to write; an existing one is replaced."""
+    """CSV file to write; an existing one is replaced if it is such a table."""
     explain: Path | None = None
     """Folder for a Grad-CAM montage per exam (and plane)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -59,6 +59,8 @@ def run(cfg: Predict) -> pd.DataFrame:
     """
     if cfg.output.suffix.lower() != ".csv" or cfg.output.is_dir():
         raise UserError(f"--output {cfg.output} is not the name of a .csv file: pass one to write")
+    if cfg.output.is_file() and not _start(cfg.output).startswith("exam,probability"):
+        raise UserError(f"{cfg.output} exists and is no table of predictions; choose another --output")
     show_messages()
     files = _files(cfg.input)
     if not files:
@@ -96,6 +98,11 @@ def run(cfg: Predict) -> pd.DataFrame:
     if problems:
         raise SomeFilesFailed(problems, len(rows))
     return table
+
+
+def _start(path: Path) -> str:
+    with open(path, errors="replace") as stream:
+        return stream.read(100)
 
 
 def _files(path: Path) -> list[Path]:

@@ -42,6 +42,8 @@ from segment.tables import result_tables
 
 log = logging.getLogger("fewslice")
 
+FEW_CLASSES = 16
+"""Number of classes up to which labels that no mask holds get a row."""
 EXAMPLES = ("--prediction OUT --reference DIR", "--prediction OUT --reference DIR --classes liver tumour --partial")
 
 
@@ -85,6 +87,9 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     if (out / "config.json").exists():
         raise UserError(f"--out {out} holds a run, whose result.json would be overwritten; choose another folder")
     show_messages()
+    out = cfg.out or cfg.prediction / "scores"
+    if any((out / name).exists() for name in ("config.json", "study.json")):
+        raise UserError(f"--out {out} is the folder of a run or study, whose results would be replaced: choose another")
     pairs = match_masks(cfg.prediction, cfg.reference, cfg.partial)
     subjects = dict(zip(pairs, subjects_of(list(pairs), cfg.subject_pattern), strict=True))
     names = [parse_name(name) for name in pairs]
@@ -251,8 +256,17 @@ def _read_pair(
 
 
 def _numbered_classes(pairs: dict[str, tuple[Path, Path]], options: ReadingOptions) -> list[str]:
-    tops = [_top(labels) for pair in pairs.values() for labels in _read_pair(*pair, options)[:2]]
-    return [f"label_{label}" for label in range(1, max(*tops, 1) + 1)]
+    values: set[int] = set()
+    for pair in pairs.values():
+        for labels in _read_pair(*pair, options)[:2]:
+            values.update(np.unique(labels.indices[labels.indices != IGNORED]).tolist())
+    top = max(values, default=0)
+    if top > FEW_CLASSES and top > 2 * len(values):  # such as 0 and 128: most rows would be empty
+        raise UserError(
+            f"the masks hold the label values {listed(sorted(values), 8)}: renumber them 0, 1, 2, ..., name "
+            f"labels 1 to {top} with --classes, or pass --mask-threshold for masks of two values"
+        )
+    return [f"label_{label}" for label in range(1, max(top, 1) + 1)]
 
 
 def _top(labels: LabelMap) -> int:

@@ -168,6 +168,9 @@ def _targets(path: Path, output: Path, card: "ModelCard") -> tuple[dict[Path, Pa
                 continue
             taken[target] = image.file
             targets[image.file] = target
+    present = sorted(target for target in targets.values() if target.exists())
+    if present and not is_output(output, os.listdir(output)):
+        raise UserError(f"{present[0]} exists and was not written by this command; choose another --output")
     if not targets and not problems:
         raise UserError(f"{path} holds no image (.nii, .nii.gz, .png, .tif); pass a file or a folder of them")
     return targets, problems

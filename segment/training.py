@@ -126,7 +126,9 @@ def _with_reserved_split(dataset: Dataset, cfg: SegmentConfig) -> Dataset:
 
 def _require_labels(dataset: Dataset, splits: tuple[str, ...]) -> None:
     if len(dataset.classes) < 2:
-        raise UserError(f"{dataset.root} has no label maps; python -m pretrain needs none, segment does")
+        raise UserError(
+            f"{dataset.root} has no label maps with more than background; python -m pretrain needs none, segment does"
+        )
     for split in splits:
         if not len(dataset.positions(split, labelled=True)):
             waiting = sorted({*dataset.table["subject"].iloc[dataset.positions(split)]})

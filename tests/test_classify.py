@@ -364,6 +364,12 @@ def test_predictions_are_those_of_the_run(finished, knees, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_table_of_labels_is_not_replaced_by_predictions(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    with pytest.raises(UserError, match="no table of predictions"):
+        classify.predict.run(Predict(run=tmp_path, input=tmp_path, output=tmp_path / "labels.csv", device="cpu"))
+
+
 def test_predicting_one_file_nifti_and_explanations(finished, tmp_path, capsys):
     cfg, _ = finished
     frames = exam_frames(1, np.random.default_rng(5))

@@ -50,6 +50,15 @@ LAYOUTS = {
     "segmentations": {"imgs/a.nii.gz": "Segmentations/a.nii.gz"},
     "ground truth": {"images/a.png": "Ground_Truth/a.png"},
     "annotations": {"images/a.png": "annotations/a.png"},
+    "contours": {"images/a.png": "contours/a.png"},
+    "regions of interest": {"a.nii.gz": "a_roi.nii.gz", "b.nii.gz": "b-lesion.nii.gz", "roi_3.nii.gz": ""},
+    "targets without images are images": {"targets/a.png": "", "b_roi.png": ""},
+    "masks of a BIDS data set": {
+        "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii": "derivatives/m/sub-01/ses-1/anat/sub-01_ses-1_desc-brain_mask.nii",
+        "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii": "derivatives/m/sub-01/ses-2/anat/sub-01_ses-2_space-orig_dseg.nii",
+        "sub-02/anat/sub-02_T1w.nii": "",
+        "sub-02/anat/sub-02_FLAIR.nii": "derivatives/m/sub-02/anat/sub-02_FLAIR_label-lesion_mask.nii",
+    },
     "gt": {"img/a.png": "gt/a.png"},
     "splits outside": {"train/images/a.png": "train/labels/a.png", "test/images/a.png": "test/labels/a.png"},
     "splits inside": {"images/train/a.png": "labels/train/a.png", "images/val/b.png": "labels/val/b.png"},
@@ -213,6 +222,25 @@ def test_label_maps_alone_are_refused(tmp_path, names):
     write(tmp_path, *names)
     with pytest.raises(UserError, match="holds label maps only, by their names"):
         index_folder(tmp_path, labelled=False)
+
+
+def test_masks_of_bids_that_name_no_modality(tmp_path):
+    write(tmp_path, *(f"sub-1/anat/sub-1_{name}.nii" for name in ("T1w", "T2w")), "d/sub-1/anat/sub-1_desc-x_mask.nii")
+    with pytest.raises(UserError, match="1 label map without an image"):
+        discover(tmp_path).require_pairs()
+
+
+def test_a_data_set_called_image_and_mask(tmp_path):
+    write(tmp_path / "img_mask", "img01.png", "mask01.png")
+    assert pairs(tmp_path / "img_mask") == {"img01.png": "mask01.png"}
+
+
+def test_label_maps_beside_images_that_are_not_read(tmp_path):
+    write(tmp_path, "masks/a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/a.webp").touch()
+    with pytest.raises(UserError, match=r"1 \.webp, which are not read"):
+        discover(tmp_path)
 
 
 def test_a_data_set_called_segmentation(tmp_path):

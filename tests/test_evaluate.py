@@ -97,6 +97,25 @@ def test_png_masks_of_0_and_255_and_numbered_classes(tmp_path):
     assert "phases" not in result
 
 
+@pytest.mark.parametrize("value", [50, 128, 254])
+def test_masks_of_two_values_are_no_many_classes(tmp_path, value):
+    for side in ("prediction", "reference"):
+        write(tmp_path / side / "a.nii.gz", block(3, value))
+    with pytest.raises(UserError, match=rf"the label values 0, {value}: renumber"):
+        run(Evaluate(prediction=tmp_path / "prediction", reference=tmp_path / "reference"))
+    thresholded = run(
+        Evaluate(prediction=tmp_path / "prediction", reference=tmp_path / "reference", mask_threshold=value)
+    )
+    assert thresholded["dice"] == {"mean": 1.0, "label_1": 1.0}
+
+
+@pytest.mark.parametrize("name", ["config.json", "study.json"])
+def test_results_of_a_run_are_not_replaced(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="results would be replaced"):
+        run(Evaluate(prediction=tmp_path / "p", reference=tmp_path / "r", out=tmp_path))
+
+
 def test_frames_of_a_4d_mask_are_volumes_of_one_subject(tmp_path):
     labels = np.stack([block(4), block(3)], axis=3)
     write(tmp_path / "prediction" / "cine.nii", labels, (*SPACING,))

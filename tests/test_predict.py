@@ -178,6 +178,20 @@ def test_the_images_are_never_overwritten(trained, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize("source", ["images", "images/a.nii.gz"])
+def test_label_maps_of_others_are_never_overwritten(trained, tmp_path, source):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        scan((20, 16, 2), (1, 1, 5)).to_filename(tmp_path / folder / "a.nii.gz")
+    before = (tmp_path / "labels/a.nii.gz").read_bytes()
+    with pytest.raises(UserError, match=r"labels/a\.nii\.gz exists and was not written by this command"):
+        predict(trained, tmp_path / source, tmp_path / "labels")
+    assert (tmp_path / "labels/a.nii.gz").read_bytes() == before
+    assert not (tmp_path / "labels/volumes.csv").exists()
+    for _ in range(2):
+        predict(trained, tmp_path / source, tmp_path / "out")
+
+
 def test_mistakes_in_the_paths(trained, tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist; --input takes"):
         predict(trained, tmp_path / "nowhere", tmp_path / "out")

@@ -41,6 +41,13 @@ def test_parts_of_a_patient(end):
         ["frame1", "frame2"],
         ["a/scan", "b/scan"],
         ["BraTS2020/BraTS_001", "BraTS2020/BraTS_002"],
+        ["img_t1", "img_t2"],
+        ["phase1_patient3", "phase2_patient3"],
+        ["knee_left_001", "knee_left_002", "knee_right_001"],
+        ["anna_ED", "bert_ED"],
+        ["2021/a", "2022/a", "2023/a"],
+        ["0/1", "0/2", "1/3", "2/4", "3/5"],
+        ["center1/case", "center2/case", "center3/case", "center12/case"],
     ],
 )
 def test_numbers_of_cases_stay_subjects(names):
@@ -71,6 +78,25 @@ def pngs(root, names, folders=("images", "labels")):
         for n, name in enumerate(names):
             values = np.random.default_rng(n + 100 * k).integers(0, 2, (8, 7)).astype(np.uint8)
             Image.fromarray(values).save(root / folder / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("names", "subjects"),
+    [
+        (["anna_ED", "anna_ES", "bert_ED"], ["anna", "anna", "bert_ED"]),
+        (["smith_pre", "smith_post"], ["smith"] * 2),
+        (["p1visit1", "p1visit2", "patient2frame03"], ["p1", "p1", "patient2"]),
+        (["p1_20200101", "p1_2021-03-01", "p1_m12"], ["p1"] * 3),
+        (["p1_img1", "p1_img2"], ["p1"] * 2),
+        (["002_S_0295_I13721", "002_S_0296_I13722"], ["002_S_0295", "002_S_0296"]),
+        (["BraTS-GLI-00000-000-t1c", "BraTS-GLI-00000-001-t1c"], ["BraTS-GLI-00000"] * 2),
+        (["10001_1000001", "10001_1000002", "10005_1000005"], ["10001", "10001", "10005"]),
+        (["LIDC-IDRI-0001/01-01-2000/a", "LIDC-IDRI-0001/02-02-2001/a"], ["LIDC-IDRI-0001"] * 2),
+        (["d/ANON12/a", "d/ANON12/b", "d/ANON13/a", "d/ANON14/a"], ["d/ANON12"] * 2 + ["d/ANON13", "d/ANON14"]),
+    ],
+)
+def test_names_of_public_collections_and_of_clinics(names, subjects):
+    assert subjects_of(names, None) == subjects
 
 
 def test_no_patient_in_two_splits(tmp_path):

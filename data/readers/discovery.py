@@ -14,20 +14,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.errors import UserError
+from data.readers.bids import fitting_stems
 from data.readers.channels import channels_of, declared_channels
 from data.readers.file_search import FileSearch, count_of, is_nnunet, listed, search_files
 from data.readers.images import IMAGE_SUFFIXES, NIFTI_SUFFIXES, stem
-from data.readers.roles import IN_FILE_NAMES, SPLIT_WORDS, ends_on_label_word, folder_role, keys_of, names_label_map
+from data.readers.roles import (
+    DOUBTFUL_WORDS,
+    IN_FILE_NAMES,
+    MODALITIES,
+    SPLIT_WORDS,
+    ends_on_label_word,
+    folder_role,
+    keys_of,
+    names_label_map,
+    words_of,
+)
 
 log = logging.getLogger("fewslice")
-
-# fmt: off
-MODALITIES = frozenset([
-    "t1", "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2w", "t2f", "flair", "dwi", "adc", "pd", "pdw", "swi",
-    "dce", "asl", "ct", "pet", "mr", "mri", "cbf", "cbv", "mtt", "tmax",
-])
-# fmt: on
-"""Ends of the names of images that are several modalities of one case, on one grid and with one label map."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,11 +168,12 @@ def discover(
     discovery.label_maps = [each.file for each in labels]
     name = root.resolve().name
     is_role = folder_role(name).certain and ends_on_label_word(name)
-    holds_labels = is_role and not any(each.role_folder for each in named)
+    holds_labels = is_role and not labels and not any(each.role_folder for each in named)
     if named and (holds_labels or (labels and not images)):
         raise UserError(
             f"{root} holds label maps only, by their names ({listed([each.file.name for each in named], 3)}): "
             "pass the folder that holds the images"
+            + (f"; of other types there are {search.skipped_types()}, which are not read" if search.skipped else "")
         )
     images = _one_channel(discovery, images, labels, channels, expect_channels)
     pairs = _pairs(discovery, images, labels)
@@ -201,6 +205,8 @@ def _named(root: Path, file: Path) -> _Named:
             doubtful = folder if says.role == "label" and not certain else None
             if says.certain or doubtful is None:
                 role_folder = folder
+        elif words_of(name)[-1:] and words_of(name)[-1] in DOUBTFUL_WORDS:
+            doubtful = folder
         if says.rest:
             place.append(says.rest)
         if not (says.split and not says.role) and not _names_nothing_else(name):
@@ -216,13 +222,21 @@ def _decided(named: list[_Named]) -> list[_Named]:
     """The files with their final role: names that leave a doubt are settled by the other names."""
     keys = {key for each in named if each.role == "image" and each.doubtful is None for key in keys_of(each.stem)}
     labels = {(each.place, each.stem) for each in named if each.role == "label"}
+    stems = {(each.file.parent, words_of(each.stem)) for each in named if each.role == "image"}
     matched = {each.doubtful for each in named if each.doubtful and keys.intersection(keys_of(each.stem))}
     for each in named:
         if each.role == "label in images":
             each.role = "image" if (each.place, each.stem) in labels else "label"
         elif each.role == "image" and each.doubtful in matched:
             each.role = "label"
+        elif each.role == "image" and _ends_on_doubtful(each) and (each.file.parent, words_of(each.stem)[:-1]) in stems:
+            each.role = "label"
+            each.stem = re.sub(r"[\W_]*[^\W\d_]+$", "", each.stem)
     return named
+
+
+def _ends_on_doubtful(each: _Named) -> bool:
+    return words_of(each.stem)[-1:] != () and words_of(each.stem)[-1] in DOUBTFUL_WORDS
 
 
 def _is_nnunet(each: _Named) -> bool:
@@ -311,6 +325,10 @@ def _pairs(discovery: Discovery, images: list[_Named], labels: list[_Named]) -> 
                 fitting = of_split[label.split, key]
             if fitting:
                 break
+        if not fitting:
+            near = [image for image in images if image.file.parent.name == label.file.parent.name]
+            positions = fitting_stems(label.stem, [image.stem for image in near])
+            fitting = [near[position] for position in positions if len(positions) == 1]
         if len(fitting) == 1 and fitting[0].stem != label.stem:
             by_case = fitting[0].stem.casefold() == label.stem.casefold()
             (differ if by_case else paired_by_key).append(

@@ -40,8 +40,7 @@ class FileSearch:
         """Everything that was left out, one line each."""
         lines = []
         if self.skipped:
-            kinds = ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())
-            lines.append(f"{self.root}: skipped {count_of(self.skipped.total(), 'file')}: {kinds}")
+            lines.append(f"{self.root}: skipped {count_of(self.skipped.total(), 'file')}: {self.skipped_types()}")
         if self.beside:
             lines.append(f"{self.root}: not read, beside folders of images and label maps: {self._listed(self.beside)}")
         if self.outputs:
@@ -49,6 +48,10 @@ class FileSearch:
         if self.broken_links:
             lines.append(f"{self.root}: links that lead nowhere: {self._listed(self.broken_links)}")
         return lines
+
+    def skipped_types(self) -> str:
+        """Number and suffix of the files that were skipped: "2 .jpg, 1 .txt"."""
+        return ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())
 
     def _listed(self, paths: Iterable[Path]) -> str:
         return listed([path.relative_to(self.root) for path in paths])

@@ -17,6 +17,10 @@ LABEL_WORDS = frozenset([
     "annotation", "annotations", "annot", "manual",
 ])
 # fmt: on
+DOUBTFUL_WORDS = frozenset(
+    ["roi", "rois", "contour", "contours", "lesion", "lesions", "target", "targets", "delineation", "delineations"]
+)
+"""Words at the end of names of label maps, or of images, which the other names tell: case_roi beside case is one."""
 IN_FILE_NAMES = LABEL_WORDS - {"manual"}
 PREDICTION_WORDS = frozenset(["prediction", "predictions", "pred", "preds"])
 SPLIT_WORDS = {
@@ -26,6 +30,14 @@ SPLIT_WORDS = {
 }
 ALWAYS_LABELS = LABEL_WORDS - {"segmentation", "seg", "segs", "annotation", "manual", "truth", "label"}
 """Words at the end of a folder's name that nobody ends the name of a whole data set on."""
+
+# fmt: off
+MODALITIES = frozenset([
+    "t1", "t1c", "t1ce", "t1gd", "t1n", "t1w", "t2", "t2w", "t2f", "flair", "dwi", "adc", "pd", "pdw", "swi",
+    "dce", "asl", "ct", "pet", "mr", "mri", "cbf", "cbv", "mtt", "tmax",
+])
+# fmt: on
+"""Ends of the names of images that are several modalities of one case, on one grid and with one label map."""
 
 
 class FolderRole(NamedTuple):

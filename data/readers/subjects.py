@@ -13,15 +13,16 @@ log = logging.getLogger("fewslice")
 
 BEGIN, END = r"(?:^|(?<=[/_\-. ]))", r"(?=[/_\-. ]|$)"
 NUMBERED = re.compile(
-    rf"{BEGIN}(?:frames?|frm|visits?|slices?|slc|time(?:point|step)?s?|tp|phases?|sessions?|sess?|instant)"
-    rf"[_\-. ]?\d+{END}",
+    rf"(?:^|(?<=[/_\-. \d]))(?:frames?|frm|visits?|slices?|slc|time(?:point|step)?s?|tp|phases?"
+    rf"|sessions?|sess?|instant)[_\-. ]?\d+{END}",
     re.IGNORECASE,
 )
 """Parts of a patient, by a word and a number: frame07, visit_2."""
 SHORT = re.compile(
-    rf"{BEGIN}(?:(?:[stzv]|sl|fr|ph|vis|scan|series|echo|run|acq|rep|day|wk|week|month|year|yr|view|mr|fu)[_\-. ]?\d+"
+    rf"{BEGIN}(?:(?:[stzvmw]|sl|fr|ph|vis|im|img|image|scan|series|echo|run|acq|rep|day|wk|week|month|year|yr"
+    rf"|view|mr|fu)[_\-. ]?\d+"
     rf"|ED|ES|baseline|follow[_\- ]?up\d*|pre|post|left|right|od|os|[lr]|[234]ch|[sl]ax?|cine|4d"
-    rf"|t[12]\w{{0,3}}|flair|dwi|adc|pd|swi){END}",
+    rf"|t[12]\w{{0,3}}|flair|dwi|adc|pd|swi|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d){END}",
     re.IGNORECASE,
 )
 """The same by an abbreviation, which counts only behind a number or name of the patient: patient1_s0, p3_ED."""
@@ -34,6 +35,15 @@ NO_PATIENT = re.compile(
     re.IGNORECASE,
 )
 """Numbered things that hold several patients."""
+IDENTIFIER = re.compile(
+    rf"{BEGIN}(\d{{3}}_S_\d{{4,5}}|BraTS-[a-z]+-\d{{5}}|TCGA-\w\w-\w{{4}}|LIDC-IDRI-\d{{4}}|\d{{5}}(?=_\d{{7}}$)){END}",
+    re.IGNORECASE,
+)
+"""Patients of public collections: ADNI, BraTS since 2023, TCGA, LIDC-IDRI, PI-CAI."""
+PAIRED = re.compile(
+    r"(.+)[/_\-. ](?:(ED|ES)|(pre|post)|(baseline|follow[_\- ]?up)|(left|right)|(od|os)|([lr]))", re.IGNORECASE
+)
+"""The two phases, times or sides of one patient, told by a word."""
 LAST_NUMBER = re.compile(r"(.+)[/_\-. ](\d+)")
 
 
@@ -52,7 +62,9 @@ def subjects_of(names: Sequence[str], pattern: str | None) -> list[str]:
     if pattern is not None:
         return [_matched(name, pattern) for name in names]
     subjects = [_without_parts(name) for name in names]
+    subjects = _of_numbered_folders(subjects)
     subjects = _of_lettered_patients(names, subjects)
+    subjects = _of_paired_words(subjects)
     subjects = _of_numbered_slices(subjects)
     merged = {subject: count for subject, count in Counter(subjects).items() if count > 1}
     if merged:
@@ -76,6 +88,8 @@ def _matched(name: str, pattern: str) -> str:
 
 def _without_parts(name: str) -> str:
     """The name up to its first part of a patient, or the folder of the patient."""
+    if match := IDENTIFIER.search(name):
+        return match[1]
     while (match := NUMBERED.match(name)) and name[match.end() : match.end() + 1] == "/":
         name = name[match.end() + 1 :]  # visit1/patient1 is patient1
     ends = [match.start() for match in NUMBERED.finditer(name) if match.start()]
@@ -106,6 +120,35 @@ def _of_lettered_patients(names: Sequence[str], subjects: list[str]) -> list[str
     if len(counts) < 2 or max(counts.values()) < 2:
         return subjects
     return [starts.get(name, subject) for name, subject in zip(names, subjects, strict=True)]
+
+
+def _of_numbered_folders(subjects: list[str]) -> list[str]:
+    """A folder for each patient, named by numbers: ANON012/a, ANON012/b. Single digits may as well be grades."""
+    paths = [subject.split("/") for subject in subjects]
+    shortest = min((len(path) for path in paths), default=1)
+    depth = next((depth for depth in range(shortest - 1) if len({path[depth] for path in paths}) > 1), None)
+    if depth is None:
+        return subjects
+    folders = {path[depth] for path in paths}
+    numbered = all(re.search(r"\d", name) and not NO_PATIENT.fullmatch(name) for name in folders)
+    if len(folders) < 3 or not numbered or not any(re.search(r"\d\d", name) for name in folders):
+        return subjects
+    if any(NUMBERED.match(name) or re.fullmatch(r"(?:19|20)\d\d", name) for name in folders):
+        return subjects
+    return ["/".join(path[: depth + 1]) for path in paths]
+
+
+def _of_paired_words(subjects: list[str]) -> list[str]:
+    """Names without numbers that are alike up to one of two words: anna_ED, anna_ES."""
+    words: dict[tuple[str, int], set[str]] = defaultdict(set)
+    matches = [PAIRED.fullmatch(subject) for subject in subjects]
+    for match in matches:
+        if match and not NO_PATIENT.fullmatch(match[1].rsplit("/", 1)[-1]):
+            words[match[1], match.lastindex or 0].add(match[match.lastindex or 0].casefold())
+    return [
+        match[1] if match and len(words[match[1], match.lastindex or 0]) == 2 else subject
+        for subject, match in zip(subjects, matches, strict=True)
+    ]
 
 
 def _of_numbered_slices(subjects: list[str]) -> list[str]:
