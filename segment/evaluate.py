@@ -83,9 +83,6 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     Raises:
         UserError: if masks are missing, differ in shape, or hold labels without a name, or the output folder is a run.
     """
-    out = cfg.out or cfg.prediction / "scores"
-    if (out / "config.json").exists():
-        raise UserError(f"--out {out} holds a run, whose result.json would be overwritten; choose another folder")
     show_messages()
     out = cfg.out or cfg.prediction / "scores"
     if any((out / name).exists() for name in ("config.json", "study.json")):

@@ -76,15 +76,6 @@ def test_spacing_is_the_reference_s_and_scores_go_beside_the_prediction(acdc):
     assert (acdc / "prediction" / "scores" / "result.json").is_file()
 
 
-def test_the_result_of_a_run_is_not_overwritten(acdc):
-    (acdc / "run").mkdir()
-    for name in ("config.json", "result.json"):
-        (acdc / "run" / name).write_text("{}")
-    with pytest.raises(UserError, match=r"holds a run, whose result\.json would be overwritten"):
-        run(Evaluate(prediction=acdc / "prediction", reference=acdc / "reference", out=acdc / "run"))
-    assert (acdc / "run/result.json").read_text() == "{}"
-
-
 def test_png_masks_of_0_and_255_and_numbered_classes(tmp_path):
     mask = np.zeros((20, 30), np.uint8)
     mask[5:10, 5:15] = 1
