@@ -65,6 +65,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         # torch goes on to recommend unsafe loading: its first sentence is enough
         reason = str(error).split("\n")[0].split(". ")[0]
+        reason = reason if " " in reason else "it is damaged, or no checkpoint"  # of a pickle, the key that is missing
         raise UserError(f"cannot read the checkpoint {path} ({reason}); start again with --overwrite") from error
 
 

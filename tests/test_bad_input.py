@@ -323,7 +323,7 @@ def test_encoder_file(refused, command, tiny_acdc, narrow, tmp_path):
     assert re.search(r"encoder\.safetensors holds a resnet10t, not a resnet18; build a resnet10t for it", message)
     narrow.with_name("encoder.json").unlink()
     message = refused(main, *options, narrow, "--encoder", "resnet18")
-    assert re.search(r"encoder\.safetensors does not hold a resnet18: .*; pass the architecture of the file", message)
+    assert re.search(r"encoder\.safetensors does not hold a resnet18: .*or with --encoder the architecture", message)
     message = refused(main, *options, "missing.pth")
     assert re.search(r"missing\.pth.*(check the path|pass an encoder file)", message)
     (tmp_path / "text.pth").write_text("hello")

@@ -11,7 +11,7 @@ from conftest import REPOSITORY
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_traceback_no_hang_and_little_memory(tmp_path):
-    sample = ["--every", "40", "--json", str(tmp_path / "outcome.json")]
+    sample = ["--every", "60", "--json", str(tmp_path / "outcome.json")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.broken_inputs", *sample],
         cwd=REPOSITORY,
@@ -21,5 +21,5 @@ def test_no_traceback_no_hang_and_little_memory(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads((tmp_path / "outcome.json").read_text())
-    assert len(outcomes) >= 12
-    assert sum(outcome["code"] in (1, 2) for outcome in outcomes.values()) >= 8
+    assert len(outcomes) >= 8
+    assert sum(outcome["code"] in (1, 2) for outcome in outcomes.values()) >= 5

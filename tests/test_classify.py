@@ -392,7 +392,7 @@ def test_one_bad_file_does_not_stop_the_others(finished, tmp_path):
     np.save(folder / "a.npy", good)
     np.save(folder / "b.npy", np.array([{}], dtype=object), allow_pickle=True)
     np.save(folder / "c.npy", good[:1])
-    with pytest.raises(UserError, match=r"b\.npy holds Python objects.* \(and 1 more\); the other 1 exams are done"):
+    with pytest.raises(UserError, match=r"2 of 3 failed, the other 1 are done:\n.*b\.npy holds Python objects"):
         classify.predict.run(Predict(run=cfg.run_folder, input=folder, output=tmp_path / "p.csv", device="cpu"))
     assert pd.read_csv(tmp_path / "p.csv")["exam"].tolist() == ["a.npy"]
 

@@ -44,7 +44,7 @@ def test_the_commands_are_listed(monkeypatch, capsys):
     assert all(name in listed for name in console.COMMANDS)
 
 
-MODULES = ["segment", "segment.predict", "pretrain", "classify", "sweep", "sweep.report"]
+MODULES = ["segment", "segment.predict", "sweep.report"]
 
 
 @pytest.fixture

@@ -99,7 +99,7 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     assert run(cfg) is not None
     output = " ".join(capsys.readouterr().out.split())
     assert "failed cells/specialist-n2-seed0: cannot read the checkpoint" in output
-    assert re.search(r"failed encoders/generalist-weights-\w+: .*weights.pth holds Python objects", output)
+    assert re.search(r"failed encoders/generalist-weights-\w+: .*weights.pth is neither a safetensors file", output)
     assert output.count("a job it depends on failed") == 1
     results = pd.read_csv(cfg.out / "results.csv")
     assert results["cell"].tolist() == ["random-n2-seed0"]
