@@ -516,7 +516,7 @@ def test_other_exams_are_not_compared(tmp_path):
     with pytest.raises(UserError, match=r"holds no per_exam\.csv; pass a finished run"):
         classify.compare.run(Compare(runs=(first, tmp_path)))
     (tmp_path / "per_exam.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match=r"per_exam\.csv is not the table of a classifier run"):
+    with pytest.raises(UserError, match=r"per_exam\.csv has no column .exam.; it is not the table of a classifier run"):
         classify.compare.run(Compare(runs=(first, tmp_path)))
 
 
