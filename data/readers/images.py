@@ -209,6 +209,8 @@ def _shape(path: Path, nifti: Any) -> VolumeShape:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     shape += (1,) * (3 - len(shape))
+    if shape[:3].count(1) > 1:
+        raise UserError(f"{path} has the shape {shape}: a line of voxels is no image; remove it, or export it again")
     stored, affine = np.dtype(nifti.get_data_dtype().newbyteorder("=")), world_affine(nifti.header)
     volume = with_known_spacing(VolumeShape(shape, spacing_of(path, nifti), stored, affine))
     require_slices(path, math.prod(shape[:3]) // volume.slices, volume.slices * volume.frames)
