@@ -59,6 +59,7 @@ def test_splits_without_names(tmp_path):
     assert json.loads((tmp_path / "splits.json").read_text())["train"] == [pseudonyms()("p1")]
 
 
+@pytest.mark.slow
 def test_scores_and_pictures_without_names(tiny_acdc, tmp_path, monkeypatch):
     data = load_dataset("acdc", tiny_acdc)
     titles: list[str] = []

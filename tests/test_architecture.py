@@ -68,6 +68,7 @@ def test_reading_data_does_not_wait_for_torch():
     assert not slow
 
 
+@pytest.mark.slow
 def test_help_does_not_wait_for_training_libraries():
     """The configurations are imported for --help and for mistakes in flags; these take seconds to import."""
     program = "import sys, sweep.study.config; print(*{'lightning_fabric', 'timm', 'monai'} & set(sys.modules))"

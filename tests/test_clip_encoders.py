@@ -181,6 +181,7 @@ def test_wrong_encoders_are_refused(wrong, message):
         wrong()
 
 
+@pytest.mark.slow
 def test_weights_of_another_kind_are_refused(tmp_path):
     path = save(build_encoder("resnet18"), tmp_path, "resnet18")
     video, frames = build_clip_encoder("r3d_18"), build_clip_encoder("resnet18")

@@ -75,6 +75,7 @@ def test_which_slices_can_be_cached():
         assert not can_cache(slices(), [plain, Augmenter(recipe, 32)])
 
 
+@pytest.mark.slow
 def test_memory():
     pixels = 60 * 50 + 90 * 40 + 33 * 71
     assert [bytes_needed(slices(dtype)) for dtype in ("uint8", "int16", "uint16")] == [2 * pixels] * 2 + [4 * pixels]

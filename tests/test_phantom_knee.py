@@ -144,6 +144,7 @@ def test_an_intact_ligament_is_dark_and_its_loss_is_bright():
     assert max(notch(exam) for exam in normal) < min(notch(exam) for exam in lost)
 
 
+@pytest.mark.slow
 def test_the_label_is_not_in_the_brightness():
     dark, bright = (
         [image_exam(e, 0, "sagittal").mean() for e in exams("train", 34) if e.labels["acl"] == torn][:4]

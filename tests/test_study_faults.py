@@ -121,6 +121,7 @@ def test_an_error_with_markup_is_printed_and_ends_nothing(study, capsys):
     assert f"failed {failed.name}: cannot read [/data/x.nii] [bold]é" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_not_written_again(study):
     cfg, jobs = study
     run(cfg)

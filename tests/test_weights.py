@@ -231,6 +231,7 @@ def test_a_file_of_one_channel_loads_into_three(tmp_path):
         assert_close(colour(grey.repeat(1, 3, 1, 1)), encoder(grey))
 
 
+@pytest.mark.slow
 def test_another_architecture_is_refused_and_nothing_changes(tmp_path):
     path = save(lively("resnet34"), tmp_path, "resnet34")
     with pytest.raises(UserError, match="holds a resnet34, not a resnet18"):
