@@ -156,4 +156,5 @@ def test_ctrl_c_during_imports(module, seconds):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert "Traceback" not in errors
-    assert process.returncode in (0, 130)
+    # -SIGINT: the interpreter was already shutting down, where the signal ends it as the system does
+    assert process.returncode in (0, 130, -signal.SIGINT)
