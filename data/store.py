@@ -204,10 +204,11 @@ def _pack_file(
         raise UserError(f"{file} has the value {stack.flat[0]} everywhere: remove it, or export it again")
     labels = None
     if label_file:
-        if len(stack) > 1 and read_shape(root / label_file).frames == 1:  # of one channel of a 4D image
-            volume = one_channel(volume, int(table["frame"].iloc[0]) - 1)
-        labels, is_scaled = read_labels(root / label_file, volume, options)
-        labels = np.broadcast_to(labels, (len(stack), *labels.shape[1:]))
+        channel = int(table["frame"].iloc[0]) - 1
+        of_channel = len(stack) > 1 == table["frame"].nunique() and read_shape(root / label_file).frames == 1
+        grid = one_channel(volume, channel) if of_channel else volume
+        labels, is_scaled = read_labels(root / label_file, grid, options)
+        labels = np.broadcast_to(labels, stack.shape)
         scaled += [root / label_file] if is_scaled else []
     narrowed = narrow(stack)
     rows = []

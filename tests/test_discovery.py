@@ -18,6 +18,7 @@ from data.readers.folder import index_folder
 from data.readers.natural import FolderImages
 from data.readers.roles import folder_role, names_label_map
 from data.slices import load_dataset
+from data.store import open_store
 from segment.evaluate import Evaluate, match_masks
 from segment.evaluate import run as evaluate
 
@@ -374,5 +375,8 @@ def test_a_channel_of_files_and_of_4d_images(tmp_path, monkeypatch):
     assert dataset.store.label(1).sum() == 10
     assert len(dataset.table) == 9
     assert len(load_dataset("folder", root, labelled=False).table) == 18
+    every_channel, _ = index_folder(root, problems={})
+    with pytest.raises(UserError, match=r"labelsTr/a\.nii\.gz does not lie on the voxel grid"):
+        open_store(every_channel, root)
     assert not any("channel" in entry["problem"] for entry in inspect_dataset("folder", root, channels=0)["problems"])
     assert any("--channels" in entry["problem"] for entry in inspect_dataset("folder", root)["problems"])
