@@ -25,6 +25,7 @@ from core.text import printable
 from data.duplicates import duplicate_findings, fingerprint
 from data.readers.acdc import missing_halves
 from data.readers.discovery import discover
+from data.readers.folder import description_of
 from data.readers.geometry import (
     SliceAxis,
     align,
@@ -125,11 +126,11 @@ def inspect_dataset(
     report = Report()
     unreadable: dict[Path, UserError] = {}
     options = options or ReadingOptions()
-    if dataset == "folder":
-        options = with_ignore_label(options, root / "dataset.json")
     table, classes = index_dataset(
         dataset, root, subject_pattern, splits_file, unreadable, channels=channels, labelled=False, options=options
     )
+    if dataset == "folder":
+        options = with_ignore_label(options, description_of(table, root))
     for file, error in unreadable.items():
         report.error(file, str(error))
     try:

@@ -11,7 +11,7 @@ import pandas as pd
 from core.errors import UserError
 from data.preprocessing import preprocess, resample, resampled_size
 from data.readers.acdc import ACDC_CLASSES, index_acdc
-from data.readers.folder import index_folder
+from data.readers.folder import description_of, index_folder
 from data.readers.images import Problems
 from data.readers.label_maps import ReadingOptions, with_ignore_label
 from data.splits import SplitTable, refuse_overlap
@@ -79,8 +79,6 @@ def load_dataset(
     """
     root = Path(root).expanduser()
     options = options or ReadingOptions()
-    if dataset == "folder":
-        options = with_ignore_label(options, root / "dataset.json")
     table, classes = index_dataset(
         dataset,
         root,
@@ -92,6 +90,8 @@ def load_dataset(
         one_plane=True,
     )
     refuse_overlap(table)
+    if dataset == "folder":
+        options = with_ignore_label(options, description_of(table, root))
     store = open_store(table, root, options)
     classes = check_labels(store.table, classes)
     ignores = options.ignore_label is not None

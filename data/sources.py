@@ -1,6 +1,7 @@
 """Where data come from: one class of settings per layout, and the functions that open what they name."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -127,7 +128,7 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
     root = find_root(source.dataset, source.data_root)
     if isinstance(source, AcdcSource):
         return load_dataset("acdc", root)
-    dataset = load_dataset(
+    return load_dataset(
         "folder",
         root,
         subject_pattern=source.subject_pattern,
@@ -138,9 +139,12 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
             slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
         ),
     )
-    if source.save_splits is not None:
-        save_splits(source.save_splits, dataset.splits)
-    return dataset
+
+
+def save_requested_splits(source: object, splits: Mapping[str, str]) -> None:
+    """Write subject -> split, as it is trained on, to the file of `--save-splits` if the source names one."""
+    if isinstance(source, FolderSource) and source.save_splits is not None:
+        save_splits(source.save_splits, splits)
 
 
 def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:

@@ -11,7 +11,7 @@ from torch import nn
 
 from data.augment import Augmenter
 from data.reserved_split import reserve_split
-from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
+from data.sources import ExamsSource, MrnetSource, open_exams, open_slices, save_requested_splits
 from data.splits import save_splits
 from encoders.build import build_clip_encoder, build_encoder, recompute_activations, require_encoder, require_image_size
 from encoders.names import is_video
@@ -55,6 +55,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         encoder, lineage = start or _start(cfg)
         if target and target.splits and run_folder.main:
             save_splits(run_folder.path / "splits.json", target.splits)
+            save_requested_splits(cfg.data, target.splits)
         if images := target or natural:
             result = train_stage(cfg, fabric, run_folder, images, encoder, lineage, probe)
         else:

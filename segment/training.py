@@ -24,7 +24,7 @@ from data.readers.label_maps import IGNORED
 from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
-from data.sources import FolderSource, open_slices
+from data.sources import FolderSource, open_slices, save_requested_splits
 from data.splits import labelled_subset, save_splits
 from encoders.card import read_lineage, say_normalisation
 from encoders.weights import load_into_unet
@@ -89,8 +89,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             rows = anonymised(labelled[columns]) if cfg.anonymous else labelled[columns]
             write_csv(run.path / "labelled_slices.csv", rows)
             save_splits(run.path / "splits.json", dataset.splits, anonymous=cfg.anonymous)
-            if (chosen := getattr(cfg.data, "save_splits", None)) is not None:
-                save_splits(chosen, dataset.splits)  # as trained: an encoder may have reserved another split
+            save_requested_splits(cfg.data, dataset.splits)
         say_random_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(

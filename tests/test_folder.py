@@ -11,7 +11,7 @@ from core.errors import UserError
 from data.readers.discovery import discover
 from data.readers.folder import index_folder, read_classes
 from data.slices import load_dataset
-from data.sources import FolderSource, open_slices
+from data.sources import FolderSource, open_slices, save_requested_splits
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +114,8 @@ def test_splits_drawn_and_from_a_file(tmp_path, caplog):
     chosen = tmp_path / "mine.json"
     with pytest.raises(UserError, match=r"--splits-file .*mine\.json does not exist"):
         index_folder(tmp_path / "set", splits_file=chosen)
-    open_slices(FolderSource(data_root=tmp_path / "set", save_splits=chosen))
+    source = FolderSource(data_root=tmp_path / "set", save_splits=chosen)
+    save_requested_splits(source, open_slices(source).splits)
     saved, _ = index_folder(tmp_path / "set", splits_file=chosen)
     assert of(saved, "split") == of(table, "split")
     splits = json.loads(chosen.read_text())

@@ -234,6 +234,18 @@ def test_the_ignore_label_of_nnu_net(tmp_path, labels, value):
         load_dataset("folder", tmp_path, options=ReadingOptions(ignore_label=7))
 
 
+def test_a_dataset_json_inside_the_folder_counts_whole(tmp_path):
+    """Its classes and its label to ignore, wherever the data set lies below the data root."""
+    label = block().astype(np.int16)
+    label[:, :2] = 2
+    folder(tmp_path / "Dataset001", *(label.copy() for _ in range(3)))
+    description = {"labels": {"background": 0, "organ": 1, "ignore": 2}}
+    (tmp_path / "Dataset001" / "dataset.json").write_text(json.dumps(description))
+    dataset = load_dataset("folder", tmp_path)
+    assert (dataset.classes, dataset.ignores) == (("background", "organ"), True)
+    assert inspect_dataset("folder", tmp_path)["problems"] == []
+
+
 def test_an_ignore_label_between_the_classes_is_refused(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ignore": 1, "organ": 2}}))
     with pytest.raises(UserError, match=r"values \[0, 2\].* below the one to ignore"):

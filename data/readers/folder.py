@@ -94,8 +94,20 @@ def index_folder(
         check_planes(shapes[True], shapes[False])
     if not rows:
         raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
-    described = root if (root / "dataset.json").is_file() or not discovery.data_sets else discovery.data_sets[0]
-    return pd.DataFrame(rows, columns=SLICE_COLUMNS), read_classes(described / "dataset.json")
+    table = pd.DataFrame(rows, columns=SLICE_COLUMNS)
+    return table, read_classes(description_of(table, root))
+
+
+def description_of(table: pd.DataFrame, root: Path) -> Path:
+    """The dataset.json of a folder: in it, or beside the first folder of label maps; it need not exist.
+
+    Args:
+        table: of `index_folder`.
+        root: the folder.
+    """
+    labels = table.loc[table["labelled"], "label_file"]
+    beside = (root / labels.iloc[0]).parent.parent if len(labels) else root
+    return next((path for each in (root, beside) if (path := each / "dataset.json").is_file()), root / "dataset.json")
 
 
 def _frames(
