@@ -1,6 +1,5 @@
 """`python -m engine.replay RUN`: repeat the training step whose loss was not finite, from the run's last checkpoint."""
 
-import json
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import tyro
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
+from core.text import read_json
 from engine.failure import NAME
 
 COMMANDS = ("pretrain", "segment", "classify")
@@ -59,7 +59,7 @@ def run(cfg: Replay) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
         known = content["command"] in COMMANDS and {"step", "loss", "micro_batches"} <= content.keys()
     except FileNotFoundError:
         raise UserError(
