@@ -2,11 +2,12 @@
 
 import logging
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from benchmarks.machine import keep_bytecode
 # The workers of pytest-xdist are the parallelism. Torch reads it when imported; a value set by the caller holds.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 keep_bytecode()  # tests start many processes
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what runs in its background like this
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send Ctrl-C to the processes that they start
 if TYPE_CHECKING:  # torch must not be imported before the threads are set
     from torch import Tensor
 
@@ -91,6 +94,12 @@ def wait_until(condition: Callable[[], object], seconds: float = 120, failure: C
     while not condition():
         assert time.monotonic() < deadline, failure() or f"not within {seconds} seconds"
         time.sleep(0.02)
+
+
+def run_module(module: str, arguments: Iterable[str | Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run `python -m module arguments` in this process, which saves the imports of another."""
+    monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def run_killed(module: str, *arguments: str | Path, at: str, when: str) -> None:

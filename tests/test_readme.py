@@ -6,7 +6,6 @@ torchvision's layout, as tests need no network. Commands that install something 
 
 import importlib.util
 import re
-import runpy
 import shlex
 import sys
 import tomllib
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torchvision
+from conftest import run_module
 
 from data.phantoms.knee import write_mrnet
 from sweep.study.jobs import run_job
@@ -156,15 +156,11 @@ def with_smallest_settings(module: str, arguments: list[str], data_root: str) ->
         settings |= {"--data-root": [data_root], "--recipe": ["demo"]}
     if module == "pretrain" and "mrnet" in options.get("--dataset", []):
         settings |= {flag: [value] for flag, value in CLIPS.items()}
+    if module == "segment":
+        settings["--no-figures"] = []  # drawing them takes longer than training
     if module in ("pretrain", "segment") and not {"--encoder", "--init", "--generalist"} & options.keys():
         settings["--encoder"] = ["resnet10t"]
     return [word for flag, values in (options | settings).items() for word in (flag, *values)]
-
-
-def run_module(module: str, arguments: list[str], monkeypatch) -> None:
-    """`python -m MODULE ARGUMENTS` in this process."""
-    monkeypatch.setattr(sys, "argv", [module, *arguments])
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def newest_run(folder: Path) -> str:
