@@ -13,20 +13,24 @@ from encoders.names import is_video
 from engine.config import RunSettings
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
+MethodName = Literal["byol"]
 EXAMS = ("mrnet", "exams")
 """Data sets whose samples are clips of exams; those of all others are slices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(RunSettings):
-    """Pretrain an encoder in stages: natural images, then your own unlabelled scans, with BYOL."""
+    """Pretrain an encoder in stages: natural images, then your own unlabelled scans."""
 
     stage: Annotated[Stage, Group("stages"), SetBySweep] = "hierarchical"
     """generalist: natural images; specialist: your scans from random weights; hierarchical: one after the other."""
+    method: MethodName = "byol"
+    """Self-supervised method of every stage. byol: two views predict each other; needs no negatives, so it suits small
+    batches."""
     generalist: str = "procedural"
-    """Natural images or their weights: imagenet (timm's weights, downloaded), an encoder FILE, a FOLDER of images (BYOL
-    on them) or procedural (BYOL on drawn images with the statistics of natural ones). For 3D encoders kinetics
-    (torchvision's weights, downloaded) or a FILE. A FILE determines `--encoder` and `--norm`."""
+    """Natural images or their weights: imagenet (timm's weights, downloaded), an encoder FILE, a FOLDER of images
+    (pretraining on them) or procedural (pretraining on drawn images with the statistics of natural ones). For 3D
+    encoders kinetics (torchvision's weights, downloaded) or a FILE. A FILE determines `--encoder` and `--norm`."""
     generalist_images: int = 20_000
     """Number of procedural images."""
     generalist_epochs: float = 25
@@ -66,8 +70,9 @@ class PretrainConfig(RunSettings):
     """Hidden width of the predictor."""
     projection: int = 256
     """Output width of projector and predictor."""
-    export: Literal["target", "online"] = "target"
-    """Network whose encoder is written: the target (moving average) or the online one."""
+    export: Literal["target", "online"] | None = None
+    """Network whose encoder is written: the target (moving average) or the online one, which is trained itself; None:
+    the target for byol, the online one for other methods."""
     checkpoint_activations: Execution[bool] = False
     """Recompute the activations inside residual blocks in the backward pass: less memory, the same result, about a
     third more arithmetic."""

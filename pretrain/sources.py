@@ -1,4 +1,4 @@
-"""The images or exams of one pretraining stage, as pairs of augmented views."""
+"""The images or exams of one pretraining stage, as augmented views."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from data.readers.exams import ExamSet
 from data.readers.natural import FolderImages
 from data.samples.clips import TwoClips
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
+from data.samples.one_view import OneView
 from data.samples.slices import Images, Standardised, TwoViews
 from data.slices import Dataset, Slices
 from data.splits import SplitTable
@@ -30,8 +31,8 @@ log = logging.getLogger("fewslice")
 MOST_FINGERPRINTS = 20_000
 """Largest folder of natural images whose content is recorded, to find scans among them; they are all decoded for it."""
 
-Augmenters = tuple[Augmenter, Augmenter]
-"""The augmentation of the first and of the second view."""
+Augmenters = tuple[Augmenter, ...]
+"""The augmentation of the first and of the second view, or of the only one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class StageImages:
     """The images or exams of one stage."""
 
     samples: TorchDataset[Tensor]
-    """Two views of each image or exam, indexed by `engine.sampler.Sample`."""
+    """One or two views of each image or exam, indexed by `engine.sampler.Sample`."""
     on_device: bool = False
     """Whether the views are made on the device."""
     count: int
@@ -60,7 +61,7 @@ def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count:
     Args:
         generalist: "procedural", a folder of images, or weights: a file, "imagenet" or "kinetics".
         encoder: name of the encoder.
-        augmenters: augmentation of the two views.
+        augmenters: augmentation of the views.
         count: number of procedural images.
         seed: random seed of the procedural images.
 
@@ -96,7 +97,7 @@ def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count:
             f"--generalist {generalist}: no such file or folder; pass an encoder file, a folder of images, "
             "imagenet, kinetics or procedural"
         )
-    samples = TwoViews(Standardised(images), *augmenters)
+    samples = _views(Standardised(images), augmenters)
     return StageImages(samples=samples, count=len(images), name=name, hash=digest, subjects=subjects)
 
 
@@ -119,7 +120,7 @@ def target_slices(
     log.info(f"pretraining on {len(slices)} slices of {len(pool)} subjects of {dataset.name}")
     cached = _is_cached(slices, augmenters, device, cache_on_device)
     return StageImages(
-        samples=ViewsOnDevice(slices, augmenters, device) if cached else TwoViews(slices, *augmenters),
+        samples=ViewsOnDevice(slices, (augmenters[0], augmenters[1]), device) if cached else _views(slices, augmenters),
         on_device=cached,
         count=len(slices),
         name=dataset.name,
@@ -141,13 +142,17 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
         raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
     log.info(f"pretraining on clips of {clip_frames} frames of {len(positions)} exams of {exams.name}")
     return StageImages(
-        samples=TwoClips(exams, positions, augmenters, clip_frames),
+        samples=TwoClips(exams, positions, (augmenters[0], augmenters[-1]), clip_frames),
         count=len(positions),
         unit="exams",
         name=exams.name,
         hash=exams.key,
         subjects=record_subjects(exams, {"pool": pool}),
     )
+
+
+def _views(images: Slices | Standardised, augmenters: Augmenters) -> TorchDataset[Tensor]:
+    return OneView(images, augmenters[0]) if len(augmenters) == 1 else TwoViews(images, *augmenters)
 
 
 def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
@@ -165,6 +170,10 @@ def _is_cached(
     slices: Slices, augmenters: Augmenters, device: torch.device, wanted: Literal["auto", "yes", "no"]
 ) -> bool:
     """Whether the slices are kept in the device's memory and the views are made there."""
+    if len(augmenters) == 1:
+        if wanted == "yes":
+            raise UserError("--cache-on-device yes needs a method of two views: leave it out")
+        return False
     if wanted == "yes" and not can_cache(slices, augmenters):
         raise UserError(
             "--cache-on-device yes does not go with blur, bicubic interpolation or affine maps: leave them out"

@@ -19,8 +19,9 @@ from encoders.weights import load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
 from engine.run_folder import RunFolder
 from pretrain.config import PretrainConfig
+from pretrain.methods.build import require_method, views_of
 from pretrain.probe import Probe
-from pretrain.sources import StageImages, natural_images, target_exams, target_slices
+from pretrain.sources import Augmenters, StageImages, natural_images, target_exams, target_slices
 from pretrain.train import facts_of_encoder, train_stage
 
 log = logging.getLogger("fewslice")
@@ -39,6 +40,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     show_messages(fabric.global_rank == 0)
 
     # Mistakes are found before anything is written: in the encoder's name, the data and the file of weights.
+    require_method(cfg)
     if not (cfg.on_clips and is_video(cfg.encoder)):
         require_encoder(cfg.encoder)
     require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames if cfg.on_clips else None)
@@ -85,8 +87,9 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
     return images, Probe(dataset) if cfg.probe_every else None
 
 
-def _augmenters(cfg: PretrainConfig) -> tuple[Augmenter, Augmenter]:
-    return Augmenter(cfg.augmentation, cfg.image_size), Augmenter(cfg.second_augmentation, cfg.image_size)
+def _augmenters(cfg: PretrainConfig) -> Augmenters:
+    both = (cfg.augmentation, cfg.second_augmentation)
+    return tuple(Augmenter(augmentation, cfg.image_size) for augmentation in both[: views_of(cfg.method)])
 
 
 def _start(cfg: PretrainConfig, source: str | None = None) -> tuple[nn.Module, list[dict[str, Any]]]:

@@ -1,30 +1,27 @@
-"""Training of one pretraining stage: BYOL on its images, and the encoder file at the end."""
+"""Training of one pretraining stage: a self-supervised method on its images, and the encoder file at the end."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from core.errors import UserError
-from encoders.build import feature_width
 from encoders.card import versions
-from encoders.weights import save_encoder
 from engine.compiling import compile_method
 from engine.config import plain
 from engine.devices import channels_last, synchronise_norms
-from engine.ema import cosine_tau
-from engine.loop import Metrics, Training, train
+from engine.loop import Metrics, Training, collate, train
 from engine.optimisers import lars, warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import StepSampler, sampler_of
 from pretrain.collapse import FLOOR, collapse_metrics
 from pretrain.config import PretrainConfig
-from pretrain.methods.byol import Byol
+from pretrain.methods.build import build_method
 from pretrain.probe import Probe
 from pretrain.sources import StageImages
 
@@ -43,7 +40,7 @@ def train_stage(
     lineage: list[dict[str, Any]],
     probe: Probe | None,
 ) -> dict[str, Any]:
-    """Pretrain an encoder with BYOL and write it.
+    """Pretrain an encoder and write it.
 
     Args:
         cfg: settings of the stage, the method, the optimiser and the run.
@@ -66,34 +63,23 @@ def train_stage(
     if run.finished is not None and file.exists():
         run.note_data(images.hash)
         return {**run.finished, "encoder": str(file)}  # the folder may have been moved
-    byol = Byol(
-        channels_last(encoder),
-        feature_width(encoder),
-        projector_hidden=cfg.projector_hidden,
-        predictor_hidden=cfg.predictor_hidden,
-        outputs=cfg.projection,
-        norm=cfg.norm,
-    )
-    byol = synchronise_norms(byol, fabric, cfg.norm)
     sampler = sampler_of(cfg, fabric, images.count, cfg.batch_size)
     _warn_of_small_batches(cfg.norm, sampler)
     epochs = cfg.generalist_epochs if cfg.stage == "generalist" else cfg.target_epochs
     steps = cfg.steps or max(1, round(epochs * sampler.steps_per_epoch))
     warmup = _warmup(round(cfg.warmup_epochs * sampler.steps_per_epoch), steps)
     lr = cfg.lr * cfg.batch_size / 256  # the linear scaling rule of large-batch training, as in BYOL
-    compile_method(byol, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
-    optimiser = lars(byol, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
-    model, optimiser = fabric.setup(byol, optimiser)
-
-    def move_target(step: int) -> None:
-        # tau counts optimiser steps, as the target moves once per step whatever the accumulation.
-        byol.move_target(cosine_tau(step - 1, steps, cfg.tau) if cfg.tau_schedule == "cosine" else cfg.tau)
+    method = synchronise_norms(build_method(cfg, channels_last(encoder), steps=steps), fabric, cfg.norm)
+    exported = cfg.export or method.exports[0]
+    compile_method(method, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
+    optimiser = lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
+    model, optimiser = fabric.setup(method, optimiser)
 
     def export(folder: Path, step: int) -> None:
         if run.main:
-            network = byol.target_encoder if cfg.export == "target" else byol.encoder
+            method.prepare_export(_one_epoch(images, sampler, fabric))
             stages = [*lineage, _lineage_entry(cfg, images, step)]
-            save_encoder(network, folder, network=cfg.export, lineage=stages, **facts_of_encoder(cfg))
+            method.save(folder, exported, lineage=stages, **facts_of_encoder(cfg))
 
     epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, steps)
     columns = ["projection_std", "effective_rank", "probe_jaccard"]
@@ -102,11 +88,11 @@ def train_stage(
         if step in epochs_kept:
             export(run.path / f"epoch-{epochs_kept[step]}", step)
         metrics: Metrics = {}
-        if step % cfg.log_every == 0 or last:
-            metrics |= collapse_metrics(byol.last_projections)
+        if (step % cfg.log_every == 0 or last) and (projections := method.last_projections) is not None:
+            metrics |= collapse_metrics(projections)
             _warn_of_collapse(metrics["projection_std"], step)
         if probe is not None and (step % cfg.probe_every == 0 or last):
-            metrics["probe_jaccard"] = probe(byol.target_encoder, fabric.device)
+            metrics["probe_jaccard"] = probe(method.encoder_to_export(exported), fabric.device)
         return metrics
 
     def observed(step: int) -> bool:
@@ -115,7 +101,7 @@ def train_stage(
     if 0 in epochs_kept and not (cfg.resume and run.checkpoint.exists()):
         export(run.path / "epoch-0", 0)
     log.info(
-        f"BYOL: {images.count} {images.unit}, {steps} optimiser steps of {sampler.batch_size} "
+        f"{cfg.method}: {images.count} {images.unit}, {steps} optimiser steps of {sampler.batch_size} "
         f"({sampler.steps_per_epoch} per epoch, {sampler.micro_steps(0)} micro-batches each), learning rate {lr:.3g}"
     )
     began = time.perf_counter()
@@ -130,7 +116,7 @@ def train_stage(
             samples=images.samples,
             steps=steps,
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
-            after_step=move_target,
+            after_step=method.after_step,
             observe=observe,
             observed=observed,
             columns=columns,
@@ -144,6 +130,7 @@ def train_stage(
     export(run.path, steps)
     return {
         "stage": cfg.stage,
+        "method": cfg.method,
         images.unit: images.count,
         "steps": steps,
         "seed": cfg.seed,
@@ -161,10 +148,20 @@ def facts_of_encoder(cfg: PretrainConfig) -> dict[str, Any]:
     return {"name": cfg.encoder, "in_channels": 1, "norm": cfg.norm, "normalisation": normalisation}
 
 
+def _one_epoch(images: StageImages, sampler: StepSampler, fabric: Fabric) -> Iterator[Tensor]:
+    """The samples of the first epoch in micro-batches on the device, drawn as they are asked for."""
+    samples: Any = images.samples
+    for step in range(sampler.steps_per_epoch):
+        for drawn, _ in sampler.micro_batches(step):
+            many = samples.__getitems__(drawn) if hasattr(samples, "__getitems__") else [samples[one] for one in drawn]
+            yield fabric.to_device(collate(many))
+
+
 def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict[str, Any]:
     """The stage's entry in the lineage of its encoder."""
     entry: dict[str, Any] = {
         "stage": cfg.stage,
+        "method": cfg.method,
         "data": {"name": images.name, "hash": images.hash, images.unit: images.count},
         "augmentation": plain(cfg.augmentation),
         "second_augmentation": plain(cfg.second_augmentation),

@@ -94,8 +94,8 @@ def test_batch_statistics_are_of_one_view_only():
     views[:, 1] *= 100
     byol(views)
     single = build("batch")
-    single._predict(views[:, 0])
-    single._predict(views[:, 1])
+    single._online(views[:, 0])
+    single._online(views[:, 1])
     for network in (byol.encoder, byol.target_encoder):
         assert_close(network[1].running_var, single.encoder[1].running_var)
 
@@ -141,11 +141,18 @@ def test_heads_have_the_configured_widths():
     assert not head[0].bias.any()
 
 
-def test_the_last_projections_are_the_target_networks():
+def test_collapse_is_watched_on_the_online_network():
+    """The target lags behind: it still spreads its projections when those of the online network are all alike."""
     byol = build()
     views = draw(4)
+    with torch.no_grad():
+        byol.projector[3].weight.zero_()
+        byol.projector[3].bias.fill_(1)
     byol(views)
-    expected = torch.cat([byol._target(views[:, 0]), byol._target(views[:, 1])])
+    assert byol.last_projections is not None
+    assert collapse_metrics(byol.last_projections)["projection_std"] == 0
+    assert collapse_metrics(byol._target(views[:, 0]))["projection_std"] > 0.1
+    expected = byol.projector(byol.encoder(torch.cat([views[:, 0], views[:, 1]])))
     assert_close(byol.last_projections, expected)
     assert not byol.last_projections.requires_grad
 

@@ -22,6 +22,7 @@ from engine.command_line import parse
 from engine.config import read_config
 from pretrain.__main__ import main
 from pretrain.config import PRESETS, PretrainConfig, presets_for
+from pretrain.methods.byol import Byol
 from pretrain.probe import Probe
 from pretrain.stages import run
 
@@ -217,7 +218,7 @@ def test_generalist_adopts_a_file(tmp_path, hierarchical):
 
 def test_a_loss_that_is_no_number_is_named_by_its_step(tiny_acdc, tmp_path, monkeypatch):
     """The error comes before the collapse scores are computed, which fail on NaN."""
-    monkeypatch.setattr(pretrain.train.Byol, "forward", lambda self, views: self.projector[0].weight.sum() / 0 * 0)
+    monkeypatch.setattr(Byol, "forward", lambda self, views: self.projector[0].weight.sum() / 0 * 0)
     with pytest.raises(UserError, match="became nan at optimiser step 1"):
         run(tiny(tiny_acdc, tmp_path / "run", stage="specialist"))
 
@@ -283,7 +284,7 @@ def test_the_paper_recipe_is_the_papers():
         0.02,
         10,
     )
-    assert (cfg.tau, cfg.tau_schedule, cfg.export, cfg.norm, cfg.unlabelled_splits) == (
+    assert (cfg.tau, cfg.tau_schedule, Byol.exports[0], cfg.norm, cfg.unlabelled_splits) == (
         0.99,
         "cosine",
         "target",

@@ -1,6 +1,8 @@
 """BYOL (bootstrap your own latent): two views, an online and a target network, no negatives (Grill et al. 2020)."""
 
 import copy
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from encoders.norm import Norm, replace_norm
 from engine.ema import update_average
+from pretrain.methods.method import Exported, Method
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -19,7 +22,7 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
 
 
-class Byol(nn.Module):
+class Byol(Method):
     """The online network (encoder, projector, predictor) and its target (encoder, projector).
 
     Args:
@@ -27,9 +30,10 @@ class Byol(nn.Module):
         features: width of the encoder's output.
         projector_hidden, predictor_hidden, outputs: widths of the heads.
         norm: normalisation of the heads.
-
-    Calling it returns the loss of one micro-batch, so that Fabric's DDP wraps the whole forward pass.
+        decay: decay rate of the target's moving average in optimiser step 0, 1, ...
     """
+
+    exports: ClassVar[tuple[Exported, ...]] = ("target", "online")
 
     def __init__(
         self,
@@ -40,16 +44,15 @@ class Byol(nn.Module):
         predictor_hidden: int = 8192,
         outputs: int = 256,
         norm: Norm = "batch",
+        decay: Callable[[int], float] = lambda step: 0.99,
     ) -> None:
-        super().__init__()
-        self.encoder = encoder
+        super().__init__(encoder)
         self.projector = replace_norm(mlp(features, projector_hidden, outputs), norm)
         self.predictor = replace_norm(mlp(outputs, predictor_hidden, outputs), norm)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.batch_statistics = norm == "batch"
-        self._projections: list[Tensor] = []
-        self._moved = True
+        self.decay = decay
 
     def forward(self, views: Tensor) -> Tensor:
         """The symmetric loss, summed over both directions and averaged over samples.
@@ -57,44 +60,47 @@ class Byol(nn.Module):
         Args:
             views: (N, 2, channels, H, W), or of clips (N, 2, channels, T, H, W).
         """
-        predictions, projections = self.networks(views)
-        if self._moved:  # the first micro-batch of a step: forget the projections of the step before
-            self._projections.clear()
-        self._projections += projections
-        self._moved = False
-        return regression_loss(predictions[0], projections[1]) + regression_loss(predictions[1], projections[0])
+        projections, predictions, targets = self.networks(views)
+        # Collapse is watched on the online network: the target lags behind it.
+        self.remember(torch.cat(projections))
+        return regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
 
-    def networks(self, views: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The online network's predictions and the target network's projections of both views, (N, outputs) each."""
+    def networks(self, views: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The online network's projections and predictions and the target network's projections of both views, (N,
+        outputs) each."""
         first, second = views[:, 0], views[:, 1]
         # Under batch norm each view goes through the networks by itself, as merging the views would merge their
         # statistics. A single sample has no statistics: its two views must share theirs.
         if self.batch_statistics and len(views) > 1:
-            predictions = [self._predict(first), self._predict(second)]
+            online = [self._online(first), self._online(second)]
             with torch.no_grad():  # stop-gradient: the target network moves by averaging alone
-                projections = [self._target(first), self._target(second)]
+                targets = [self._target(first), self._target(second)]
         else:
             both = torch.cat([first, second])
-            predictions = list(self._predict(both).chunk(2))
+            online = list(zip(*(outputs.chunk(2) for outputs in self._online(both)), strict=True))
             with torch.no_grad():
-                projections = list(self._target(both).chunk(2))
-        return predictions, projections
+                targets = list(self._target(both).chunk(2))
+        return [projection for projection, _ in online], [prediction for _, prediction in online], targets
 
-    @property
-    def last_projections(self) -> Tensor:
-        """Target projections of all micro-batches of the last step, (2N, outputs), for the collapse metrics: those of
-        one micro-batch may come from one sample, whose two views are alike without any collapse."""
-        return torch.cat(self._projections)
-
-    def _predict(self, view: Tensor) -> Tensor:
-        return self.predictor(self.projector(self.encoder(view)))
+    def _online(self, view: Tensor) -> tuple[Tensor, ...]:
+        projection = self.projector(self.encoder(view))
+        return projection, self.predictor(projection)
 
     def _target(self, view: Tensor) -> Tensor:
         return self.target_projector(self.target_encoder(view))
 
+    def after_step(self, step: int) -> None:
+        """Move the target, once per optimiser step whatever the accumulation."""
+        super().after_step(step)
+        self.move_target(self.decay(step - 1))
+
+    def encoder_to_export(self, network: Exported) -> nn.Module:
+        """The target's encoder or the online one."""
+        return self.target_encoder if network == "target" else self.encoder
+
     def move_target(self, tau: float) -> None:
-        """Move the target towards the online network; call it once after each optimiser step that was taken."""
-        self._moved = True
+        """Move the target towards the online network; call it, or `after_step`, once per optimiser step."""
+        self._step_ended = True
         update_average(self.target_encoder.parameters(), self.encoder.parameters(), tau)
         update_average(self.target_projector.parameters(), self.projector.parameters(), tau)
 

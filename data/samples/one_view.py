@@ -1,0 +1,31 @@
+"""One augmented view of each image, for methods that compare a view with itself."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
+
+from data.augment import Augmenter
+from data.samples.slices import Standardised
+from data.slices import Slices
+
+
+class OneView(TorchDataset[Tensor]):
+    """One augmented view of each image; indexed by `engine.sampler.Sample`."""
+
+    def __init__(self, images: Slices | Standardised, augmenter: Augmenter) -> None:
+        self.images, self.augmenter = images, augmenter
+
+    def __getitem__(self, sample: tuple[int, int]) -> Tensor:
+        """(1, size, size) float32."""
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
+        """(samples, 1, size, size) float32."""
+        batch = np.empty((len(samples), 1, self.augmenter.size, self.augmenter.size), np.float32)
+        for view, (index, seed) in zip(batch, samples, strict=True):
+            image, statistics = self.images.raw(index)
+            self.augmenter.fill(view[0], image, seed, statistics)
+        return torch.from_numpy(batch)
