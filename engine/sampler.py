@@ -45,8 +45,10 @@ class StepSampler:
     """Samples of one backward pass on one device."""
     seed: int = 0
     wrap: bool = False
-    """False: an epoch ends with a smaller batch (pretraining). True: every batch is full and continues into the next
-    permutation, so that runs on 3 and on 1,000 slices take the same number of steps of the same size (segmentation)."""
+    """False: an epoch ends with a smaller batch, or with a larger one where the smaller would hold less than a quarter
+    of a batch: a step of full size on a few samples would follow their noise (pretraining). True: every batch is full
+    and continues into the next permutation, so that runs on 3 and on 1,000 slices take the same number of steps of the
+    same size (segmentation)."""
     device: int = 0
     """Rank of this device."""
     devices: int = 1
@@ -58,7 +60,13 @@ class StepSampler:
     @cached_property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in which every item is seen once (the smaller last one included)."""
-        return -(-self.count // self.batch_size)
+        return -(-self.count // self.batch_size) - (self.merged > 0)
+
+    @cached_property
+    def merged(self) -> int:
+        """Items of the last batch of each epoch that are added to the batch before, too few for one of their own."""
+        rest = self.count % self.batch_size
+        return rest if not self.wrap and rest < self.batch_size / 4 and self.count > self.batch_size else 0
 
     def batch(self, step: int) -> list[Sample]:
         """The effective batch of one step, in order."""
@@ -66,8 +74,9 @@ class StepSampler:
             positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         else:
             epoch, nth = divmod(step, self.steps_per_epoch)
-            first = epoch * self.count + nth * self.batch_size
-            positions = range(first, min(first + self.batch_size, (epoch + 1) * self.count))
+            first, end = epoch * self.count + nth * self.batch_size, (epoch + 1) * self.count
+            last = nth == self.steps_per_epoch - 1
+            positions = range(first, end if last else first + self.batch_size)
         samples = []
         for position in positions:
             epoch, place = divmod(position, self.count)
@@ -90,9 +99,12 @@ class StepSampler:
         batch = self.batch(step)
         share = batch[self.device :: self.devices]
         largest_share = math.ceil(len(batch) / self.devices)
+        size = self.micro_batch_size
+        if len(batch) > self.batch_size:  # in equal parts, or batch norm would see the few that were added alone
+            size = math.ceil(largest_share / math.ceil(largest_share / size))
         micro_batches = []
-        for first in range(0, largest_share, self.micro_batch_size):
-            samples = share[first : first + self.micro_batch_size]
+        for first in range(0, largest_share, size):
+            samples = share[first : first + size]
             weight = len(samples) * self.devices / len(batch)
             micro_batches.append((samples or batch[:1], weight))
         return micro_batches

@@ -39,6 +39,9 @@ class PretrainConfig(RunSettings):
     """Passes over the target images; None: 400 for specialist, 25 for hierarchical, as in the paper."""
     steps: int | None = None
     """Optimiser steps on the target images (with `--stage generalist`: on the natural ones), in place of epochs."""
+    stop_after_epochs: Annotated[float | None, SetBySweep] = None
+    """End after this many epochs of a stage that keeps its schedule: warm-up, learning rate and tau are those of the
+    whole stage, of which the first epochs are trained; None: train it to its end."""
 
     data: Annotated[AcdcSource | FolderSource | MrnetSource | ExamsSource, SetBySweep] = field(
         default_factory=AcdcSource
@@ -82,16 +85,21 @@ class PretrainConfig(RunSettings):
 
     batch_size: Annotated[int, Group("training")] = 128
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
-    lr: float = 0.5
-    """LARS learning rate for a batch of 256; scaled by batch_size / 256."""
+    optimiser: Literal["lars", "adam"] = "lars"
+    """Optimiser: LARS, or Adam with decoupled weight decay."""
+    lr: float | None = None
+    """Peak learning rate; for LARS of a batch of 256, scaled by batch_size / 256. None: from random weights 0.5 (exams:
+    0.2), for adam 1e-3; from weights that are given (`--generalist`, or the stage before) a tenth of it, since the
+    whole rate destroys them."""
     warmup_epochs: float = 10
     """Epochs of linear warm-up of each stage; at most half of the stage."""
     weight_decay: float = 1e-5
     """Weight decay; biases and norms have none."""
     trust_coefficient: float = 0.02
     """Trust coefficient of LARS: the largest change of a layer per unit of learning rate, relative to its norm."""
-    tau: float = 0.99
-    """Decay rate of the target's moving average at the first step, in [0, 1)."""
+    tau: float | None = None
+    """Decay rate of the target's moving average at the first step, in [0, 1). None: 0.99 (constant schedule: 0.996),
+    in short runs less, down to 0.5, so that at most 1 % of the initial weights is left in the target at the end."""
     tau_schedule: Literal["cosine", "constant"] = "cosine"
     """cosine: tau rises to 1 at the last optimiser step."""
     keep_epochs: Annotated[tuple[int, ...], SetBySweep] = ()
@@ -102,9 +110,10 @@ class PretrainConfig(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_above_0("image_size", "batch_size", "lr", "steps", "epochs", "generalist_images", "clip_frames")
+        self.require_above_0("stop_after_epochs")
         self.require_above_0("generalist_epochs", "projector_hidden", "predictor_hidden", "projection")
         self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every")
-        if not 0 <= self.tau < 1:
+        if self.tau is not None and not 0 <= self.tau < 1:
             raise UserError(f"--tau {self.tau}: must lie in [0, 1)")
         if min(self.keep_epochs, default=0) < 0:
             raise UserError(f"--keep-epochs {' '.join(map(str, self.keep_epochs))}: each must be 0 or more")
@@ -137,6 +146,19 @@ class PretrainConfig(RunSettings):
         second: dict[str, Any] = {"blur": self.second_blur, "solarise": self.second_solarise}
         return replace(self.augmentation, **{name: value for name, value in second.items() if value is not None})
 
+    def peak_lr(self, given_start: bool) -> float:
+        """Peak learning rate of the stage, scaled to its batch.
+
+        Args:
+            given_start: whether the stage starts from weights that are given, not from random ones.
+        """
+        if self.optimiser == "adam":  # not scaled: its steps do not depend on the size of the gradient
+            lr, scale = 1e-3, 1.0
+        else:  # the linear scaling rule of large-batch training, as in BYOL
+            lr, scale = 0.2 if self.on_exams else 0.5, self.batch_size / 256
+        lr = lr / 10 if given_start else lr
+        return (lr if self.lr is None else self.lr) * scale
+
     @property
     def run_folder(self) -> Path:
         """Folder of the run."""
@@ -150,11 +172,15 @@ class PretrainConfig(RunSettings):
 
 def paper() -> PretrainConfig:
     """The numbers of Kalapos and Gyires-Toth 2022 and their code (docs/methods.md)."""
-    return PretrainConfig(generalist="imagenet")
+    return PretrainConfig(generalist="imagenet", lr=0.5, tau=0.99)
 
 
 def default() -> PretrainConfig:
-    """The paper's numbers with a smaller encoder and image, which a workstation finishes."""
+    """The paper's numbers with a smaller encoder and image, which a workstation finishes.
+
+    The specialist gets 25 epochs, not the paper's 400. A start that is given is trained at a tenth of the paper's
+    rate, and tau is lower in short runs.
+    """
     return PretrainConfig(encoder="resnet18", image_size=128, epochs=25, generalist_epochs=5, warmup_epochs=1)
 
 
@@ -179,7 +205,8 @@ def demo() -> PretrainConfig:
 def exam_paper() -> PretrainConfig:
     """Manna et al. 2022, BYOLMed3D; with `--encoder resnet18` Ray 2022, BYOLMed2D.
 
-    These papers state no weight decay and no trust coefficient: both stay as in `paper`.
+    These papers state no weight decay and no trust coefficient: both stay as in `paper`. They state no decay rate of
+    the average either: it is chosen by the number of steps.
     """
     return PretrainConfig(
         stage="specialist",
@@ -193,7 +220,6 @@ def exam_paper() -> PretrainConfig:
         micro_batch_size=4,
         lr=0.2,
         warmup_epochs=0,
-        tau=0.996,
         tau_schedule="constant",
         predictor_hidden=4096,
     )
@@ -201,7 +227,7 @@ def exam_paper() -> PretrainConfig:
 
 def exam_default() -> PretrainConfig:
     """The paper's numbers with smaller images, fewer epochs, and micro-batches large enough for batch norm."""
-    return replace(exam_paper(), image_size=112, epochs=50, batch_size=64, micro_batch_size=8)
+    return replace(exam_paper(), image_size=112, epochs=50, batch_size=64, micro_batch_size=8, lr=None)
 
 
 def exam_demo() -> PretrainConfig:
@@ -218,8 +244,7 @@ def exam_demo() -> PretrainConfig:
         projection=128,
         epochs=None,
         steps=8,
-        lr=0.5,
-        tau=0.99,
+        lr=None,
         tau_schedule="cosine",
         checkpoint_every=20,
         log_every=2,

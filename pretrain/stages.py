@@ -59,7 +59,9 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             save_splits(run_folder.path / "splits.json", target.splits)
             save_requested_splits(cfg.data, target.splits)
         if images := target or natural:
-            result = train_stage(cfg, fabric, run_folder, images, encoder, lineage, probe)
+            result = train_stage(
+                cfg, fabric, run_folder, images, encoder, lineage, probe, given_start=start is not None
+            )
         else:
             result = _save_untrained(cfg, run_folder, encoder, lineage)
         result = run_folder.write_result(result)
@@ -115,6 +117,7 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:
         log.info(f"stage 1 of 2: generalist, in {out}")
         resume = (out / "config.json").exists()
         first = replace(cfg, stage="generalist", out=out, resume=resume, overwrite=False, keep_epochs=(), steps=None)
+        first = replace(first, stop_after_epochs=None)
         run(first, fabric)
     fabric.barrier()
     log.info(f"stage 2 of 2: {cfg.stage}, in {cfg.run_folder}")

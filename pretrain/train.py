@@ -14,9 +14,9 @@ from core.errors import UserError
 from encoders.card import versions
 from engine.compiling import compile_method
 from engine.config import plain
-from engine.devices import channels_last, synchronise_norms
+from engine.devices import channels_last, scales_gradients, synchronise_norms
 from engine.loop import Metrics, Training, collate, train
-from engine.optimisers import lars, warmup_cosine
+from engine.optimisers import adamw, lars, warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import StepSampler, sampler_of
 from pretrain.collapse import FLOOR, collapse_metrics
@@ -27,6 +27,10 @@ from pretrain.sources import StageImages
 
 log = logging.getLogger("fewslice")
 
+PAPERS_SPECIALIST = 400
+"""Epochs of the specialist in Kalapos and Gyires-Toth 2022."""
+LARGEST_START_SHARE = 0.05
+"""Share of its initial weights in a written encoder above which the run warns."""
 SMALLEST_BATCH = 8
 """Samples per backward pass and device below which batch norm's statistics are so noisy that the run warns."""
 
@@ -39,6 +43,8 @@ def train_stage(
     encoder: nn.Module,
     lineage: list[dict[str, Any]],
     probe: Probe | None,
+    *,
+    given_start: bool,
 ) -> dict[str, Any]:
     """Pretrain an encoder and write it.
 
@@ -50,6 +56,7 @@ def train_stage(
         encoder: encoder with its initial weights.
         lineage: earlier stages, whose result the initial weights are.
         probe: linear probe to follow the encoder with; None: no probe.
+        given_start: whether the initial weights are given, not random.
 
     Returns:
         The content of `result.json`.
@@ -67,22 +74,30 @@ def train_stage(
     _warn_of_small_batches(cfg.norm, sampler)
     epochs = cfg.generalist_epochs if cfg.stage == "generalist" else cfg.target_epochs
     steps = cfg.steps or max(1, round(epochs * sampler.steps_per_epoch))
+    # A run that is cut short keeps the schedule of the whole stage, so that it ends where the stage would then be.
+    last_step = _last_step(cfg.stop_after_epochs, sampler.steps_per_epoch, steps)
     warmup = _warmup(round(cfg.warmup_epochs * sampler.steps_per_epoch), steps)
-    lr = cfg.lr * cfg.batch_size / 256  # the linear scaling rule of large-batch training, as in BYOL
+    lr = cfg.peak_lr(given_start)
     method = synchronise_norms(build_method(cfg, channels_last(encoder), steps=steps), fabric, cfg.norm)
     exported = cfg.export or method.exports[0]
     compile_method(method, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
-    optimiser = lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
+    if cfg.optimiser == "adam":
+        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        optimiser = adamw(trained, lr=lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
+    else:
+        optimiser = lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
+    resolved = {"learning_rate": lr, **method.resolved}
     model, optimiser = fabric.setup(method, optimiser)
 
     def export(folder: Path, step: int) -> None:
         if run.main:
             method.prepare_export(_one_epoch(images, sampler, fabric))
-            stages = [*lineage, _lineage_entry(cfg, images, step)]
+            now = resolved | {"start_share": method.start_share(exported, step)}
+            stages = [*lineage, _lineage_entry(cfg, images, step) | now]
             method.save(folder, exported, lineage=stages, **facts_of_encoder(cfg))
 
-    epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, steps)
-    columns = ["projection_std", "effective_rank", "probe_jaccard"]
+    epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, last_step)
+    columns = ["projection_std", "effective_rank", "start_share", "probe_jaccard"]
 
     def observe(step: int, last: bool) -> Metrics:
         if step in epochs_kept:
@@ -91,6 +106,8 @@ def train_stage(
         if (step % cfg.log_every == 0 or last) and (projections := method.last_projections) is not None:
             metrics |= collapse_metrics(projections)
             _warn_of_collapse(metrics["projection_std"], step)
+        if step % cfg.log_every == 0 or last:
+            metrics["start_share"] = method.start_share(exported, step)
         if probe is not None and (step % cfg.probe_every == 0 or last):
             metrics["probe_jaccard"] = probe(method.encoder_to_export(exported), fabric.device)
         return metrics
@@ -100,10 +117,15 @@ def train_stage(
 
     if 0 in epochs_kept and not (cfg.resume and run.checkpoint.exists()):
         export(run.path / "epoch-0", 0)
+    share = method.start_share(exported, last_step)
     log.info(
         f"{cfg.method}: {images.count} {images.unit}, {steps} optimiser steps of {sampler.batch_size} "
-        f"({sampler.steps_per_epoch} per epoch, {sampler.micro_steps(0)} micro-batches each), learning rate {lr:.3g}"
+        f"({sampler.steps_per_epoch} per epoch, {sampler.micro_steps(0)} micro-batches each), "
+        + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in resolved.items())
+        + f"; at the end {share:.1%} of the initial weights are left in the encoder that is written"
     )
+    _say_what_differs(cfg, sampler, steps, last_step)
+    _warn_of_start(share, last_step)
     began = time.perf_counter()
     speed = train(
         Training(
@@ -114,7 +136,7 @@ def train_stage(
             sampler=sampler,
             data=images.hash,
             samples=images.samples,
-            steps=steps,
+            steps=last_step,
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
             after_step=method.after_step,
             observe=observe,
@@ -127,14 +149,16 @@ def train_stage(
         ),
         resume=cfg.resume,
     )
-    export(run.path, steps)
+    export(run.path, last_step)
     return {
         "stage": cfg.stage,
         "method": cfg.method,
         images.unit: images.count,
-        "steps": steps,
+        "steps": last_step,
         "seed": cfg.seed,
+        **resolved,
         **{name: run.latest[name] for name in columns if name in run.latest},
+        "start_share": share,
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
         "encoder": str(file),
@@ -178,6 +202,35 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
     return entry
 
 
+def _last_step(epochs: float | None, steps_per_epoch: int, steps: int) -> int:
+    """Optimiser steps until `--stop-after-epochs` or the end of the stage."""
+    if epochs is None:
+        return steps
+    if epochs * steps_per_epoch > steps:
+        log.warning(f"--stop-after-epochs {epochs:g} lies beyond this stage, which ends after {steps} steps")
+    return max(1, round(min(steps, epochs * steps_per_epoch)))
+
+
+def _say_what_differs(cfg: PretrainConfig, sampler: StepSampler, steps: int, last_step: int) -> None:
+    """Log how this run differs from what its reader may expect."""
+    if sampler.merged:
+        log.info(
+            f"the last {sampler.merged} samples of each epoch, less than a quarter of a batch, join the batch before"
+        )
+    if cfg.stage == "specialist" and cfg.steps is None and cfg.target_epochs < PAPERS_SPECIALIST and not cfg.on_exams:
+        log.info(f"specialist for {cfg.target_epochs:g} epochs ({PAPERS_SPECIALIST} in Kalapos and Gyires-Toth 2022)")
+    if last_step < steps:
+        log.info(f"stopping after {last_step} of the schedule's {steps} steps (--stop-after-epochs)")
+
+
+def _warn_of_start(share: float, steps: int) -> None:
+    if share > LARGEST_START_SHARE:
+        log.warning(
+            f"the encoder that is written will hold {share:.0%} of the weights that this stage starts from: {steps} "
+            "steps are few for this decay of the moving average; train longer, lower --tau or pass --export online"
+        )
+
+
 def _warmup(wanted: int, steps: int) -> int:
     """Optimiser steps of warm-up: at most half of the stage, so that short runs also reach the full learning rate."""
     if wanted > steps // 2:
@@ -209,5 +262,5 @@ def _warn_of_collapse(projection_std: float, step: int) -> None:
     if projection_std < FLOOR:
         log.warning(
             f"step {step}: the projections' standard deviation is {projection_std:.1%} of the value of spread "
-            "projections; the representation is collapsing: lower --lr or raise --tau"
+            "projections; the representation is collapsing: lower --lr, or raise --tau of a moving average"
         )

@@ -20,8 +20,10 @@ from encoders.card import EncoderCard, read_card
 from encoders.weights import load_weights
 from engine.command_line import parse
 from engine.config import read_config
+from engine.sampler import StepSampler
 from pretrain.__main__ import main
-from pretrain.config import PRESETS, PretrainConfig, presets_for
+from pretrain.config import EXAM_PRESETS, PRESETS, PretrainConfig, presets_for
+from pretrain.methods.build import build_method
 from pretrain.methods.byol import Byol
 from pretrain.probe import Probe
 from pretrain.stages import run
@@ -65,7 +67,7 @@ def card_of(folder: Path) -> EncoderCard:
 
 @pytest.fixture(scope="module")
 def hierarchical(tiny_acdc, tmp_path_factory) -> tuple[PretrainConfig, dict]:
-    """9 natural images, 30 slices: the natural epoch ends on a lone sample, under batch norm."""
+    """9 natural images, one step; 30 slices."""
     cfg = tiny(
         tiny_acdc,
         tmp_path_factory.mktemp("run") / "a",
@@ -87,7 +89,7 @@ def test_hierarchical_writes_both_stages(hierarchical):
     assert (result["stage"], result["images"], result["steps"]) == ("hierarchical", POOL, 8)
     assert read_config(PretrainConfig, out / "config.json") == cfg
     natural = json.loads((out / "generalist" / "result.json").read_text())
-    assert (natural["stage"], natural["images"], natural["steps"]) == ("generalist", 9, 2)
+    assert (natural["stage"], natural["images"], natural["steps"]) == ("generalist", 9, 1)
     assert not list(out.rglob("*.part*"))
 
 
@@ -111,7 +113,7 @@ def test_the_lineage_names_every_stage_from_the_first(hierarchical):
     cfg, _ = hierarchical
     card = card_of(cfg.run_folder)
     assert [(stage["stage"], stage["data"]["name"], stage["steps"]) for stage in card.lineage] == [
-        ("generalist", "procedural", 2),
+        ("generalist", "procedural", 1),
         ("hierarchical", "acdc", 8),
     ]
     assert card.network == "online"
@@ -195,15 +197,16 @@ def test_specialist_sees_target_images_only(tiny_acdc, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in_float64):
-    """The whole stage, LARS and both networks: 30 slices in batches of 29 and 1, whole or in micro-batches of 5."""
+    """The whole stage, LARS and both networks: 30 slices in batches of 21 and 9, whole or in micro-batches of 5."""
     states = []
     for micro in (None, 5):
-        settings = {"stage": "specialist", "norm": "group", "batch_size": 29, "micro_batch_size": micro, "steps": 3}
+        settings = {"stage": "specialist", "norm": "group", "batch_size": 21, "micro_batch_size": micro, "steps": 3}
         cfg = tiny(tiny_acdc, tmp_path / str(micro), **settings)
         run(cfg)
         states.append(load_file(cfg.run_folder / "encoder.safetensors"))
     for key, value in states[0].items():
-        torch.testing.assert_close(value, states[1][key], rtol=0, atol=1e-8)
+        # the loss alone is computed in float32, whose rounding the gradients carry on
+        torch.testing.assert_close(value, states[1][key], rtol=0, atol=1e-7)
 
 
 def test_generalist_adopts_a_file(tmp_path, hierarchical):
@@ -214,6 +217,70 @@ def test_generalist_adopts_a_file(tmp_path, hierarchical):
     assert all(torch.equal(adopted[key], source_weights[key]) for key in source_weights)
     card = card_of(cfg.run_folder)
     assert [stage["stage"] for stage in card.lineage] == ["generalist"]
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("paper", 20_000), ("default", 1_498), ("exam paper", 1_017), ("exam default", 1_017)]
+)
+@pytest.mark.parametrize("stage", ["generalist", "specialist", "hierarchical"])
+def test_presets_leave_at_most_one_percent_of_their_start(name, images, stage):
+    """On the papers' pools: all training slices of ACDC, or the training exams of MRNet; `default` on labelled ones."""
+    presets = EXAM_PRESETS if name.startswith("exam") else PRESETS
+    cfg = replace(presets[name.split()[-1]](), stage=stage, projector_hidden=8, predictor_hidden=8, projection=8)
+    epochs, images = (cfg.generalist_epochs, 20_000) if stage == "generalist" else (cfg.target_epochs, images)
+    steps = round(epochs * StepSampler(count=images, batch_size=cfg.batch_size, micro_batch_size=1).steps_per_epoch)
+    method = build_method(cfg, build_encoder("resnet10t"), steps=steps)
+    assert method.start_share(method.exports[0], steps) <= 0.0101
+    assert method.start_share("online", steps) == 0
+
+
+def test_a_given_start_has_its_own_rate(tiny_acdc, tmp_path, hierarchical):
+    """A tenth of the rate from random weights, for the second stage, a file and downloaded weights alike."""
+    cfg, result = hierarchical
+    natural = json.loads((cfg.run_folder / "generalist" / "result.json").read_text())
+    assert (natural["learning_rate"], result["learning_rate"]) == pytest.approx((0.5 * 8 / 256, 0.05 * 8 / 256))
+    assert max(float(row["learning_rate"]) for row in rows(cfg.run_folder)) == pytest.approx(0.05 * 8 / 256)
+    exams, paper = EXAM_PRESETS["default"](), PRESETS["paper"]()
+    assert (exams.peak_lr(False), exams.peak_lr(True)) == pytest.approx((0.2 * 64 / 256, 0.02 * 64 / 256))
+    assert paper.peak_lr(True) == paper.peak_lr(False) == 0.25
+    assert replace(PRESETS["default"](), optimiser="adam").peak_lr(False) == 1e-3
+
+
+def test_the_share_of_the_start_is_said(tiny_acdc, tmp_path, caplog):
+    """In the metrics, the result and the card; a warning from 5 % on; the online network holds none."""
+    short = run(tiny(tiny_acdc, tmp_path / "short", stage="specialist", tau=0.9, steps=2, keep_epochs=(0,)))
+    share = 0.9 * 0.95
+    assert short["start_share"] == pytest.approx(share)
+    assert short["tau"] == 0.9
+    assert [float(row["start_share"]) for row in rows(tmp_path / "short")] == pytest.approx([0.9, share])
+    for folder, expected in (("", share), ("epoch-0", 1.0)):
+        stage = card_of(tmp_path / "short" / folder).lineage[-1]
+        assert (stage["start_share"], stage["method"]) == (pytest.approx(expected), "byol")
+    assert "will hold 86% of the weights that this stage starts from" in caplog.text
+    caplog.clear()
+    online = run(tiny(tiny_acdc, tmp_path / "online", stage="specialist", export="online", steps=1))
+    assert online["start_share"] == 0
+    assert "starts from" not in caplog.text
+
+
+def test_a_stage_that_is_cut_short_keeps_its_schedule(tiny_acdc, tmp_path, hierarchical):
+    """Stopping after one of two epochs gives, bit for bit, the encoder that the whole stage has after one epoch."""
+    cfg, _ = hierarchical
+    source = str(cfg.run_folder / "generalist" / "encoder.safetensors")
+    cut = replace(cfg, out=tmp_path / "cut", generalist=source, keep_epochs=(), probe_every=0, stop_after_epochs=1.0)
+    result = run(cut)
+    assert (result["steps"], len(rows(cut.run_folder))) == (4, 4)
+    whole = load_file(cfg.run_folder / "epoch-1" / "encoder.safetensors")
+    assert all(torch.equal(whole[k], v) for k, v in load_file(cut.run_folder / "encoder.safetensors").items())
+    text = (cut.run_folder / "train.log").read_text()
+    assert "stopping after 4 of the schedule's 8 steps" in text
+
+
+def test_a_specialist_shorter_than_the_papers_says_so(tiny_acdc, tmp_path, caplog):
+    caplog.set_level("INFO", "fewslice")
+    run(tiny(tiny_acdc, tmp_path / "run", stage="specialist", steps=None, epochs=0.25, batch_size=29, optimiser="adam"))
+    assert "specialist for 0.25 epochs (400 in Kalapos and Gyires-Toth 2022)" in caplog.text
+    assert "the last 1 samples of each epoch, less than a quarter of a batch, join the batch before" in caplog.text
 
 
 def test_a_loss_that_is_no_number_is_named_by_its_step(tiny_acdc, tmp_path, monkeypatch):
@@ -284,6 +351,7 @@ def test_the_paper_recipe_is_the_papers():
         0.02,
         10,
     )
+    assert cfg.optimiser == "lars"
     assert (cfg.tau, cfg.tau_schedule, Byol.exports[0], cfg.norm, cfg.unlabelled_splits) == (
         0.99,
         "cosine",
@@ -306,7 +374,7 @@ def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch, capsys):
 
     config = str(whole.run_folder / "config.json")
     arguments = ["--config", config, "--out", str(tmp_path / "killed")]
-    run_killed_after_step("pretrain", *arguments, step=5)  # the first stage has two steps
+    run_killed_after_step("pretrain", *arguments, step=5)  # the first stage has one step
     assert len(rows(tmp_path / "killed")) < 14
     assert not (tmp_path / "killed" / "result.json").exists()
 

@@ -261,7 +261,7 @@ def test_the_papers_numbers_for_exams():
         *(16, 224),
     )
     assert (cfg.lr, cfg.batch_size, cfg.micro_batch_size, cfg.epochs, cfg.warmup_epochs) == (0.2, 256, 4, 200, 0)
-    assert (cfg.tau, cfg.tau_schedule) == (0.996, "constant")
+    assert (cfg.tau, cfg.tau_schedule) == (None, "constant")  # the papers give no decay rate
     assert (cfg.projector_hidden, cfg.predictor_hidden, cfg.projection) == (4096, 4096, 256)
     # Ray 2022, table 5.1; saturation, hue and grey do nothing in one channel
     first = Augmentation(area=(0.08, 1.0), bicubic=True, flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, blur=1.0)

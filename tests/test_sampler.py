@@ -71,6 +71,27 @@ def test_a_device_without_samples_repeats_one_at_weight_zero():
     assert sampler.micro_batches(2) == [(sampler.batch(2), 0.0)]
 
 
+def test_a_last_batch_below_a_quarter_joins_the_one_before():
+    """130 items in batches of 128: one step of 130 and not 128, 2, 128, 2, in equal micro-batches."""
+    sampler = StepSampler(count=130, batch_size=128, micro_batch_size=128)
+    assert (sampler.steps_per_epoch, sampler.merged) == (1, 2)
+    assert sorted(items(sampler, 1)) == list(range(130))
+    assert [(len(part), weight) for part, weight in sampler.micro_batches(0)] == [(65, 0.5), (65, 0.5)]
+    several = StepSampler(count=19, batch_size=8, micro_batch_size=3)
+    assert [len(several.batch(step)) for step in range(4)] == [8, 8, 3, 8]  # 3 of 8 are a batch of their own
+    several = replace(several, count=17)
+    assert [len(several.batch(step)) for step in range(4)] == [8, 9, 8, 9]
+    assert sorted(items(several, 2) + items(several, 3)) == list(range(17))
+    seeds = [draw.seed for step in range(6) for draw in several.batch(step)]
+    assert len(set(seeds)) == 51
+    shared = [replace(several, device=device, devices=2).micro_batches(1) for device in range(2)]
+    assert [[len(part) for part, _ in parts] for parts in shared] == [[3, 2], [3, 1]]
+    assert sum(weight for parts in shared for _, weight in parts) == pytest.approx(2)
+    alone = StepSampler(count=1, batch_size=8, micro_batch_size=8)
+    assert [len(alone.batch(step)) for step in range(2)] == [1, 1]  # no batch before it
+    assert [len(replace(several, wrap=True).batch(step)) for step in range(4)] == [8] * 4
+
+
 def test_the_batch_is_the_same_for_any_devices_and_micro_batches():
     one = StepSampler(count=23, batch_size=6, micro_batch_size=6, seed=5)
     other = StepSampler(count=23, batch_size=6, micro_batch_size=1, seed=5, device=1, devices=3)

@@ -6,7 +6,7 @@ from torch import nn
 
 from core.errors import UserError
 from encoders.build import feature_width
-from engine.ema import cosine_tau
+from engine.ema import Decay, chosen_tau
 from pretrain.config import PretrainConfig
 from pretrain.methods.byol import Byol
 from pretrain.methods.method import Method
@@ -38,6 +38,8 @@ def views_of(method: str) -> int:
 
 
 def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int) -> Method:
+    largest = 0.99 if cfg.tau_schedule == "cosine" else 0.996  # Kalapos and Gyires-Toth 2022; Grill et al. 2020
+    tau = chosen_tau(steps, cfg.tau_schedule, largest) if cfg.tau is None else cfg.tau
     return Byol(
         encoder,
         feature_width(encoder),
@@ -45,7 +47,7 @@ def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int) -> Method:
         predictor_hidden=cfg.predictor_hidden,
         outputs=cfg.projection,
         norm=cfg.norm,
-        decay=lambda step: cosine_tau(step, steps, cfg.tau) if cfg.tau_schedule == "cosine" else cfg.tau,
+        decay=Decay(tau, steps, cfg.tau_schedule),
     )
 
 

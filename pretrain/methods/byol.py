@@ -1,7 +1,6 @@
 """BYOL (bootstrap your own latent): two views, an online and a target network, no negatives (Grill et al. 2020)."""
 
 import copy
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -9,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from encoders.norm import Norm, replace_norm
-from engine.ema import update_average
+from engine.ema import Decay, update_average
 from pretrain.methods.method import Exported, Method
 
 
@@ -30,7 +29,7 @@ class Byol(Method):
         features: width of the encoder's output.
         projector_hidden, predictor_hidden, outputs: widths of the heads.
         norm: normalisation of the heads.
-        decay: decay rate of the target's moving average in optimiser step 0, 1, ...
+        decay: decay rates of the target's moving average; None: 0.99.
     """
 
     exports: ClassVar[tuple[Exported, ...]] = ("target", "online")
@@ -44,7 +43,7 @@ class Byol(Method):
         predictor_hidden: int = 8192,
         outputs: int = 256,
         norm: Norm = "batch",
-        decay: Callable[[int], float] = lambda step: 0.99,
+        decay: Decay | None = None,
     ) -> None:
         super().__init__(encoder)
         self.projector = replace_norm(mlp(features, projector_hidden, outputs), norm)
@@ -52,7 +51,8 @@ class Byol(Method):
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
         self.batch_statistics = norm == "batch"
-        self.decay = decay
+        self.decay = decay or Decay(0.99)
+        self.resolved = {"tau": self.decay.tau}
 
     def forward(self, views: Tensor) -> Tensor:
         """The symmetric loss, summed over both directions and averaged over samples.
@@ -97,6 +97,10 @@ class Byol(Method):
     def encoder_to_export(self, network: Exported) -> nn.Module:
         """The target's encoder or the online one."""
         return self.target_encoder if network == "target" else self.encoder
+
+    def start_share(self, network: Exported, step: int) -> float:
+        """Share of the stage's initial weights that the target still holds."""
+        return self.decay.start_share(step) if network == "target" else 0.0
 
     def move_target(self, tau: float) -> None:
         """Move the target towards the online network; call it, or `after_step`, once per optimiser step."""

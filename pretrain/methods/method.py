@@ -35,6 +35,8 @@ class Method(nn.Module):
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
+        self.resolved: dict[str, Any] = {}
+        """Settings whose value followed from other settings or the data, for the log, the card and the result."""
         self._projections: list[Tensor] = []
         self._step_ended = True
 
