@@ -197,15 +197,15 @@ class _Recomputed(nn.Module):
             super().forward,
             *inputs,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _frozen_statistics(self)),
+            context_fn=lambda: (nullcontext(), frozen_statistics(self)),
             **settings,
         )
 
 
 @contextmanager
-def _frozen_statistics(block: nn.Module) -> Iterator[None]:
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
     """Normalise without updating running statistics: the first forward pass has updated them already."""
-    norms = [norm for norm in block.modules() if isinstance(norm, _BatchNorm)]
+    norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

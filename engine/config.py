@@ -19,6 +19,7 @@ C = TypeVar("C")
 LARGEST = {
     **dict.fromkeys(("seed", "subset_seed", "test_seed"), 2**63 - 1),  # torch's generators take 64 bits
     **dict.fromkeys(("steps", "epochs", "generalist_epochs", "warmup_epochs", "evaluate_every"), 10**9),
+    "stop_after_epochs": 10**9,
     **dict.fromkeys(("checkpoint_every", "log_every", "probe_every"), 10**9),
     **dict.fromkeys(("batch_size", "micro_batch_size", "test_clips", "clip_frames"), 2**16),
     **dict.fromkeys(("projector_hidden", "predictor_hidden", "projection"), 2**17),
@@ -80,7 +81,7 @@ class RunSettings(Settings):
         size, batch_size = getattr(self, "image_size", 0), getattr(self, "batch_size", 1)
         samples = min(self.micro_batch_size or batch_size, math.ceil(batch_size / (self.devices * self.nodes)))
         gigabytes = 4e-9 * samples * size**2
-        if hasattr(os, "sysconf") and gigabytes > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9:
+        if gigabytes > memory_in_gigabytes():
             raise UserError(
                 f"--image-size {size}: a micro-batch of {samples} such images takes {gigabytes:.0f} GB, more than this "
                 "machine has: lower it, or --micro-batch-size"
@@ -159,6 +160,13 @@ class SupervisedSettings(RunSettings):
         """`init` as part of a folder's name."""
         named = self.init in ("random", "imagenet", "kinetics")  # else a file
         return self.init if named else Path(self.init).resolve().parent.name
+
+
+def memory_in_gigabytes() -> float:
+    """Memory of this machine; infinite where the system does not say."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
 @cache

@@ -19,6 +19,7 @@ from torch import Tensor, nn, optim
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from core.errors import UserError
+from engine.accumulation import accumulate, accumulate_by_recomputation
 from engine.checkpoint import read_checkpoint, write_checkpoint
 from engine.failure import write_failure
 from engine.run_folder import RunFolder
@@ -47,6 +48,9 @@ class Training:
     """Indexed by `engine.sampler.Sample`."""
     data: str
     """Digest of the data; a run cannot be resumed on other data."""
+    batch_loss: Callable[[Tensor], Tensor] | None = None
+    """Loss of an effective batch from the outputs of `model` for all of its samples, which `model` then returns in
+    place of a loss; None: the loss is a mean over samples."""
     steps: int
     learning_rate: Callable[[int], float]
     """Learning rate of optimiser step 0, 1, ..."""
@@ -131,20 +135,15 @@ def train(t: Training, *, resume: bool = False) -> float:
             for group in t.optimiser.param_groups:
                 group["lr"] = t.learning_rate(step)
 
-            # Each micro-batch loss is weighted by its share of the samples really in the batch, so that the sum of the
-            # gradients is that of the whole batch, whatever the sizes of its parts.
             micro_batches = t.sampler.micro_batches(step)
-            total = torch.zeros((), device=t.fabric.device)
-            for k, (samples, weight) in enumerate(micro_batches):
-                batch = t.fabric.to_device(_next_batch(loader))
-                last = k == len(micro_batches) - 1
-                # Devices exchange gradients once per step, with the last micro-batch.
-                with t.fabric.no_backward_sync(t.model, enabled=not last):
-                    loss = t.model(batch)
-                    t.fabric.backward(loss * weight)
-                total += loss.detach() * weight
-                seen += len(samples)
+            weights = [weight for _, weight in micro_batches]
+            batches = (_next_batch(loader) for _ in weights)
+            if t.batch_loss is None:
+                total = accumulate(t.fabric, t.model, batches, weights)
+            else:
+                total = accumulate_by_recomputation(t.fabric, t.model, t.batch_loss, batches, weights)
             t.losses.append(total)
+            seen += sum(len(samples) for samples, _ in micro_batches)
 
             if t.max_grad_norm is not None:
                 t.fabric.clip_gradients(t.model, t.optimiser, max_norm=t.max_grad_norm, error_if_nonfinite=False)

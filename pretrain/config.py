@@ -10,10 +10,12 @@ from core.settings import Execution, Group, SetBySweep
 from data.augment import Augmentation
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
 from encoders.names import is_video
-from engine.config import RunSettings
+from engine.config import RunSettings, memory_in_gigabytes
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
-MethodName = Literal["byol"]
+MethodName = Literal["byol", "simclr", "moco", "barlow"]
+OF_METHODS = {"temperature": ("simclr", "moco"), "queue": ("moco",), "redundancy_weight": ("barlow",)}
+"""Settings that some methods alone have, and these methods."""
 EXAMS = ("mrnet", "exams")
 """Data sets whose samples are clips of exams; those of all others are slices."""
 
@@ -25,8 +27,10 @@ class PretrainConfig(RunSettings):
     stage: Annotated[Stage, Group("stages"), SetBySweep] = "hierarchical"
     """generalist: natural images; specialist: your scans from random weights; hierarchical: one after the other."""
     method: MethodName = "byol"
-    """Self-supervised method of every stage. byol: two views predict each other; needs no negatives, so it suits small
-    batches."""
+    """Self-supervised method of every stage. byol: predicts one view from the other; needs no negatives, so small
+    batches do. simclr: tells an image's views from all others of the batch; simple, good with large batches. moco: the
+    same against a queue of earlier images; many negatives at small batches. barlow: makes features agree between views
+    and differ from each other; no negatives, no target network, gains from a wide projector."""
     generalist: str = "procedural"
     """Natural images or their weights: imagenet (timm's weights, downloaded), an encoder FILE, a FOLDER of images
     (pretraining on them) or procedural (pretraining on drawn images with the statistics of natural ones). For 3D
@@ -67,12 +71,19 @@ class PretrainConfig(RunSettings):
     or r2plus1d_18, which are 3D. The maps of a 2D encoder are max-pooled over the frames of a clip."""
     norm: Literal["batch", "group", "frozen"] = "batch"
     """Normalisation layers: batch norm, group norm (independent of the batch), or batch norm with frozen statistics."""
-    projector_hidden: int = 4096
-    """Hidden width of the projector."""
+    projector_hidden: int | None = None
+    """Hidden width of the projector; None: 4096 for byol, 2048 for simclr and moco, 8192 for barlow."""
     predictor_hidden: int = 8192
-    """Hidden width of the predictor."""
-    projection: int = 256
-    """Output width of projector and predictor."""
+    """Hidden width of the predictor of byol."""
+    projection: int | None = None
+    """Output width of the projector (and of byol's predictor); None: 256 for byol, 128 for simclr and moco, 8192 for
+    barlow."""
+    temperature: float | None = None
+    """Temperature of the similarities of simclr and moco, above 0; None: 0.5 for simclr, 0.2 for moco."""
+    queue: int = 65_536
+    """Earlier images that moco compares with; at most as many as there are images or exams."""
+    redundancy_weight: float = 5e-3
+    """Weight of the redundancy term of barlow (lambda in the paper)."""
     export: Literal["target", "online"] | None = None
     """Network whose encoder is written: the target (moving average) or the online one, which is trained itself; None:
     the target for byol, the online one for other methods."""
@@ -98,10 +109,11 @@ class PretrainConfig(RunSettings):
     trust_coefficient: float = 0.02
     """Trust coefficient of LARS: the largest change of a layer per unit of learning rate, relative to its norm."""
     tau: float | None = None
-    """Decay rate of the target's moving average at the first step, in [0, 1). None: 0.99 (constant schedule: 0.996),
-    in short runs less, down to 0.5, so that at most 1 % of the initial weights is left in the target at the end."""
+    """Decay rate of the moving average of byol's or moco's target at the first step, in [0, 1). None: 0.99 (constant
+    schedule: 0.996; moco: 0.999), in short runs less, down to 0.5, so that at most 1 % of the initial weights is left
+    in the target at the end."""
     tau_schedule: Literal["cosine", "constant"] = "cosine"
-    """cosine: tau rises to 1 at the last optimiser step."""
+    """cosine: tau of byol rises to 1 at the last optimiser step; that of moco is always constant."""
     keep_epochs: Annotated[tuple[int, ...], SetBySweep] = ()
     """Also write the encoder after these epochs, e.g. `--keep-epochs 0 1 2 5`; 0 is before the first step."""
     probe_every: int = 0
@@ -110,9 +122,18 @@ class PretrainConfig(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_above_0("image_size", "batch_size", "lr", "steps", "epochs", "generalist_images", "clip_frames")
-        self.require_above_0("stop_after_epochs")
+        self.require_above_0("stop_after_epochs", "temperature", "queue")
         self.require_above_0("generalist_epochs", "projector_hidden", "predictor_hidden", "projection")
-        self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every")
+        self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every", "redundancy_weight")
+        for name, methods in OF_METHODS.items():
+            if self.method not in methods and getattr(self, name) != getattr(PretrainConfig, name):
+                flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise UserError(f"{flag} goes with --method {' or '.join(methods)}, not with {self.method}")
+        gigabytes = 4e-9 * self.queue * (self.projection or 128)
+        if self.method == "moco" and gigabytes > (most := memory_in_gigabytes()):
+            raise UserError(
+                f"--queue {self.queue}: takes {gigabytes:,.0f} GB, more than this machine's {most:,.0f} GB; lower it"
+            )
         if self.tau is not None and not 0 <= self.tau < 1:
             raise UserError(f"--tau {self.tau}: must lie in [0, 1)")
         if min(self.keep_epochs, default=0) < 0:

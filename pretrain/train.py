@@ -22,6 +22,7 @@ from engine.sampler import StepSampler, sampler_of
 from pretrain.collapse import FLOOR, collapse_metrics
 from pretrain.config import PretrainConfig
 from pretrain.methods.build import build_method
+from pretrain.methods.whole_batch import WholeBatchMethod
 from pretrain.probe import Probe
 from pretrain.sources import StageImages
 
@@ -78,7 +79,9 @@ def train_stage(
     last_step = _last_step(cfg.stop_after_epochs, sampler.steps_per_epoch, steps)
     warmup = _warmup(round(cfg.warmup_epochs * sampler.steps_per_epoch), steps)
     lr = cfg.peak_lr(given_start)
-    method = synchronise_norms(build_method(cfg, channels_last(encoder), steps=steps), fabric, cfg.norm)
+    method = synchronise_norms(
+        build_method(cfg, channels_last(encoder), steps=steps, count=images.count), fabric, cfg.norm
+    )
     exported = cfg.export or method.exports[0]
     compile_method(method, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
     if cfg.optimiser == "adam":
@@ -121,7 +124,7 @@ def train_stage(
     log.info(
         f"{cfg.method}: {images.count} {images.unit}, {steps} optimiser steps of {sampler.batch_size} "
         f"({sampler.steps_per_epoch} per epoch, {sampler.micro_steps(0)} micro-batches each), "
-        + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in resolved.items())
+        + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in resolved.items())
         + f"; at the end {share:.1%} of the initial weights are left in the encoder that is written"
     )
     _say_what_differs(cfg, sampler, steps, last_step)
@@ -136,6 +139,7 @@ def train_stage(
             sampler=sampler,
             data=images.hash,
             samples=images.samples,
+            batch_loss=method.batch_loss if isinstance(method, WholeBatchMethod) else None,
             steps=last_step,
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
             after_step=method.after_step,

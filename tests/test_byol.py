@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from encoders.norm import Norm, replace_norm
 from pretrain.collapse import collapse_metrics
-from pretrain.methods.byol import Byol, mlp, regression_loss
+from pretrain.methods.byol import Byol, regression_loss
+from pretrain.methods.heads import mlp
 
 
 def encoder(norm: Norm = "group") -> nn.Module:

@@ -23,7 +23,7 @@ from engine.config import read_config
 from engine.sampler import StepSampler
 from pretrain.__main__ import main
 from pretrain.config import EXAM_PRESETS, PRESETS, PretrainConfig, presets_for
-from pretrain.methods.build import build_method
+from pretrain.methods.build import build_method, widths
 from pretrain.methods.byol import Byol
 from pretrain.probe import Probe
 from pretrain.stages import run
@@ -229,7 +229,7 @@ def test_presets_leave_at_most_one_percent_of_their_start(name, images, stage):
     cfg = replace(presets[name.split()[-1]](), stage=stage, projector_hidden=8, predictor_hidden=8, projection=8)
     epochs, images = (cfg.generalist_epochs, 20_000) if stage == "generalist" else (cfg.target_epochs, images)
     steps = round(epochs * StepSampler(count=images, batch_size=cfg.batch_size, micro_batch_size=1).steps_per_epoch)
-    method = build_method(cfg, build_encoder("resnet10t"), steps=steps)
+    method = build_method(cfg, build_encoder("resnet10t"), steps=steps, count=images)
     assert method.start_share(method.exports[0], steps) <= 0.0101
     assert method.start_share("online", steps) == 0
 
@@ -342,7 +342,7 @@ def test_the_command_line_leaves_values_alone():
 def test_the_paper_recipe_is_the_papers():
     """Kalapos and Gyires-Toth 2022 and their code."""
     cfg = PRESETS["paper"]()
-    heads = (cfg.projector_hidden, cfg.predictor_hidden, cfg.projection)
+    heads = (widths(cfg)[0], cfg.predictor_hidden, widths(cfg)[1])
     assert (cfg.encoder, cfg.image_size, heads) == ("resnet50", 224, (4096, 8192, 256))
     assert (cfg.lr, cfg.batch_size, cfg.weight_decay, cfg.trust_coefficient, cfg.warmup_epochs) == (
         0.5,

@@ -18,13 +18,11 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     return PretrainConfig(
         data=AcdcSource(data_root=root),
         out=out,
-        stage="hierarchical",
-        encoder="resnet10t",
         norm="group",
         image_size=32,
         generalist_images=9,
         generalist_epochs=1,
-        batch_size=29,
+        batch_size=21,
         steps=3,
         projector_hidden=256,
         predictor_hidden=256,
@@ -45,22 +43,26 @@ def _process(rank: int, cfg: PretrainConfig, port: int) -> None:
     run(cfg)
 
 
-@pytest.mark.parametrize("micro", [None, 4])
+@pytest.mark.parametrize(("method", "micro"), [("byol", 4), ("simclr", 4), ("moco", None)])
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
-def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, micro):
-    """30 slices in batches of 29 and 1: shares of 15 and 14, and in the last batch one process has no sample."""
+def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, method, micro):
+    """30 slices in batches of 21 and 9: unequal shares; in micro-batches of 4 one process has no sample at the end."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    both, one = tiny(tiny_acdc, tmp_path / "both", micro_batch_size=micro), tiny(tiny_acdc, tmp_path / "one")
+    chain = {"stage": "hierarchical", "encoder": "resnet10t"}
+    settings = chain if method == "byol" else {"stage": "specialist", "encoder": "test_resnet"}
+    both = tiny(tiny_acdc, tmp_path / "both", method=method, micro_batch_size=micro, **settings)
+    one = tiny(tiny_acdc, tmp_path / "one", method=method, **settings)
     start_processes(_process, (both, port), nprocs=2, start_method="fork")
     run(one)
-    for stage in ("generalist", "."):
+    for stage in ("generalist", ".") if method == "byol" else (".",):
         ours, alone = (load_file(cfg.run_folder / stage / "encoder.safetensors") for cfg in (both, one))
         assert ours.keys() == alone.keys()
         for key, value in ours.items():
-            torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-8, msg=key)
+            # the losses alone are in float32, whose rounding the gradients carry on
+            torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-7, msg=key)
     losses = [
         [line.split(",")[3] for line in (cfg.run_folder / "metrics.csv").read_text().splitlines()[1:]]
         for cfg in (both, one)

@@ -1,5 +1,6 @@
 """The self-supervised methods by name."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 from torch import nn
@@ -10,17 +11,32 @@ from engine.ema import Decay, chosen_tau
 from pretrain.config import PretrainConfig
 from pretrain.methods.byol import Byol
 from pretrain.methods.method import Method
+from pretrain.methods.moco import Moco
+from pretrain.methods.whole_batch import BarlowTwins, SimClr
+
+log = logging.getLogger("fewslice")
+
+WIDTHS = {"byol": (4096, 256), "simclr": (2048, 128), "moco": (2048, 128), "barlow": (8192, 8192)}
+"""Hidden and output width of each method's projector, unless they are given: Kalapos and Gyires-Toth 2022 for byol, the
+methods' own papers for the others (with a ResNet-50)."""
 
 
-def build_method(cfg: PretrainConfig, encoder: nn.Module, *, steps: int) -> Method:
+def build_method(cfg: PretrainConfig, encoder: nn.Module, *, steps: int, count: int) -> Method:
     """The method that `--method` names, around an encoder with its initial weights.
 
     Args:
         cfg: settings of the method.
         encoder: from `build_encoder` or `build_clip_encoder`; it becomes part of the method.
         steps: optimiser steps of the stage's schedule.
+        count: images or exams of the stage.
     """
-    return METHODS[cfg.method][1](cfg, encoder, steps)
+    return METHODS[cfg.method][1](cfg, encoder, steps, count)
+
+
+def widths(cfg: PretrainConfig) -> tuple[int, int]:
+    """Hidden and output width of the projector."""
+    hidden, outputs = WIDTHS[cfg.method]
+    return cfg.projector_hidden or hidden, cfg.projection or outputs
 
 
 def require_method(cfg: PretrainConfig) -> None:
@@ -37,21 +53,62 @@ def views_of(method: str) -> int:
     return METHODS[method][0].views
 
 
-def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int) -> Method:
+def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
     largest = 0.99 if cfg.tau_schedule == "cosine" else 0.996  # Kalapos and Gyires-Toth 2022; Grill et al. 2020
     tau = chosen_tau(steps, cfg.tau_schedule, largest) if cfg.tau is None else cfg.tau
+    hidden, outputs = widths(cfg)
     return Byol(
         encoder,
         feature_width(encoder),
-        projector_hidden=cfg.projector_hidden,
+        projector_hidden=hidden,
         predictor_hidden=cfg.predictor_hidden,
-        outputs=cfg.projection,
+        outputs=outputs,
         norm=cfg.norm,
         decay=Decay(tau, steps, cfg.tau_schedule),
     )
 
 
-METHODS: Mapping[str, tuple[type[Method], Callable[[PretrainConfig, nn.Module, int], Method]]] = {
+def _simclr(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
+    hidden, outputs = widths(cfg)
+    temperature = cfg.temperature or 0.5
+    width = feature_width(encoder)
+    return SimClr(encoder, width, temperature=temperature, projector_hidden=hidden, outputs=outputs, norm=cfg.norm)
+
+
+def _barlow(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
+    hidden, outputs = widths(cfg)
+    return BarlowTwins(
+        encoder,
+        feature_width(encoder),
+        redundancy_weight=cfg.redundancy_weight,
+        projector_hidden=hidden,
+        outputs=outputs,
+        norm=cfg.norm,
+    )
+
+
+def _moco(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
+    hidden, outputs = widths(cfg)
+    tau = chosen_tau(steps, "constant", 0.999) if cfg.tau is None else cfg.tau
+    if cfg.norm == "batch":
+        log.info("moco with batch norm: the statistics of a batch may give the positives away; --norm group has none")
+    return Moco(
+        encoder,
+        feature_width(encoder),
+        projector_hidden=hidden,
+        outputs=outputs,
+        queue=min(cfg.queue, count),  # more would only repeat the images
+        temperature=cfg.temperature or 0.2,
+        norm=cfg.norm,
+        decay=Decay(tau),
+    )
+
+
+METHODS: Mapping[str, tuple[type[Method], Callable[[PretrainConfig, nn.Module, int, int], Method]]] = {
     "byol": (Byol, _byol),
+    "simclr": (SimClr, _simclr),
+    "moco": (Moco, _moco),
+    "barlow": (BarlowTwins, _barlow),
 }
-"""Class of each value of `--method`, and what builds it from settings, encoder and optimiser steps of the schedule."""
+"""Class of each value of `--method`, and what builds it from settings, encoder, steps of the schedule and number of
+images."""

@@ -1,27 +1,19 @@
 """BYOL (bootstrap your own latent): two views, an online and a target network, no negatives (Grill et al. 2020)."""
 
-import copy
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoders.norm import Norm, replace_norm
-from engine.ema import Decay, update_average
-from pretrain.methods.method import Exported, Method
+from encoders.norm import Norm
+from engine.ema import Decay
+from pretrain.methods.heads import mlp
+from pretrain.methods.method import Exported
+from pretrain.methods.target import TargetMethod
 
 
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Projector or predictor: linear, batch norm, ReLU, linear; initialised as in Kalapos and Gyires-Toth 2022."""
-    first, last = nn.Linear(inputs, hidden), nn.Linear(hidden, outputs)
-    for layer in (first, last):
-        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
-    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), last)
-
-
-class Byol(Method):
+class Byol(TargetMethod):
     """The online network (encoder, projector, predictor) and its target (encoder, projector).
 
     Args:
@@ -45,14 +37,9 @@ class Byol(Method):
         norm: Norm = "batch",
         decay: Decay | None = None,
     ) -> None:
-        super().__init__(encoder)
-        self.projector = replace_norm(mlp(features, projector_hidden, outputs), norm)
-        self.predictor = replace_norm(mlp(outputs, predictor_hidden, outputs), norm)
-        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        self.target_projector = copy.deepcopy(self.projector).requires_grad_(False)
-        self.batch_statistics = norm == "batch"
-        self.decay = decay or Decay(0.99)
-        self.resolved = {"tau": self.decay.tau}
+        decay = decay or Decay(0.99)
+        super().__init__(encoder, features, projector_hidden=projector_hidden, outputs=outputs, norm=norm, decay=decay)
+        self.predictor = mlp(outputs, predictor_hidden, outputs, norm=norm)
 
     def forward(self, views: Tensor) -> Tensor:
         """The symmetric loss, summed over both directions and averaged over samples.
@@ -73,40 +60,16 @@ class Byol(Method):
         # statistics. A single sample has no statistics: its two views must share theirs.
         if self.batch_statistics and len(views) > 1:
             online = [self._online(first), self._online(second)]
-            with torch.no_grad():  # stop-gradient: the target network moves by averaging alone
-                targets = [self._target(first), self._target(second)]
+            targets = [self._target(first), self._target(second)]
         else:
             both = torch.cat([first, second])
             online = list(zip(*(outputs.chunk(2) for outputs in self._online(both)), strict=True))
-            with torch.no_grad():
-                targets = list(self._target(both).chunk(2))
+            targets = list(self._target(both).chunk(2))
         return [projection for projection, _ in online], [prediction for _, prediction in online], targets
 
     def _online(self, view: Tensor) -> tuple[Tensor, ...]:
         projection = self.projector(self.encoder(view))
         return projection, self.predictor(projection)
-
-    def _target(self, view: Tensor) -> Tensor:
-        return self.target_projector(self.target_encoder(view))
-
-    def after_step(self, step: int) -> None:
-        """Move the target, once per optimiser step whatever the accumulation."""
-        super().after_step(step)
-        self.move_target(self.decay(step - 1))
-
-    def encoder_to_export(self, network: Exported) -> nn.Module:
-        """The target's encoder or the online one."""
-        return self.target_encoder if network == "target" else self.encoder
-
-    def start_share(self, network: Exported, step: int) -> float:
-        """Share of the stage's initial weights that the target still holds."""
-        return self.decay.start_share(step) if network == "target" else 0.0
-
-    def move_target(self, tau: float) -> None:
-        """Move the target towards the online network; call it, or `after_step`, once per optimiser step."""
-        self._step_ended = True
-        update_average(self.target_encoder.parameters(), self.encoder.parameters(), tau)
-        update_average(self.target_projector.parameters(), self.projector.parameters(), tau)
 
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
