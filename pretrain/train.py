@@ -125,7 +125,7 @@ def train_stage(
         f"{cfg.method}: {images.count} {images.unit}, {steps} optimiser steps of {sampler.batch_size} "
         f"({sampler.steps_per_epoch} per epoch, {sampler.micro_steps(0)} micro-batches each), "
         + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in resolved.items())
-        + f"; at the end {share:.1%} of the initial weights are left in the encoder that is written"
+        + (f"; at the end {share:.2%} of the initial weights are left in the encoder that is written" if share else "")
     )
     _say_what_differs(cfg, sampler, steps, last_step)
     _warn_of_start(share, last_step)
