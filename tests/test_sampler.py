@@ -98,8 +98,10 @@ def test_the_batch_is_the_same_for_any_devices_and_micro_batches():
     assert [one.batch(step) for step in range(9)] == [other.batch(step) for step in range(9)]
 
 
-def test_a_resumed_pass_goes_on_where_the_whole_one_was():
-    sampler = StepSampler(count=10, batch_size=4, micro_batch_size=3)
+@pytest.mark.parametrize("count", [10, 9, 17])
+def test_a_resumed_pass_goes_on_where_the_whole_one_was(count):
+    """Also with last batches that join the ones before: 9 and 17 items in batches of 8."""
+    sampler = StepSampler(count=count, batch_size=8 if count % 2 else 4, micro_batch_size=3)
     whole = list(MicroBatchSampler(sampler, 0, 7))
     before = sum(sampler.micro_steps(step) for step in range(5))
     assert whole[before:] == list(MicroBatchSampler(sampler, 5, 7))
