@@ -1,17 +1,18 @@
 """Augmentation of slices and clips: one specification for unlabelled and for labelled images, and how a CPU applies it.
 
 A resized crop, of which pretraining takes two per slice, is cut straight from the pixels in file units and interpolated
-once (`draw_crop`, `cut`); `data.samples.on_device` applies the same draws on a device. Everything else goes through
-albumentations (2.0.8, its last MIT release), which only this module imports. Images are z-scored float32, so nothing
-here may assume 0..255 or 0..1: albumentations' own brightness, contrast, blur and solarisation clip float images to
-[0, 1], and are replaced below by the same operations without clipping.
+once (`draw_crop`, `data.crops`); `data.samples.on_device` applies the same draws on a device. Everything else goes
+through albumentations (2.0.8, its last MIT release), which only this module imports. Images are z-scored float32, so
+nothing here may assume 0..255 or 0..1: albumentations' own brightness, contrast, gamma, noise, blur and solarisation
+clip float images to [0, 1], and are replaced by the same operations of `data.intensities` without clipping.
 """
 
 import math
 import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would ask the network for a newer release
 
@@ -20,7 +21,9 @@ import cv2
 import numpy as np
 
 from core.errors import UserError
-from data.preprocessing import z_score
+from data.crops import Crop, change_intensities, cut, part_of
+from data.intensities import POWERS, bias_field, blur, gamma, jitter, noise, solarise
+from data.preprocessing import BORDER, resize, z_score
 from data.readers.label_maps import IGNORED
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; threads inside them only fight
@@ -37,6 +40,8 @@ class Augmentation:
     """Range of the share of the slice's area that a resized crop covers, in (0, 1]."""
     bicubic: bool = False
     """Resize crops with bicubic instead of bilinear interpolation."""
+    antialias: bool = True
+    """Average by area where a crop shrinks by more than 1.5 (a side of the crop over that of the result)."""
     foreground: float = 0.0
     """Probability that a fixed crop must contain some labelled structure, if the slice has any."""
     flip: float = 0.5
@@ -54,85 +59,105 @@ class Augmentation:
     contrast: float = 0.2
     """Largest relative change of contrast: 0.2 is a factor of 0.8 to 1.2."""
     blur: float = 0.0
-    """Probability of a Gaussian blur (sigma 0.1 to 2 pixels)."""
+    """Probability of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Range of the blur's sigma, in pixels of the augmented image, whose kernel has 23 pixels."""
     solarise: float = 0.0
     """Probability of inverting all intensities above the slice's mean."""
+    gamma: float = 0.0
+    """Probability of a gamma change: intensities, on the range of the augmented image, are raised to a power. Mean and
+    standard deviation stay."""
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+    """Range of the gamma change's power, above 0."""
+    bias_field: float = 0.0
+    """Probability of multiplying the image by a smooth field, like the uneven sensitivity of the coils of MRI. Mean and
+    standard deviation stay."""
+    bias_strength: float = 0.3
+    """Largest coefficient, in [0, 5], of the polynomial of order 3 whose exponential is the field; at 0.3 the corners
+    change by a factor of about 1.7."""
+    noise: float = 0.0
+    """Probability of Gaussian noise."""
+    noise_sd: tuple[float, float] = (0.0, 0.3)
+    """Range of the noise's standard deviation, in standard deviations of the slice."""
 
     def __post_init__(self) -> None:
-        for name in ("foreground", "flip", "affine", "jitter", "blur", "solarise"):
+        for name in ("foreground", "flip", "affine", "jitter", "blur", "solarise", "gamma", "bias_field", "noise"):
             if not 0 <= (value := getattr(self, name)) <= 1:
-                raise UserError(f"--augmentation.{name} {value}: must lie in [0, 1], a probability")
+                raise UserError(f"--augmentation.{_flag(name)} {value}: must lie in [0, 1], a probability")
         if not 0 < self.area[0] <= self.area[1] <= 1:
             raise UserError(f"--augmentation.area {self.area[0]} {self.area[1]}: must rise and lie in (0, 1]")
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise UserError(f"--augmentation.zoom {self.zoom[0]} {self.zoom[1]}: must rise and be above 0")
+        for name in ("zoom", "blur_sigma", "gamma_range"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise UserError(f"--augmentation.{_flag(name)} {low} {high}: must rise and be above 0")
+        if not 0 <= self.noise_sd[0] <= self.noise_sd[1] < math.inf:
+            raise UserError(f"--augmentation.noise-sd {self.noise_sd[0]} {self.noise_sd[1]}: must rise from 0 or more")
+        if not 0 <= self.bias_strength <= 5:
+            raise UserError(f"--augmentation.bias-strength {self.bias_strength}: must lie in [0, 5]")
         for name in ("rotate_degrees", "brightness", "contrast"):
             if not (value := getattr(self, name)) >= 0:
-                raise UserError(f"--augmentation.{name.replace('_', '-')} {value}: must be 0 or more")
+                raise UserError(f"--augmentation.{_flag(name)} {value}: must be 0 or more")
+
+    # The arguments of the functions of `data.intensities`, drawn alike for crops and for albumentations.
+
+    def draw_jitter(self, rng: random.Random) -> tuple[float, float]:
+        """Gain and offset."""
+        gain = rng.uniform(1 - self.contrast, 1 + self.contrast)
+        return gain, rng.uniform(-self.brightness, self.brightness)
+
+    def draw_blur(self, rng: random.Random) -> tuple[float]:
+        """Sigma."""
+        return (rng.uniform(*self.blur_sigma),)
+
+    def draw_gamma(self, rng: random.Random) -> tuple[float]:
+        """Power."""
+        return (rng.uniform(*self.gamma_range),)
+
+    def draw_bias(self, rng: random.Random) -> tuple[tuple[float, ...]]:
+        """Coefficients of the field."""
+        return (tuple(rng.uniform(-self.bias_strength, self.bias_strength) for _ in POWERS),)
+
+    def draw_noise(self, rng: random.Random) -> tuple[float, int]:
+        """Standard deviation, and the seed of the pixels."""
+        return rng.uniform(*self.noise_sd), rng.getrandbits(32)
 
 
-class _Jitter(A.ImageOnlyTransform):
-    """Gain about the slice's mean (0 after z-scoring) and offset in its standard deviations."""
+def _draw_nothing(rng: random.Random) -> tuple[()]:
+    return ()
 
-    def __init__(self, brightness: float, contrast: float, p: float) -> None:
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Change(A.ImageOnlyTransform):
+    """A random change of intensities: `change(image, *draw(rng))`, with one draw for all frames of a clip."""
+
+    def __init__(self, change: Callable[..., np.ndarray], draw: Callable[[random.Random], tuple], p: float) -> None:
         super().__init__(p=p)
-        self.brightness, self.contrast = brightness, contrast
+        self.change, self.draw = change, draw
 
     def get_params(self) -> dict[str, Any]:
-        return {
-            "gain": self.py_random.uniform(1 - self.contrast, 1 + self.contrast),
-            "offset": self.py_random.uniform(-self.brightness, self.brightness),
-        }
+        return {"drawn": self.draw(self.py_random)}
 
-    def apply(self, img: np.ndarray, gain: float, offset: float, **_: Any) -> np.ndarray:
-        return img * np.float32(gain) + np.float32(offset)
+    def apply(self, img: np.ndarray, drawn: tuple, **_: Any) -> np.ndarray:
+        return self.change(img, *drawn)
 
-
-BLUR = (0.1, 2.0)
-"""Range of the blur's sigma, in pixels of the augmented image."""
+    def apply_to_images(self, images: np.ndarray, drawn: tuple, **_: Any) -> np.ndarray:
+        return self.change(images, *drawn)
 
 
-def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with BYOL's 23-pixel kernel."""
-    return cv2.GaussianBlur(image, (23, 23), sigma)
+class _ResizedCrop(A.RandomResizedCrop):
+    """A resized crop that is averaged by area where it shrinks much."""
 
+    antialias: bool
 
-class _Blur(A.ImageOnlyTransform):
-    """Gaussian blur with a random sigma."""
+    def apply(self, img: np.ndarray, crop_coords: tuple[int, int, int, int], **_: Any) -> np.ndarray:
+        left, top, right, bottom = crop_coords
+        return resize(img[top:bottom, left:right], self.size, self.interpolation, antialias=self.antialias)
 
-    def get_params(self) -> dict[str, Any]:
-        return {"sigma": self.py_random.uniform(*BLUR)}
-
-    def apply(self, img: np.ndarray, sigma: float, **_: Any) -> np.ndarray:
-        return blur(img, sigma)
-
-
-class _Solarise(A.ImageOnlyTransform):
-    """Mirror intensities above the mean: |x| -> -|x| (the z-scored form of 255 - x above 128)."""
-
-    def apply(self, img: np.ndarray, **_: Any) -> np.ndarray:
-        return -np.abs(img)
-
-
-class Crop(NamedTuple):
-    """One random resized crop and the changes to its intensities."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-    flip: bool
-    gain: float
-    offset: float
-    sigma: float
-    """Sigma of the Gaussian blur, in pixels of the augmented image; 0 for none."""
-    solarise: bool
-
-    def affine(self, statistics: tuple[float, float]) -> tuple[float, float]:
-        """Factor and offset that z-score and jitter at once; a constant image becomes the jitter's offset."""
-        mean, std = statistics
-        scale = self.gain / std if std > 0 else 0.0
-        return scale, self.offset - mean * scale
+    def apply_to_images(self, images: np.ndarray, crop_coords: tuple[int, int, int, int], **_: Any) -> np.ndarray:
+        return np.stack([self.apply(image, crop_coords) for image in images])
 
 
 def pair_of_seeds(seed: int) -> tuple[int, int]:
@@ -144,11 +169,12 @@ RATIO = (math.log(3 / 4), math.log(4 / 3))
 """Range of the logarithm of a resized crop's width over its height (torchvision's RandomResizedCrop)."""
 
 
-def draw_crop(augmentation: Augmentation, shape: tuple[int, int], seed: int) -> Crop:
+def draw_crop(augmentation: Augmentation, shape: tuple[int, int], seed: int, centres: np.ndarray | None = None) -> Crop:
     """Draw the crop of an image of (rows, columns); its geometry first, so that it depends on nothing that follows.
 
     Area and aspect ratio are drawn up to ten times until the crop fits; an image too elongated for that is cropped at
-    its centre.
+    its centre. With `centres`, cumulative probabilities as of `data.cines.centre_map`, the crop's centre is drawn from
+    them, and the crop is then moved into the image; without, every place is as probable.
     """
     rng = random.Random(seed)
     rows, columns = shape
@@ -156,7 +182,12 @@ def draw_crop(augmentation: Augmentation, shape: tuple[int, int], seed: int) -> 
         area, ratio = rng.uniform(*augmentation.area) * rows * columns, math.exp(rng.uniform(*RATIO))
         width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= columns and 0 < height <= rows:
-            top, left = int(rng.random() * (rows - height + 1)), int(rng.random() * (columns - width + 1))
+            if centres is None:
+                top, left = int(rng.random() * (rows - height + 1)), int(rng.random() * (columns - width + 1))
+            else:
+                row, column = _draw_centre(centres, rng)
+                top = min(max(round(row * rows - height / 2), 0), rows - height)
+                left = min(max(round(column * columns - width / 2), 0), columns - width)
             break
     else:
         height = min(rows, max(1, round(columns * 4 / 3)))
@@ -165,35 +196,20 @@ def draw_crop(augmentation: Augmentation, shape: tuple[int, int], seed: int) -> 
     flip = rng.random() < augmentation.flip
     gain, offset = 1.0, 0.0
     if rng.random() < augmentation.jitter:
-        gain = rng.uniform(1 - augmentation.contrast, 1 + augmentation.contrast)
-        offset = rng.uniform(-augmentation.brightness, augmentation.brightness)
-    sigma = rng.uniform(*BLUR) if rng.random() < augmentation.blur else 0.0
-    return Crop(top, left, height, width, flip, gain, offset, sigma, rng.random() < augmentation.solarise)
+        gain, offset = augmentation.draw_jitter(rng)
+    sigma = augmentation.draw_blur(rng)[0] if rng.random() < augmentation.blur else 0.0
+    inverted = rng.random() < augmentation.solarise
+    power = augmentation.draw_gamma(rng)[0] if rng.random() < augmentation.gamma else 1.0
+    bias = augmentation.draw_bias(rng)[0] if rng.random() < augmentation.bias_field else ()
+    noisy = augmentation.draw_noise(rng) if rng.random() < augmentation.noise else (0.0, 0)
+    return Crop(top, left, height, width, flip, gain, offset, sigma, inverted, power, bias, noisy)
 
 
-def cut(
-    crop: Crop, image: np.ndarray, out: np.ndarray, statistics: tuple[float, float] = (0.0, 1.0), *, bicubic: bool
-) -> None:
-    """Apply a crop: one multiplication z-scores and jitters the cut-out, one interpolation resizes it.
-
-    Fills `out`, (size, size) float32, from `image`, (rows, columns) in any units, for whose shape `crop` was drawn;
-    `statistics` are the mean and standard deviation that z-score the image.
-    """
-    scale, offset = crop.affine(statistics)
-    part = np.multiply(_part(crop, image), np.float32(scale), dtype=np.float32)
-    part += np.float32(offset)
-    how = cv2.INTER_CUBIC if bicubic else cv2.INTER_LINEAR
-    cv2.resize(part, out.shape[::-1], dst=out, interpolation=how)
-    if crop.sigma:
-        out[:] = blur(out, crop.sigma)
-    if crop.solarise:
-        np.negative(np.abs(out, out=out), out=out)
-
-
-def _part(crop: Crop, image: np.ndarray) -> np.ndarray:
-    """The pixels of a crop, flipped; shares memory with the image."""
-    part = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    return part[:, ::-1] if crop.flip else part
+def _draw_centre(centres: np.ndarray, rng: random.Random) -> tuple[float, float]:
+    """A place within the image, (row, column) each in [0, 1)."""
+    cell = int(np.searchsorted(centres.ravel(), rng.random() * centres[-1, -1], side="right"))
+    row, column = divmod(min(cell, centres.size - 1), centres.shape[1])
+    return (row + rng.random()) / centres.shape[0], (column + rng.random()) / centres.shape[1]
 
 
 class Augmenter:
@@ -225,13 +241,12 @@ class Augmenter:
             image (size, size) float32, z-scored, and label (size, size) uint8 or None.
         """
         if self.transform is None:
-            crop = draw_crop(self.augmentation, image.shape, seed)
             augmented = np.empty((self.size, self.size), np.float32)
-            cut(crop, image, augmented, statistics, bicubic=self.augmentation.bicubic)
+            crop = self._cut(augmented[None], image[None], seed, statistics)
             if label is None:
                 return augmented, None
             # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
-            part, how = np.ascontiguousarray(_part(crop, label)), cv2.INTER_NEAREST_EXACT
+            part, how = np.ascontiguousarray(part_of(crop, label)), cv2.INTER_NEAREST_EXACT
             return augmented, cv2.resize(part, (self.size, self.size), interpolation=how)
         self.transform.set_random_seed(seed)
         image = image if statistics == (0.0, 1.0) else z_score(image, *statistics)
@@ -240,56 +255,89 @@ class Augmenter:
         result = self.transform(image=image, mask=label)
         return result["image"], result["mask"]
 
-    def fill(self, out: np.ndarray, image: np.ndarray, seed: int, statistics: tuple[float, float]) -> None:
-        """Augment an unlabelled image into `out`, (size, size) float32, without a copy."""
+    def fill(
+        self,
+        out: np.ndarray,
+        image: np.ndarray,
+        seed: int,
+        statistics: tuple[float, float],
+        centres: np.ndarray | None = None,
+    ) -> None:
+        """Augment an unlabelled image into `out`, (size, size) float32, without a copy; `centres` as in `draw_crop`."""
         if self.transform is None:
-            crop = draw_crop(self.augmentation, image.shape, seed)
-            cut(crop, image, out, statistics, bicubic=self.augmentation.bicubic)
+            self._cut(out[None], image[None], seed, statistics, centres)
         else:
             out[:] = self(image, seed, statistics=statistics)[0]
 
-    def clip(self, frames: np.ndarray, seed: int, statistics: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    def clip(
+        self,
+        frames: np.ndarray,
+        seed: int,
+        statistics: tuple[float, float] = (0.0, 1.0),
+        centres: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Augment a clip (frames, rows, columns): every frame goes through the same draw, so only anatomy changes.
 
         Returns:
-            (frames, size, size) float32; frame t equals ``self(frames[t], seed, statistics=statistics)``.
+            (frames, size, size) float32; without gamma and bias field, which see the range of the whole clip, frame t
+            equals ``self(frames[t], seed, statistics=statistics)``.
         """
         if self.transform is None:
-            crop = draw_crop(self.augmentation, frames[0].shape, seed)
             augmented = np.empty((len(frames), self.size, self.size), np.float32)
-            for frame, out in zip(frames, augmented, strict=True):
-                cut(crop, frame, out, statistics, bicubic=self.augmentation.bicubic)
+            self._cut(augmented, frames, seed, statistics, centres)
             return augmented
         self.transform.set_random_seed(seed)
         return self.transform(images=frames if statistics == (0.0, 1.0) else z_score(frames, *statistics))["images"]
+
+    def _cut(
+        self,
+        out: np.ndarray,
+        frames: np.ndarray,
+        seed: int,
+        statistics: tuple[float, float],
+        centres: np.ndarray | None = None,
+    ) -> Crop:
+        """Augment frames (frames, rows, columns) by one crop, which is returned, into `out`, (frames, size, size)."""
+        augmentation = self.augmentation
+        crop = draw_crop(augmentation, frames[0].shape, seed, centres)
+        for frame, view in zip(frames, out, strict=True):
+            cut(crop, frame, view, statistics, bicubic=augmentation.bicubic, antialias=augmentation.antialias)
+        if (changed := change_intensities(crop, out)) is not out:
+            out[:] = changed
+        return crop
 
 
 def compose(augmentation: Augmentation, size: int) -> A.Compose:
     """An augmentation as a composition of albumentations, for z-scored float32 images."""
     steps: list[Any] = []
     if augmentation.affine:
-        degrees, border = (-augmentation.rotate_degrees, augmentation.rotate_degrees), cv2.BORDER_REFLECT_101
-        steps.append(A.Affine(rotate=degrees, scale=augmentation.zoom, border_mode=border, p=augmentation.affine))
+        degrees = (-augmentation.rotate_degrees, augmentation.rotate_degrees)
+        steps.append(A.Affine(rotate=degrees, scale=augmentation.zoom, border_mode=BORDER, p=augmentation.affine))
     if augmentation.crop == "resized":
         how = cv2.INTER_CUBIC if augmentation.bicubic else cv2.INTER_LINEAR
         ratio = (math.exp(RATIO[0]), math.exp(RATIO[1]))
-        crop = A.RandomResizedCrop((size, size), scale=augmentation.area, ratio=ratio, interpolation=how)
+        crop = _ResizedCrop((size, size), scale=augmentation.area, ratio=ratio, interpolation=how)
+        crop.antialias = augmentation.antialias
         # Set afterwards, as its constructor refuses it: INTER_NEAREST rounds coordinates down, which would displace
         # labels by half a pixel against their images.
         crop.mask_interpolation = cv2.INTER_NEAREST_EXACT
         steps.append(crop)
     else:
-        steps.append(A.PadIfNeeded(size, size, border_mode=cv2.BORDER_REFLECT_101))
+        steps.append(A.PadIfNeeded(size, size, border_mode=BORDER))
         anywhere = A.RandomCrop(size, size, p=1 - augmentation.foreground)
         if augmentation.foreground:
             foreground = A.CropNonEmptyMaskIfExists(size, size, ignore_values=[IGNORED], p=augmentation.foreground)
             steps.append(A.OneOf([foreground, anywhere], p=1))
         else:
             steps.append(anywhere)
-    optional = [
-        (A.HorizontalFlip(p=augmentation.flip), augmentation.flip),
-        (_Jitter(augmentation.brightness, augmentation.contrast, p=augmentation.jitter), augmentation.jitter),
-        (_Blur(p=augmentation.blur), augmentation.blur),
-        (_Solarise(p=augmentation.solarise), augmentation.solarise),
+    changes: list[tuple[Callable[..., np.ndarray], Callable[[random.Random], tuple], float]] = [
+        (jitter, augmentation.draw_jitter, augmentation.jitter),
+        (bias_field, augmentation.draw_bias, augmentation.bias_field),
+        (gamma, augmentation.draw_gamma, augmentation.gamma),
+        (blur, augmentation.draw_blur, augmentation.blur),
+        (noise, augmentation.draw_noise, augmentation.noise),
+        (solarise, _draw_nothing, augmentation.solarise),
     ]
-    return A.Compose(steps + [step for step, probability in optional if probability > 0])
+    if augmentation.flip > 0:
+        steps.append(A.HorizontalFlip(p=augmentation.flip))
+    return A.Compose(steps + [_Change(change, draw, p=p) for change, draw, p in changes if p > 0])

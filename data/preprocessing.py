@@ -17,6 +17,12 @@ LARGEST_SLICE = 2**24
 """Pixels of a slice that a network takes as a whole: 4096 x 4096, some gigabytes of memory."""
 SMALLEST_SIDE = 8
 """Pixels to which a larger slice may shrink."""
+SHRINK = 1.5
+"""Ratio of an old side to the new one above which `resize` averages by area: the two pixels between which bilinear
+interpolation takes each value then leave out pixels of the image, which aliases fine detail into coarse."""
+BORDER = cv2.BORDER_REFLECT_101
+"""How images and label maps are padded, in training and in scoring: mirrored at their edge pixels, as `reflected`. The
+texture of the image goes on, while repeated edges would be streaks, which no training image has elsewhere."""
 
 
 def preprocess(
@@ -73,6 +79,42 @@ def resample(image: np.ndarray, spacing: tuple[float, float], to_mm: float, *, l
     # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
     how = cv2.INTER_NEAREST_EXACT if label else cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(image, (columns, rows), interpolation=how)
+
+
+def resize(
+    image: np.ndarray,
+    shape: tuple[int, int],
+    how: int = cv2.INTER_LINEAR,
+    *,
+    antialias: bool = True,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """An image (rows, columns) resized to another shape (rows, columns) by an interpolation of OpenCV.
+
+    With `antialias`, a side that shrinks by more than `SHRINK` is averaged by area: each new pixel is the mean over
+    what it covers. The centres of pixels are at half integers either way, so that label maps resized by
+    `cv2.INTER_NEAREST_EXACT` stay aligned.
+
+    Args:
+        image: float32, or any type that OpenCV resizes.
+        shape: (rows, columns) of the result.
+        how: interpolation of the sides that shrink less or grow, an `INTER_` constant of OpenCV.
+        antialias: whether to average by area.
+        out: array for the result, of the image's type; None: a new one.
+    """
+    averaged = tuple(
+        new if antialias and old > SHRINK * new else old for old, new in zip(image.shape, shape, strict=True)
+    )
+    if averaged == shape:
+        how = cv2.INTER_AREA
+    elif averaged != image.shape:
+        image = cv2.resize(image, averaged[::-1], interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, shape[::-1], dst=out, interpolation=how)
+
+
+def reflected(length: int, before: int, after: int) -> np.ndarray:
+    """Positions in a row of `length` pixels that pad it by `BORDER`: (before + length + after,) int64."""
+    return np.pad(np.arange(length), (before, after), mode="reflect")
 
 
 def mean_and_std(image: np.ndarray) -> tuple[float, float]:

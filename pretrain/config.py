@@ -92,7 +92,7 @@ class PretrainConfig(RunSettings):
     third more arithmetic."""
     cache_on_device: Execution[Literal["auto", "yes", "no"]] = "auto"
     """Keep the target slices in the device's memory and make the views there. auto: on a GPU, if they take less than
-    half of its free memory; not with blur, bicubic interpolation, affine maps or clips."""
+    half of its free memory; not with blur, noise, bicubic interpolation, affine maps or clips."""
 
     batch_size: Annotated[int, Group("training")] = 128
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
@@ -192,8 +192,8 @@ class PretrainConfig(RunSettings):
 
 
 def paper() -> PretrainConfig:
-    """The numbers of Kalapos and Gyires-Toth 2022 and their code (docs/methods.md)."""
-    return PretrainConfig(generalist="imagenet", lr=0.5, tau=0.99)
+    """The numbers of Kalapos and Gyires-Toth 2022 and their code (docs/methods.md), which does not average by area."""
+    return PretrainConfig(generalist="imagenet", augmentation=Augmentation(antialias=False), lr=0.5, tau=0.99)
 
 
 def default() -> PretrainConfig:

@@ -7,6 +7,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import jaccard_score
 from torch import nn
 
+from data.preprocessing import resize
 from data.readers.label_maps import IGNORED
 from data.slices import Dataset, Slices
 
@@ -66,6 +67,6 @@ def _squares(dataset: Dataset, split: str, size: int) -> tuple[torch.Tensor, lis
     positions = dataset.positions(split, labelled=True)
     positions = positions[np.linspace(0, len(positions) - 1, min(len(positions), MOST_SLICES)).astype(int)]
     slices = Slices(store=dataset.store, positions=positions)
-    images = [cv2.resize(slices.image(k), (size, size)) for k in range(len(slices))]
+    images = [resize(slices.image(k), (size, size)) for k in range(len(slices))]
     labels = [slices.label(k) for k in range(len(slices))]
     return torch.from_numpy(np.array(images, dtype=np.float32).reshape(-1, 1, size, size)), labels

@@ -78,7 +78,7 @@ class SegmentConfig(SupervisedSettings):
 
 def paper() -> SegmentConfig:
     """The numbers of Kalapos and Gyires-Toth 2022 and their code; their evaluation corrected (docs/methods.md)."""
-    return SegmentConfig(select="best")
+    return SegmentConfig(select="best", augmentation=Augmentation(jitter=0.2, antialias=False))
 
 
 def default() -> SegmentConfig:

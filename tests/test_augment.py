@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import ks_2samp
 
-from data.augment import Augmentation, Augmenter, compose, cut, draw_crop
+from core.errors import UserError
+from data.augment import Augmentation, Augmenter, compose, draw_crop
+from data.crops import change_intensities, cut
 from data.preprocessing import z_score
 
 ROWS, COLUMNS = 120, 100
@@ -21,7 +23,8 @@ def disc() -> tuple[np.ndarray, np.ndarray]:
 PRESETS = {
     "paper": Augmentation(),
     "fixed": Augmentation(crop="fixed", foreground=2 / 3, affine=0.75, jitter=0.5),
-    "everything": Augmentation(affine=1, jitter=1, blur=1, solarise=1),
+    "everything": Augmentation(affine=1, jitter=1, blur=1, solarise=1, gamma=1, bias_field=1, noise=1),
+    "every change": Augmentation(jitter=1, blur=1, solarise=1, gamma=1, bias_field=1, noise=1),
 }
 
 
@@ -69,7 +72,8 @@ def test_values_outside_0_to_1_survive():
 def test_the_label_follows_the_image(recipe):
     """Zooms, turns, crops and flips: the label stays the inside of the circle, but for pixels on its edge."""
     image, label = disc()
-    geometry = Augmentation(**{**vars(recipe), "jitter": 0.0, "blur": 0.0, "solarise": 0.0})
+    unchanged = dict.fromkeys(("jitter", "blur", "solarise", "gamma", "bias_field", "noise"), 0.0)
+    geometry = Augmentation(**{**vars(recipe), **unchanged})
     views = Augmenter(geometry, 64)
     seen = 0
     for seed in range(60):
@@ -98,7 +102,7 @@ def test_labels_are_not_displaced():
 
 def test_intensities_leave_labels_alone():
     image, label = disc()
-    plain, loud = (Augmentation(jitter=p, blur=p, solarise=p) for p in (0.0, 1.0))
+    plain, loud = (Augmentation(jitter=p, blur=p, solarise=p, gamma=p, bias_field=p, noise=p) for p in (0.0, 1.0))
     for seed in range(10):
         # the geometry comes first, so the same seed draws the same one
         np.testing.assert_array_equal(
@@ -190,11 +194,12 @@ def test_cut_views_equal_the_reference_step_by_step(recipe, dtype):
     mean, std = float(image.mean()), float(image.std())
     for seed in range(40):
         crop = draw_crop(recipe, image.shape, seed)
-        view = np.empty((48, 48), np.float32)
-        cut(crop, image, view, (mean, std), bicubic=recipe.bicubic)
+        view = np.empty((64, 64), np.float32)  # nothing shrinks by more than 1.5
+        cut(crop, image, view, (mean, std), bicubic=recipe.bicubic, antialias=recipe.antialias)
+        view = change_intensities(crop, view)
         how = cv2.INTER_CUBIC if recipe.bicubic else cv2.INTER_LINEAR
         box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-        steps = [A.Crop(*box), A.Resize(48, 48, interpolation=how), A.HorizontalFlip(p=float(crop.flip))]
+        steps = [A.Crop(*box), A.Resize(64, 64, interpolation=how), A.HorizontalFlip(p=float(crop.flip))]
         expected = A.Compose(steps)(image=z_score(image, mean, std))["image"]
         expected = expected * np.float32(crop.gain) + np.float32(crop.offset)
         expected = cv2.GaussianBlur(expected, (23, 23), crop.sigma) if crop.sigma else expected
@@ -242,3 +247,181 @@ def test_z_scoring_while_augmenting_equals_z_scoring_before(recipe):
         frames = np.stack([image, image[::-1]])
         clip = Augmenter(recipe, 48).clip(frames, seed, statistics)
         np.testing.assert_allclose(clip[0], before, atol=3e-3)  # warpAffine rounds frames together otherwise
+
+
+def grating(period: float, size: int = 240) -> np.ndarray:
+    """Vertical stripes about 0, of amplitude 1."""
+    return np.tile(np.sin(2 * np.pi * np.arange(size) / period).astype(np.float32), (size, 1))
+
+
+@pytest.mark.parametrize("bicubic", [False, True])
+@pytest.mark.parametrize("way", ["cut", "composed", "clip"])
+def test_what_is_too_fine_for_a_small_view_is_averaged_away(way, bicubic):
+    """Stripes of 3 pixels shrunk by 3.75: interpolation makes coarse stripes of them, their average is near 0."""
+    energies = {}
+    for antialias in (True, False):
+        augmenter = Augmenter(Augmentation(area=(1, 1), bicubic=bicubic, antialias=antialias, **STILL), 64)
+        if way == "composed":
+            augmenter.transform = compose(augmenter.augmentation, 64)
+        views = [
+            augmenter.clip(grating(3)[None], seed)[0] if way == "clip" else augmenter(grating(3), seed)[0]
+            for seed in range(3)
+        ]
+        energies[antialias] = np.square(views).mean()
+    assert energies[False] > 0.2  # of the stripes' 0.5
+    assert energies[True] < 0.02  # sinc(3.75 / 3)^2 / 2 = 0.016 is left of stripes averaged over 3.75 pixels
+
+
+def test_a_shrunk_crop_is_the_mean_of_what_its_pixels_cover():
+    """Each side by its own ratio: 2.8125 and 1.25 of a tall crop, where only rows are averaged."""
+    image = np.random.default_rng(0).normal(size=(180, 80)).astype(np.float32)
+    crop = draw_crop(Augmentation(**STILL), (180, 80), 0)._replace(top=0, left=0, height=180, width=80)
+    view = np.empty((64, 64), np.float32)
+    cut(crop, image, view, bicubic=False, antialias=True)
+    sums = np.vstack([np.zeros(80), image.cumsum(axis=0, dtype=float)])
+    edges = np.linspace(0, 180, 65)
+    means = np.diff([[np.interp(y, np.arange(181), column) for column in sums.T] for y in edges], axis=0) * 64 / 180
+    expected = cv2.resize(means.astype(np.float32), (64, 64), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(view, expected, atol=1e-5)
+
+
+def test_averaging_leaves_labels_where_they_are():
+    """Of views that shrink by 2 to 3.3, the label is where the averaged image is above 0, but for its edge."""
+    image, label = (np.kron(array, np.ones((3, 3), array.dtype)) for array in disc())
+    views = Augmenter(Augmentation(area=(0.5, 1.0), **STILL), 96)
+    for seed in range(20):
+        view, moved = views(image, seed, label)
+        away = np.abs(view) > 1.5
+        np.testing.assert_array_equal(moved[away], view[away] > 0)
+        unaveraged = Augmenter(Augmentation(area=(0.5, 1.0), antialias=False, **STILL), 96)(image, seed, label)[1]
+        np.testing.assert_array_equal(moved, unaveraged)
+
+
+def test_crops_that_shrink_little_are_interpolated_as_before():
+    for seed in range(10):
+        on, off = (Augmenter(Augmentation(antialias=antialias), 80)(disc()[0], seed)[0] for antialias in (True, False))
+        np.testing.assert_array_equal(on, off)  # the slice has 120 rows, 1.5 times 80
+
+
+def only(**changes) -> Augmenter:
+    return Augmenter(Augmentation(area=(1, 1), **{**STILL, **changes}), 64)
+
+
+def test_gamma_keeps_mean_spread_and_order():
+    image = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32) * 50 - 20
+    plain = only()(image, 0)[0]
+    dark, bright = (only(gamma=1, gamma_range=(power, power))(image, 0)[0] for power in (3.0, 0.3))
+    for view in (dark, bright):
+        assert view.mean() == pytest.approx(plain.mean(), abs=1e-2)
+        assert view.std() == pytest.approx(plain.std(), rel=1e-3)
+        assert (np.diff(view.ravel()[plain.ravel().argsort()]) >= -1e-4).all()
+    assert np.median(dark) < np.median(plain) < np.median(bright)
+    height = (plain - plain.min()) / np.ptp(plain)
+    np.testing.assert_allclose((dark - dark.min()) / np.ptp(dark), height**3, atol=1e-4)
+
+
+def test_a_bias_field_is_smooth_and_multiplies():
+    rng = np.random.default_rng(0)
+    flat = rng.uniform(100, 110, (64, 64)).astype(np.float32)
+    flat[0, 0] = 0  # black, which stays where it is
+    fields = []
+    for seed in range(40):
+        plain, view = (only(bias_field=p, bias_strength=0.5)(flat, seed)[0] for p in (0.0, 1.0))
+        assert view.mean() == pytest.approx(plain.mean(), rel=1e-4)
+        assert view.std() == pytest.approx(plain.std(), rel=1e-3)
+        inside = plain > 50
+        field = (view - view.min())[inside] / (plain - plain.min())[inside]
+        fields.append(np.log(field / field.mean()))
+        y, x = (axis[inside] / 31.5 - 1 for axis in np.mgrid[:64, :64])
+        terms = np.stack([y**i * x**j for i in range(4) for j in range(4) if i + j < 4], axis=1)
+        residual = np.linalg.lstsq(terms, fields[-1], rcond=None)[1]
+        assert np.sqrt(residual / inside.sum()) < 2e-3  # the logarithm is a polynomial of order 3
+    assert 0.1 < np.std(fields) < 1
+
+
+def test_noise_has_the_standard_deviation_asked_for():
+    image = disc()[0]
+    plain, views = only(), only(noise=1, noise_sd=(0.2, 0.4))
+    sds = [(views(image, seed)[0] - plain(image, seed)[0]).std() for seed in range(100)]
+    assert 0.19 < min(sds) < 0.22
+    assert 0.38 < max(sds) < 0.41
+    often = only(noise=0.3)
+    assert np.mean([not np.array_equal(often(image, s)[0], plain(image, s)[0]) for s in range(300)]) == pytest.approx(
+        0.3, abs=0.1
+    )
+
+
+def test_the_blur_has_the_sigma_asked_for():
+    image = np.zeros((64, 64), np.float32)
+    image[32, 32] = 1
+    view = only(blur=1, blur_sigma=(3, 3))(image, 0)[0]
+    y, x = np.mgrid[:64, :64] - 32
+    assert (view * (y**2 + x**2)).sum() / view.sum() == pytest.approx(2 * 9, rel=0.02)  # the kernel ends at 11 pixels
+
+
+@pytest.mark.parametrize("change", ["gamma", "bias_field"])
+def test_both_ways_of_augmenting_change_intensities_alike(change):
+    """Crops draw jitter, gamma and bias field from one generator and albumentations from another: same distribution."""
+    image = np.random.default_rng(0).gamma(2, 1, (48, 48)).astype(np.float32)
+    recipe = Augmentation(area=(1, 1), flip=0, **{change: 1.0})
+    ours, theirs = Augmenter(recipe, 48), Augmenter(recipe, 48)
+    theirs.transform = compose(recipe, 48)
+    traits = [
+        [[np.median(view), view.std(), view.min()] for view in (augmenter(image, seed)[0] for seed in range(200))]
+        for augmenter in (ours, theirs)
+    ]
+    for a, b in zip(*(np.transpose(trait) for trait in traits), strict=True):
+        assert ks_2samp(a, b, method="asymp").pvalue > 1e-3
+
+
+def test_constant_images_survive_every_change():
+    flat = np.full((64, 64), 7, np.int16)
+    for recipe in (PRESETS["every change"], PRESETS["everything"]):
+        assert np.isfinite(Augmenter(recipe, 32)(flat, 0, statistics=(7.0, 0.0))[0]).all()
+
+
+def test_settings_without_new_changes_draw_what_they_drew():
+    """Further changes are drawn last, so that a seed's crop, flip, jitter, blur and solarisation stay."""
+    old = Augmentation(blur=0.5, solarise=0.5)
+    new = Augmentation(blur=0.5, solarise=0.5, gamma=0.5, bias_field=0.5, noise=0.5)
+    for seed in range(50):
+        assert draw_crop(old, (90, 70), seed)[:9] == draw_crop(new, (90, 70), seed)[:9]
+
+
+def test_crops_are_drawn_towards_probable_places():
+    """All probability in one cell of 4 x 4: the crop's centre lies in it, unless the crop would leave the image."""
+    density = np.zeros((4, 4))
+    density[1, 2] = 1
+    centres = density.cumsum().reshape(4, 4)
+    recipe = Augmentation(area=(0.02, 1))
+    seen = []
+    for seed in range(600):
+        crop = draw_crop(recipe, (200, 100), seed, centres)
+        assert 0 <= crop.top <= 200 - crop.height
+        assert 0 <= crop.left <= 100 - crop.width
+        row, column = crop.top + crop.height / 2, crop.left + crop.width / 2
+        if crop.height < 90 and crop.width < 40:  # these fit whatever their place in the cell
+            seen.append((row, column))
+            assert 49.5 <= row <= 100.5
+            assert 49.5 <= column <= 75.5
+        anywhere = draw_crop(recipe, (200, 100), seed)
+        assert crop[2:4] == anywhere[2:4]  # the size is drawn first
+    assert len(seen) > 50
+    assert np.ptp(seen, axis=0) == pytest.approx([50, 25], abs=8)
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"gamma": 1.5}, r"--augmentation\.gamma 1\.5: must lie in \[0, 1\], a probability"),
+        ({"bias_field": -1}, r"--augmentation\.bias-field -1: must lie in \[0, 1\]"),
+        ({"noise": float("nan")}, r"--augmentation\.noise nan: must lie in \[0, 1\]"),
+        ({"gamma_range": (0, 1)}, r"--augmentation\.gamma-range 0 1: must rise and be above 0"),
+        ({"blur_sigma": (2, 1)}, r"--augmentation\.blur-sigma 2 1: must rise and be above 0"),
+        ({"noise_sd": (-1, 1)}, r"--augmentation\.noise-sd -1 1: must rise from 0 or more"),
+        ({"bias_strength": 9}, r"--augmentation\.bias-strength 9: must lie in \[0, 5\]"),
+    ],
+)
+def test_wrong_ranges_are_named(setting, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Augmentation(**setting)

@@ -2,6 +2,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -56,7 +57,8 @@ def test_too_few_frames_repeat_evenly():
     [
         FIRST,
         SECOND,
-        Augmentation(jitter=1, blur=0.5, solarise=0.5, affine=0.5),
+        Augmentation(jitter=1, blur=0.5, solarise=0.5, affine=0.5, noise=0.5),
+        Augmentation(area=(0.8, 1.0), blur=0.5, noise=0.5),  # frames shrink to less than 1 / 1.5
         Augmentation(crop="fixed", affine=0.75, jitter=0.5),
     ],
 )
@@ -148,6 +150,20 @@ def test_whole_clips_are_whole_and_deterministic(exams):
     square = exams.frames(i)[:, :30, :30]
     own = whole_clips(square, (40.0, 2.0), 30, 20, draws=1, seed=0)
     np.testing.assert_array_equal(own[0, 0].numpy(), (square.astype(np.float32) - 40) / 2)
+
+
+def test_whole_clips_are_resized_as_in_training():
+    """Averaged by area where they shrink by more than 1.5, interpolated where they shrink less."""
+    frames = np.random.default_rng(0).integers(0, 255, (4, 60, 64)).astype(np.uint8)
+    whole = Augmenter(Augmentation(area=(1, 1), flip=0, jitter=0), 32)
+    for size in (32, 48):
+        made = whole_clips(frames, (128.0, 70.0), size, 4, draws=1, seed=0)[0, 0].numpy()
+        how = cv2.INTER_AREA if size == 32 else cv2.INTER_LINEAR
+        resized = [cv2.resize(frame, (size, size), interpolation=how) for frame in z_score(frames, 128.0, 70.0)]
+        np.testing.assert_allclose(made, resized, atol=1e-6)
+    square = frames[:, :60, :60]
+    made = whole_clips(square, (128.0, 70.0), 32, 4, draws=1, seed=0)[0, 0].numpy()
+    np.testing.assert_allclose(made, whole.clip(square, 0, (128.0, 70.0)), atol=1e-5)
 
 
 def test_short_exams_are_logged_once(exams, caplog):

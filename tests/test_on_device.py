@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from data.augment import Augmentation, Augmenter
+from data.cines import centre_map
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
-from data.samples.slices import TwoViews
+from data.samples.slices import Pairing, TwoViews
 from data.slices import Slices
 from engine.sampler import Sample
 
@@ -45,10 +46,12 @@ def slices(dtype: str = "int16", *, constant: bool = False, spacing_mm: float | 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
 @pytest.mark.parametrize("size", [32, 80], ids=["shrunk", "enlarged"])
 def test_the_device_makes_the_views_of_the_cpu(dtype, size):
-    """The same samples get the same crops, flips, jitters and solarisations, pixel by pixel."""
-    views = Augmenter(Augmentation(), size), Augmenter(Augmentation(solarise=0.5, area=(0.3, 0.9)), size)
+    """The same samples get the same neighbours, crops and changes, pixel by pixel; shrunk ones are averaged by area."""
+    second = Augmentation(solarise=0.5, area=(0.3, 0.9), gamma=0.5, bias_field=0.5)
+    views = Augmenter(Augmentation(), size), Augmenter(second, size)
     of = slices(dtype)
-    ours, theirs = ViewsOnDevice(of, views, torch.device("cpu")), TwoViews(of, *views)
+    pairing = Pairing(neighbours=[(1, 2), (), (0,)], centres=[centre_map()] * 3)
+    ours, theirs = ViewsOnDevice(of, views, torch.device("cpu"), pairing), TwoViews(of, *views, pairing)
     draws = [Sample(k % 3, seed) for k, seed in enumerate([*range(20), 2**31, 2**32 - 1])]
     batch = ours.__getitems__(draws)
     assert batch.dtype == torch.float32
@@ -56,8 +59,15 @@ def test_the_device_makes_the_views_of_the_cpu(dtype, size):
     torch.testing.assert_close(ours[draws[4]], batch[4], rtol=0, atol=1e-5)
 
 
+def test_without_averaging_the_device_interpolates_as_the_cpu():
+    views = (Augmenter(Augmentation(antialias=False), 24),) * 2
+    of, draws = slices(), [Sample(k % 3, k) for k in range(12)]
+    made = [kind.__getitems__(draws) for kind in (ViewsOnDevice(of, views, torch.device("cpu")), TwoViews(of, *views))]
+    torch.testing.assert_close(*made, rtol=0, atol=2e-3)
+
+
 def test_a_constant_slice_becomes_its_offset():
-    views = Augmenter(Augmentation(jitter=0), 16), Augmenter(Augmentation(jitter=0), 16)
+    views = Augmenter(Augmentation(jitter=0), 16), Augmenter(Augmentation(jitter=0, gamma=1, bias_field=1), 16)
     made = ViewsOnDevice(slices(constant=True), views, torch.device("cpu"))[Sample(2, 0)]
     torch.testing.assert_close(made, torch.zeros_like(made), rtol=0, atol=1e-5)
 
@@ -68,6 +78,7 @@ def test_which_slices_can_be_cached():
     assert not can_cache(slices(spacing_mm=2.0), [plain, plain])
     for recipe in (
         Augmentation(blur=0.1),
+        Augmentation(noise=0.1),
         Augmentation(bicubic=True),
         Augmentation(affine=0.5),
         Augmentation(crop="fixed"),

@@ -5,6 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import run_killed_after_step
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 import pretrain.stages
 import pretrain.train
 from core.errors import UserError
-from data.slices import load_dataset
+from data.slices import Slices, load_dataset
 from data.sources import AcdcSource
 from encoders.build import build_encoder
 from encoders.card import EncoderCard, read_card
@@ -308,6 +310,14 @@ def test_the_probe_tells_a_good_encoder_from_a_blind_one(tiny_acdc):
     assert score > probe(encoder, torch.device("cpu")) + 0.1
 
 
+def test_the_probe_averages_what_it_shrinks(tiny_acdc):
+    dataset = load_dataset("acdc", tiny_acdc)
+    images, _ = Probe(dataset, size=32).splits["train"]
+    first = Slices(store=dataset.store, positions=dataset.positions("train", labelled=True)[:1]).image(0)
+    assert first.shape == (56, 64)
+    np.testing.assert_allclose(images[0, 0], cv2.resize(first, (32, 32), interpolation=cv2.INTER_AREA), atol=1e-6)
+
+
 def test_mistakes_name_the_way_out(tiny_acdc, tmp_path):
     out = tmp_path / "run"
     for settings, message in (
@@ -364,6 +374,7 @@ def test_the_paper_recipe_is_the_papers():
     views = cfg.augmentation
     assert (views.crop, views.area, views.flip, views.jitter) == ("resized", (0.08, 1.0), 0.5, 0.8)
     assert (views.brightness, views.contrast, views.blur, views.solarise, views.affine) == (0.2, 0.2, 0, 0, 0)
+    assert (views.gamma, views.bias_field, views.noise, views.antialias) == (0, 0, 0, False)
 
 
 @pytest.mark.slow

@@ -3,14 +3,13 @@
 import logging
 from functools import lru_cache
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.augment import Augmenter, pair_of_seeds
-from data.preprocessing import z_score
+from data.preprocessing import resize, z_score
 from data.readers.exams import ExamSet
 
 log = logging.getLogger("fewslice")
@@ -28,13 +27,20 @@ def draw_frames(count: int, clip: int, rng: np.random.Generator) -> np.ndarray:
 class TwoClips(TorchDataset[Tensor]):
     """Two augmented views of one clip of each exam, for BYOL; indexed by `engine.sampler.Sample`.
 
-    Both views show the same frames: what they must agree on is the anatomy in them.
+    Both views show the same frames: what they must agree on is the anatomy in them. `centres` are the probabilities of
+    their crops' centres, see `data.augment.draw_crop`.
     """
 
     def __init__(
-        self, exams: ExamSet, positions: np.ndarray, augmenters: tuple[Augmenter, Augmenter], clip_frames: int
+        self,
+        exams: ExamSet,
+        positions: np.ndarray,
+        augmenters: tuple[Augmenter, Augmenter],
+        clip_frames: int,
+        centres: np.ndarray | None = None,
     ) -> None:
         self.exams, self.positions, self.augmenters, self.clip_frames = exams, positions, augmenters, clip_frames
+        self.centres = centres
         _log_short(exams, clip_frames)
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
@@ -42,7 +48,8 @@ class TwoClips(TorchDataset[Tensor]):
         index, sample_seed = sample
         clip, statistics = _draw_clip(self.exams, self.positions[index], self.clip_frames, sample_seed)
         seeds = pair_of_seeds(sample_seed)
-        pair = [augment.clip(clip, seed, statistics) for augment, seed in zip(self.augmenters, seeds, strict=True)]
+        views = zip(self.augmenters, seeds, strict=True)
+        pair = [augmenter.clip(clip, seed, statistics, self.centres) for augmenter, seed in views]
         return torch.from_numpy(np.stack(pair)[:, None])
 
 
@@ -97,8 +104,7 @@ def whole_clips(
     """
     drawn = [draw_frames(len(frames), clip_frames, np.random.default_rng((seed, d))) for d in range(draws)]
     used = np.unique(drawn)
-    how = cv2.INTER_AREA if size * size < frames[0].size else cv2.INTER_LINEAR
-    resized = [cv2.resize(frame, (size, size), interpolation=how) for frame in z_score(frames[used], *statistics)]
+    resized = [resize(frame, (size, size)) for frame in z_score(frames[used], *statistics)]
     return torch.from_numpy(np.stack(resized)[np.searchsorted(used, drawn)][:, None])
 
 

@@ -4,21 +4,28 @@ On a GPU this needs no worker process and no copy of images to the device; 25,00
 On a CPU it is slower than `TwoViews`, because batched operations of torch are, and serves to compare the two.
 """
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from data.augment import Augmenter, Crop, draw_crop, pair_of_seeds
+from data.augment import Augmenter, draw_crop
+from data.crops import Crop
+from data.intensities import POWERS
+from data.preprocessing import SHRINK
+from data.samples.slices import Pairing
 from data.slices import Slices
 
 
 def can_cache(slices: Slices, augmenters: Sequence[Augmenter]) -> bool:
-    """Whether all views are plain bilinear crops; blur, bicubic interpolation and affine maps stay on the CPU."""
-    plain = all(a.cuts and not a.augmentation.bicubic and not a.augmentation.blur for a in augmenters)
-    return plain and slices.spacing_mm is None
+    """Whether the device can make all views; blur, noise, bicubic interpolation and affine maps stay on the CPU."""
+    return slices.spacing_mm is None and all(
+        a.cuts and not (a.augmentation.bicubic or a.augmentation.blur or a.augmentation.noise) for a in augmenters
+    )
 
 
 def bytes_needed(slices: Slices) -> int:
@@ -34,10 +41,17 @@ class ViewsOnDevice(TorchDataset[Tensor]):
         slices: slices, whose pixels are copied to the device once.
         augmenters: of the first and the second view; `can_cache` must be true of them.
         device: device that holds the pixels and makes the views.
+        pairing: what the views of a sample show.
     """
 
-    def __init__(self, slices: Slices, augmenters: tuple[Augmenter, Augmenter], device: torch.device) -> None:
-        self.augmenters, self.device = augmenters, device
+    def __init__(
+        self,
+        slices: Slices,
+        augmenters: tuple[Augmenter, Augmenter],
+        device: torch.device,
+        pairing: Pairing | None = None,
+    ) -> None:
+        self.augmenters, self.device, self.pairing = augmenters, device, pairing or Pairing()
         images = [slices.raw(k) for k in range(len(slices))]
         self._shapes = [image.shape for image, _ in images]
         self._statistics = [statistics for _, statistics in images]
@@ -55,49 +69,106 @@ class ViewsOnDevice(TorchDataset[Tensor]):
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
         """(samples, 2, 1, size, size) float32, on the device."""
-        items = [item for item, _ in samples for _ in self.augmenters]
-        crops = [
-            draw_crop(augmenter.augmentation, self._shapes[item], seed)
-            for item, sample_seed in samples
-            for augmenter, seed in zip(self.augmenters, pair_of_seeds(sample_seed), strict=True)
-        ]
         size = self.augmenters[0].size
-        return self._cut(items, crops, size).view(len(samples), 2, 1, size, size)
+        drawn = [
+            _View(item, draw_crop(augmenter.augmentation, self._shapes[item], seed, centres), augmenter)
+            for sample in samples
+            for augmenter, (item, seed, centres) in zip(self.augmenters, self.pairing.of(sample), strict=True)
+        ]
+        views = self._cut(drawn, size)
+        if biased := [k for k, view in enumerate(drawn) if view.crop.bias]:
+            views[biased] = _bias_field(views[biased], [drawn[k].crop.bias for k in biased])
+        if raised := [k for k, view in enumerate(drawn) if view.crop.power != 1]:
+            views[raised] = _gamma(views[raised], [drawn[k].crop.power for k in raised])
+        if inverted := [k for k, view in enumerate(drawn) if view.crop.solarise]:
+            views[inverted] = -views[inverted].abs()
+        return views.view(len(samples), 2, 1, size, size)
 
-    def _cut(self, items: Sequence[int], crops: Sequence[Crop], size: int) -> Tensor:
-        """(views, size, size): bilinear interpolation within the crop, then gain and offset, as `data.augment.cut`."""
-        pairs = list(zip(items, crops, strict=True))
-        whole = torch.tensor([(self._starts[i], self._shapes[i][1], *c[:4], c.flip, c.solarise) for i, c in pairs])
-        whole = whole.to(self.device, non_blocking=True)
-        start, columns, top, left, height, width, flip, solarise = whole.view(-1, 8, 1).unbind(1)
-        y0, y1, wy = _between(height, size)
-        x0, x1, wx = _between(width, size)
-        x0, x1 = (left + torch.where(flip > 0, width - 1 - x, x) for x in (x0, x1))
-        above, below = (start + (top + y) * columns for y in (y0, y1))
-        corner = {(r, c): self._at(rows, cols) for r, rows in (("y0", above), ("y1", below))
-                  for c, cols in (("x0", x0), ("x1", x1))}  # fmt: skip
-        upper = torch.lerp(corner["y0", "x0"], corner["y0", "x1"], wx[:, None, :])
-        lower = torch.lerp(corner["y1", "x0"], corner["y1", "x1"], wx[:, None, :])
-        view = torch.lerp(upper, lower, wy[:, :, None])
-        affine = torch.tensor([c.affine(self._statistics[i]) for i, c in pairs], dtype=torch.float32)
-        scale, shift = affine.to(self.device, non_blocking=True).view(-1, 2, 1, 1).unbind(1)
-        view = view * scale + shift
-        return torch.where(solarise.view(-1, 1, 1) > 0, -view.abs(), view)
+    def _cut(self, drawn: Sequence["_View"], size: int) -> Tensor:
+        """(views, size, size): weighted means of pixels within each crop, then gain and offset, as `data.crops.cut`."""
+        rows = [
+            (self._starts[view.item], self._shapes[view.item][1], *view.crop[:4], view.crop.flip, *view.averaged(size))
+            for view in drawn
+        ]
+        numbers = torch.tensor(rows).to(self.device, non_blocking=True)
+        start, columns, top, left, height, width, flip, tall, wide = numbers.view(-1, 9, 1).unbind(1)
+        most = max(view.taps(size) for view in drawn)
+        y, row_weights = _taps(height, size, tall > 0, most)
+        x, column_weights = _taps(width, size, wide > 0, most)
+        y = start[..., None] + (top[..., None] + y) * columns[..., None]
+        x = left[..., None] + torch.where(flip[..., None] > 0, width[..., None] - 1 - x, x)
+        views = torch.zeros(len(drawn), size, size, device=self.device)
+        for i in range(most):
+            line = torch.zeros_like(views)
+            for j in range(most):
+                line.addcmul_(self._at(y[..., i], x[..., j]), column_weights[:, None, :, j])
+            views.addcmul_(line, row_weights[:, :, None, i])
+        affine = [view.crop.affine(self._statistics[view.item]) for view in drawn]
+        scale_and_offset = torch.tensor(affine, dtype=torch.float32).to(self.device, non_blocking=True)
+        scale, offset = scale_and_offset.view(-1, 2, 1, 1).unbind(1)
+        return views * scale + offset
 
     def _at(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Pixels at the crossings of rows (views, size), as offsets of their first pixel, and columns (views, size)."""
         return self._pixels[rows[:, :, None] + columns[:, None, :]].float()
 
 
-def _between(length: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Source pixels before and after each of `size` resized pixels, and the weight of the latter; `length` (views, 1).
+class _View(NamedTuple):
+    """A view to be made."""
 
-    Pixel centres at half integers, edges repeated: OpenCV's INTER_LINEAR.
+    item: int
+    """Number of the slice."""
+    crop: Crop
+    augmenter: Augmenter
+
+    def averaged(self, size: int) -> tuple[bool, bool]:
+        """Whether rows and columns are averaged by area, as in `data.preprocessing.resize`."""
+        antialias = self.augmenter.augmentation.antialias
+        return antialias and self.crop.height > SHRINK * size, antialias and self.crop.width > SHRINK * size
+
+    def taps(self, size: int) -> int:
+        """Largest number of rows or columns of the slice that one of the view is made of."""
+        sides = zip((self.crop.height, self.crop.width), self.averaged(size), strict=True)
+        return max(1 + math.ceil(side / size) if averaged else 2 for side, averaged in sides)
+
+
+def _taps(length: Tensor, size: int, averaged: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Source pixels of each of `size` resized pixels, and their weights: both (views, size, most).
+
+    Bilinear interpolation with pixel centres at half integers and edges repeated, OpenCV's INTER_LINEAR; where
+    `averaged`, the mean over what the resized pixel covers, INTER_AREA. `length` and `averaged` are (views, 1).
     """
-    centre = torch.arange(size, device=length.device, dtype=torch.float64) + 0.5
-    at = (centre * (length / size) - 0.5).clamp_min(0).minimum(length - 1.0)
-    before = at.floor().long()
-    return before, torch.minimum(before + 1, length - 1), (at - before).float()
+    scale = (length / size).double()[..., None]
+    begin = torch.arange(size, device=length.device, dtype=torch.float64)[:, None] * scale
+    centre = (begin + scale / 2 - 0.5).clamp_min(0).minimum(length[..., None] - 1.0)
+    first = torch.where(averaged[..., None], begin, centre).floor()
+    pixel = first + torch.arange(most, device=length.device)
+    overlap = (torch.minimum(begin + scale, pixel + 1) - torch.maximum(begin, pixel)).clamp_min(0) / scale
+    weights = torch.where(averaged[..., None], overlap, (1 - (pixel - centre).abs()).clamp_min(0))
+    return pixel.long().minimum(length[..., None] - 1), weights.float()
+
+
+def _gamma(views: Tensor, powers: Sequence[float]) -> Tensor:
+    """`data.intensities.gamma` of each view (views, size, size)."""
+    low, high = views.amin((1, 2), keepdim=True), views.amax((1, 2), keepdim=True)
+    power = torch.tensor(powers, device=views.device).view(-1, 1, 1)
+    raised = ((views - low) / (high - low)) ** power
+    return torch.where(high > low, _with_moments(raised, views), views)
+
+
+def _bias_field(views: Tensor, coefficients: Sequence[Sequence[float]]) -> Tensor:
+    """`data.intensities.bias_field` of each view (views, size, size)."""
+    at = torch.linspace(-1, 1, views.shape[-1], device=views.device)
+    exponent = torch.zeros_like(views)
+    for (i, j), factor in zip(POWERS, torch.tensor(coefficients).to(views.device).T, strict=True):
+        exponent.addcmul_(factor.view(-1, 1, 1), torch.outer(at**i, at**j))
+    return _with_moments((views - views.amin((1, 2), keepdim=True)) * exponent.exp(), views)
+
+
+def _with_moments(changed: Tensor, views: Tensor) -> Tensor:
+    """The changed views with the mean and standard deviation that they had."""
+    (sd, mean), (spread, level) = (torch.std_mean(v, (1, 2), correction=0, keepdim=True) for v in (changed, views))
+    return torch.where(sd > 0, (changed - mean) * (spread / sd) + level, views)
 
 
 def _dtype(slices: Slices) -> torch.dtype:

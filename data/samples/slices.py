@@ -1,5 +1,6 @@
 """Slices handed to a network: two augmented views of each to pretrain, one with its label map to fine-tune."""
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -36,14 +37,42 @@ class Standardised:
         return image, (float(image.mean()), float(image.std()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """What the two views of a sample show: the sample's slice in both, or in the second one a neighbour of it."""
+
+    neighbours: Sequence[Sequence[int]] = ()
+    """For each slice the numbers of those that the second view shows one of, the same slice if there are none; (): the
+    same of all."""
+    centres: Sequence[np.ndarray] = ()
+    """For each slice the probabilities of its crops' centres, see `data.augment.draw_crop`; (): every place alike."""
+
+    def of(self, sample: tuple[int, int]) -> list[tuple[int, int, np.ndarray | None]]:
+        """Slice, seed and `centres` of both views of a sample; they depend on nothing else."""
+        index, seed = sample
+        shown = [index, index]
+        if self.neighbours and (beside := self.neighbours[index]):
+            shown[1] = beside[random.Random(seed + 2**33).randrange(len(beside))]  # views have seeds below 2**32
+        return [
+            (k, view_seed, self.centres[k] if self.centres else None)
+            for k, view_seed in zip(shown, pair_of_seeds(seed), strict=True)
+        ]
+
+
 class TwoViews(TorchDataset[Tensor]):
     """Two independently augmented views of each image, for BYOL; indexed by `engine.sampler.Sample`.
 
     `second` makes the second view; None: `first` makes both.
     """
 
-    def __init__(self, images: Slices | Standardised, first: Augmenter, second: Augmenter | None = None) -> None:
-        self.images, self.augmenters = images, (first, second or first)
+    def __init__(
+        self,
+        images: Slices | Standardised,
+        first: Augmenter,
+        second: Augmenter | None = None,
+        pairing: Pairing | None = None,
+    ) -> None:
+        self.images, self.augmenters, self.pairing = images, (first, second or first), pairing or Pairing()
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
         """(2, 1, size, size) float32."""
@@ -53,10 +82,12 @@ class TwoViews(TorchDataset[Tensor]):
         """(samples, 2, 1, size, size) float32, every view made where it lies in the batch."""
         size = self.augmenters[0].size
         batch = np.empty((len(samples), 2, 1, size, size), np.float32)
-        for pair, (index, sample_seed) in zip(batch, samples, strict=True):
-            image, statistics = self.images.raw(index)
-            for view, augmenter, seed in zip(pair[:, 0], self.augmenters, pair_of_seeds(sample_seed), strict=True):
-                augmenter.fill(view, image, seed, statistics)
+        for pair, sample in zip(batch, samples, strict=True):
+            shown = self.pairing.of(sample)
+            raw = {index: self.images.raw(index) for index in {index for index, _, _ in shown}}  # decode a file once
+            for view, augmenter, (index, seed, centres) in zip(pair[:, 0], self.augmenters, shown, strict=True):
+                image, statistics = raw[index]
+                augmenter.fill(view, image, seed, statistics, centres)
         return torch.from_numpy(batch)
 
 
