@@ -65,6 +65,12 @@ class PretrainConfig(RunSettings):
     """Probability, in [0, 1], of blur in the second view; None: as in the first view."""
     second_solarise: float | None = None
     """Probability, in [0, 1], of solarisation in the second view; None: as in the first view."""
+    crop_towards: Annotated[Literal["none", "motion", "centre"], Group("samples")] = "none"
+    """Where the crops of target images are drawn more often: none: nowhere; centre: near the centre; motion: where the
+    cine moves, which needs no labels (near the centre for slices without a cine)."""
+    positives: Literal["same", "slice", "phase"] = "same"
+    """What the second view of a target slice shows: the same slice, one beside it in its volume, or the same slice in
+    the time frame before or after it; without such a neighbour the same slice."""
 
     encoder: Annotated[str, Group("network")] = "resnet50"
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50; for exams also r3d_18, mc3_18
@@ -147,6 +153,17 @@ class PretrainConfig(RunSettings):
         if self.augmentation.foreground:
             raise UserError(
                 f"--augmentation.foreground {self.augmentation.foreground}: pretraining sees no labels; leave it at 0"
+            )
+        if self.crop_towards != "none" and (self.augmentation.crop != "resized" or self.augmentation.affine):
+            raise UserError(
+                f"--crop-towards {self.crop_towards} needs resized crops without affine maps: "
+                "use --augmentation.crop resized and --augmentation.affine 0, or --crop-towards none"
+            )
+        if self.on_exams and self.crop_towards == "motion":
+            raise UserError("--crop-towards motion needs cines of slices, exams have none: use centre or none")
+        if self.on_exams and self.positives != "same":
+            raise UserError(
+                f"--positives {self.positives} is for slices: both views of an exam show one clip; leave it at same"
             )
         if self.on_exams and self.probe_every:
             raise UserError("--probe-every needs labelled slices: leave it at 0 for exams and use classify")

@@ -13,6 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from core.errors import UserError
 from data.augment import Augmenter
+from data.cines import centre_map, motion_maps
+from data.cines import neighbours as neighbours_of
 from data.duplicates import duplicates_of_other_splits, fingerprint
 from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
@@ -21,7 +23,7 @@ from data.readers.natural import FolderImages
 from data.samples.clips import TwoClips
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
-from data.samples.slices import Images, Standardised, TwoViews
+from data.samples.slices import Images, Pairing, Standardised, TwoViews
 from data.slices import Dataset, Slices
 from data.splits import SplitTable
 from encoders.names import is_video
@@ -31,6 +33,8 @@ log = logging.getLogger("fewslice")
 MOST_FINGERPRINTS = 20_000
 """Largest folder of natural images whose content is recorded, to find scans among them; they are all decoded for it."""
 
+CropTowards = Literal["none", "motion", "centre"]
+Positives = Literal["same", "slice", "phase"]
 Augmenters = tuple[Augmenter, ...]
 """The augmentation of the first and of the second view, or of the only one."""
 
@@ -107,20 +111,28 @@ def target_slices(
     augmenters: Augmenters,
     device: torch.device,
     cache_on_device: Literal["auto", "yes", "no"],
+    crop_towards: CropTowards = "none",
+    positives: Positives = "same",
 ) -> StageImages:
     """All slices of the subjects of some splits, labelled or not.
 
     Raises:
-        UserError: if the splits have no slice, or the slices cannot be kept on the device as `cache_on_device` asks.
+        UserError: if the splits have no slice, the slices cannot be kept on the device as `cache_on_device` asks, or
+            none has a cine or a neighbour as `crop_towards` and `positives` ask.
     """
     pool = _pool(dataset, splits)
     slices = Slices(store=dataset.store, positions=np.flatnonzero(dataset.table["subject"].isin(pool)))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
     log.info(f"pretraining on {len(slices)} slices of {len(pool)} subjects of {dataset.name}")
+    pairing = _pairing(dataset, slices, crop_towards, positives)
     cached = _is_cached(slices, augmenters, device, cache_on_device)
     return StageImages(
-        samples=ViewsOnDevice(slices, (augmenters[0], augmenters[1]), device) if cached else _views(slices, augmenters),
+        samples=(
+            ViewsOnDevice(slices, (augmenters[0], augmenters[1]), device, pairing)
+            if cached
+            else _views(slices, augmenters, pairing)
+        ),
         on_device=cached,
         count=len(slices),
         name=dataset.name,
@@ -130,8 +142,42 @@ def target_slices(
     )
 
 
-def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, clip_frames: int) -> StageImages:
+def _pairing(dataset: Dataset, slices: Slices, crop_towards: CropTowards, positives: Positives) -> Pairing:
+    """What the two views of each slice show; a slice that lacks what is asked for gets the next best, said once."""
+    centres: list[np.ndarray] = []
+    neighbours: list[tuple[int, ...]] = []
+    if crop_towards != "none":
+        centres = [centre_map()] * len(slices)
+    if crop_towards == "motion":
+        maps = motion_maps(slices)
+        still = sum(towards is None for towards in maps)
+        if still == len(maps):
+            raise UserError(
+                f"--crop-towards motion: no slice of {dataset.root} has several time frames; use centre or none"
+            )
+        if still:
+            log.info(f"{still} of {len(maps)} slices have no cine: their crops are drawn towards the centre")
+        centres = [centre if towards is None else towards for towards, centre in zip(maps, centres, strict=True)]
+    if positives != "same":
+        neighbours = neighbours_of(slices, positives)
+        if not any(neighbours):
+            lacking = "a slice beside it in its volume" if positives == "slice" else "another time frame"
+            raise UserError(f"--positives {positives}: no slice of {dataset.root} has {lacking}; use --positives same")
+        if alone := neighbours.count(()):
+            log.info(f"{alone} of {len(slices)} slices have no neighbouring {positives}: both views show the same one")
+    return Pairing(neighbours=neighbours, centres=centres)
+
+
+def target_exams(
+    exams: ExamSet,
+    splits: Sequence[str],
+    augmenters: Augmenters,
+    clip_frames: int,
+    crop_towards: CropTowards = "none",
+) -> StageImages:
     """All exams of the subjects of some splits; clips are drawn from them, and labels are not used.
+
+    Their crops are drawn towards the centre unless `crop_towards` is none: nothing moves in an exam.
 
     Raises:
         UserError: if the splits have no exam.
@@ -142,7 +188,13 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
         raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
     log.info(f"pretraining on clips of {clip_frames} frames of {len(positions)} exams of {exams.name}")
     return StageImages(
-        samples=TwoClips(exams, positions, (augmenters[0], augmenters[-1]), clip_frames),
+        samples=TwoClips(
+            exams,
+            positions,
+            (augmenters[0], augmenters[-1]),
+            clip_frames,
+            None if crop_towards == "none" else centre_map(),
+        ),
         count=len(positions),
         unit="exams",
         name=exams.name,
@@ -151,8 +203,12 @@ def target_exams(exams: ExamSet, splits: Sequence[str], augmenters: Augmenters, 
     )
 
 
-def _views(images: Slices | Standardised, augmenters: Augmenters) -> TorchDataset[Tensor]:
-    return OneView(images, augmenters[0]) if len(augmenters) == 1 else TwoViews(images, *augmenters)
+def _views(
+    images: Slices | Standardised, augmenters: Augmenters, pairing: Pairing | None = None
+) -> TorchDataset[Tensor]:
+    if len(augmenters) == 1:
+        return OneView(images, augmenters[0], pairing)
+    return TwoViews(images, augmenters[0], augmenters[1], pairing)
 
 
 def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
@@ -176,7 +232,7 @@ def _is_cached(
         return False
     if wanted == "yes" and not can_cache(slices, augmenters):
         raise UserError(
-            "--cache-on-device yes does not go with blur, bicubic interpolation or affine maps: leave them out"
+            "--cache-on-device yes does not go with blur, noise, bicubic interpolation or affine maps: leave them out"
         )
     if wanted != "auto":
         return wanted == "yes"

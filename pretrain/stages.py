@@ -83,9 +83,11 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
                 "every exam is pretrained on, so that none can validate or test a classifier later; a table of labels "
                 "with the split reserves some"
             )
-        return target_exams(exams, splits, _augmenters(cfg), cfg.clip_frames), None
+        return target_exams(exams, splits, _augmenters(cfg), cfg.clip_frames, cfg.crop_towards), None
     dataset = reserve_split(open_slices(cfg.data, labelled=False), cfg.data)
-    images = target_slices(dataset, splits, _augmenters(cfg), device, cfg.cache_on_device)
+    images = target_slices(
+        dataset, splits, _augmenters(cfg), device, cfg.cache_on_device, cfg.crop_towards, cfg.positives
+    )
     return images, Probe(dataset) if cfg.probe_every else None
 
 

@@ -375,6 +375,7 @@ def test_the_paper_recipe_is_the_papers():
     assert (views.crop, views.area, views.flip, views.jitter) == ("resized", (0.08, 1.0), 0.5, 0.8)
     assert (views.brightness, views.contrast, views.blur, views.solarise, views.affine) == (0.2, 0.2, 0, 0, 0)
     assert (views.gamma, views.bias_field, views.noise, views.antialias) == (0, 0, 0, False)
+    assert (cfg.crop_towards, cfg.positives) == ("none", "same")
 
 
 @pytest.mark.slow

@@ -8,15 +8,15 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.augment import Augmenter
-from data.samples.slices import Standardised
+from data.samples.slices import Pairing, Standardised
 from data.slices import Slices
 
 
 class OneView(TorchDataset[Tensor]):
-    """One augmented view of each image; indexed by `engine.sampler.Sample`."""
+    """One augmented view of each image, the first one of `TwoViews`; indexed by `engine.sampler.Sample`."""
 
-    def __init__(self, images: Slices | Standardised, augmenter: Augmenter) -> None:
-        self.images, self.augmenter = images, augmenter
+    def __init__(self, images: Slices | Standardised, augmenter: Augmenter, pairing: Pairing | None = None) -> None:
+        self.images, self.augmenter, self.pairing = images, augmenter, pairing or Pairing()
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
         """(1, size, size) float32."""
@@ -25,7 +25,8 @@ class OneView(TorchDataset[Tensor]):
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
         """(samples, 1, size, size) float32."""
         batch = np.empty((len(samples), 1, self.augmenter.size, self.augmenter.size), np.float32)
-        for view, (index, seed) in zip(batch, samples, strict=True):
+        for view, sample in zip(batch, samples, strict=True):
+            index, seed, centres = self.pairing.of(sample)[0]
             image, statistics = self.images.raw(index)
-            self.augmenter.fill(view[0], image, seed, statistics)
+            self.augmenter.fill(view[0], image, seed, statistics, centres)
         return torch.from_numpy(batch)
