@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from data.preprocessing import mean_and_std, narrow, preprocess, resampled_size
+from data.preprocessing import mean_and_std, narrow, preprocess, reflected, resampled_size
 from segment.model import STRIDE, ModelCard
 
 PIXELS_PER_FORWARD = 2**22
@@ -89,11 +89,14 @@ def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -
 
 
 def _probabilities(unet: nn.Module, x: Tensor) -> Tensor:
-    """(N, 1, H, W) -> softmax (N, classes, H, W); slices are padded to the stride by repeating their edges."""
+    """(N, 1, H, W) -> softmax (N, classes, H, W); slices are padded to the stride as in training."""
     height, width = x.shape[2:]
-    padding = _to_stride(width) + _to_stride(height)
-    logits = unet(F.pad(x, padding, mode="replicate").contiguous(memory_format=torch.channels_last)).float()
-    top, left = padding[2], padding[0]
+    (top, bottom), (left, right) = _to_stride(height), _to_stride(width)
+    rows, columns = (
+        torch.from_numpy(reflected(*n)).to(x.device) for n in ((height, top, bottom), (width, left, right))
+    )
+    padded = x[:, :, rows[:, None], columns]
+    logits = unet(padded.contiguous(memory_format=torch.channels_last)).float()
     return logits[:, :, top : top + height, left : left + width].contiguous().softmax(dim=1)
 
 
