@@ -75,7 +75,10 @@ class ViewsOnDevice(TorchDataset[Tensor]):
             for sample in samples
             for augmenter, (item, seed, centres) in zip(self.augmenters, self.pairing.of(sample), strict=True)
         ]
-        views = self._cut(drawn, size)
+        views = torch.empty(len(drawn), size, size, device=self.device)
+        for averaged in (False, True):  # apart, as averages are made of more pixels
+            if chosen := [k for k, view in enumerate(drawn) if any(view.averaged(size)) == averaged]:
+                views[chosen] = self._cut([drawn[k] for k in chosen], size)
         if biased := [k for k, view in enumerate(drawn) if view.crop.bias]:
             views[biased] = _bias_field(views[biased], [drawn[k].crop.bias for k in biased])
         if raised := [k for k, view in enumerate(drawn) if view.crop.power != 1]:
