@@ -7,6 +7,10 @@ alike. Nothing is clipped, as albumentations' operations of these names do to fl
 import cv2
 import numpy as np
 
+from data.preprocessing import BORDER
+
+KERNEL = 23
+"""Pixels of the blur's kernel, as in BYOL (Grill et al. 2020)."""
 POWERS = [(i, j) for i in range(4) for j in range(4) if 0 < i + j < 4]
 """Exponents of row and column in the nine terms of a bias field: a polynomial of order 3 without a constant."""
 
@@ -22,10 +26,10 @@ def solarise(image: np.ndarray) -> np.ndarray:
 
 
 def blur(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur with BYOL's 23-pixel kernel, `sigma` in pixels."""
+    """Gaussian blur, `sigma` in pixels."""
     if image.ndim == 3:
         return np.stack([blur(frame, sigma) for frame in image])
-    return cv2.GaussianBlur(image, (23, 23), sigma)
+    return cv2.GaussianBlur(image, (KERNEL, KERNEL), sigma, borderType=BORDER)
 
 
 def gamma(image: np.ndarray, exponent: float) -> np.ndarray:

@@ -98,7 +98,7 @@ class PretrainConfig(RunSettings):
     third more arithmetic."""
     cache_on_device: Execution[Literal["auto", "yes", "no"]] = "auto"
     """Keep the target slices in the device's memory and make the views there. auto: on a GPU, if they take less than
-    half of its free memory; not with blur, noise, bicubic interpolation, affine maps or clips."""
+    half of its free memory; not with noise, bicubic interpolation, affine maps or clips."""
 
     batch_size: Annotated[int, Group("training")] = 128
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""

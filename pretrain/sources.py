@@ -232,7 +232,7 @@ def _is_cached(
         return False
     if wanted == "yes" and not can_cache(slices, augmenters):
         raise UserError(
-            "--cache-on-device yes does not go with blur, noise, bicubic interpolation or affine maps: leave them out"
+            "--cache-on-device yes does not go with noise, bicubic interpolation or affine maps: leave them out"
         )
     if wanted != "auto":
         return wanted == "yes"

@@ -227,6 +227,7 @@ def test_fraction(refused, fraction, tiny_acdc):
         ("--seed", "-1", r"--seed -1: must be 0 or more"),
         ("--augmentation.area", "1 0.5", r"--augmentation\.area 1\.0 0\.5: must rise and lie in \(0, 1\]"),
         ("--augmentation.zoom", "0 2", r"--augmentation\.zoom 0\.0 2\.0: must rise and be above 0"),
+        ("--augmentation.noise-sd", "2 1", r"--augmentation\.noise-sd 2\.0 1\.0: must rise from 0 or more"),
         ("--devices", "0", r"--devices 0: must be above 0"),
         ("--workers", "-1", r"--workers -1: must be 0 or more"),
         ("--weight-decay", "-1", r"--weight-decay -1\.0: must be 0 or more"),

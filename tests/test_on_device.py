@@ -47,7 +47,7 @@ def slices(dtype: str = "int16", *, constant: bool = False, spacing_mm: float | 
 @pytest.mark.parametrize("size", [32, 80], ids=["shrunk", "enlarged"])
 def test_the_device_makes_the_views_of_the_cpu(dtype, size):
     """The same samples get the same neighbours, crops and changes, pixel by pixel; shrunk ones are averaged by area."""
-    second = Augmentation(solarise=0.5, area=(0.3, 0.9), gamma=0.5, bias_field=0.5)
+    second = Augmentation(solarise=0.5, area=(0.3, 0.9), gamma=0.5, bias_field=0.5, blur=0.5)
     views = Augmenter(Augmentation(), size), Augmenter(second, size)
     of = slices(dtype)
     pairing = Pairing(neighbours=[(1, 2), (), (0,)], centres=[centre_map()] * 3)
@@ -77,7 +77,6 @@ def test_which_slices_can_be_cached():
     assert can_cache(slices(), [plain, plain])
     assert not can_cache(slices(spacing_mm=2.0), [plain, plain])
     for recipe in (
-        Augmentation(blur=0.1),
         Augmentation(noise=0.1),
         Augmentation(bicubic=True),
         Augmentation(affine=0.5),

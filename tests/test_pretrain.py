@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import pretrain.stages
 import pretrain.train
 from core.errors import UserError
+from data.augment import Augmentation
 from data.slices import Slices, load_dataset
 from data.sources import AcdcSource
 from encoders.build import build_encoder
@@ -198,6 +199,14 @@ def test_specialist_sees_target_images_only(tiny_acdc, tmp_path, caplog):
 
 
 @pytest.mark.slow
+def test_crops_towards_motion_and_positives_of_other_phases(tiny_acdc, tmp_path):
+    settings = {"stage": "specialist", "steps": 1}
+    plain = run(tiny(tiny_acdc, tmp_path / "plain", **settings))
+    moving = run(tiny(tiny_acdc, tmp_path / "moving", crop_towards="motion", positives="phase", **settings))
+    assert moving["images"] == plain["images"] == POOL
+    assert rows(tmp_path / "moving")[0]["loss"] != rows(tmp_path / "plain")[0]["loss"]
+
+
 def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in_float64):
     """The whole stage, LARS and both networks: 30 slices in batches of 21 and 9, whole or in micro-batches of 5."""
     states = []
@@ -411,5 +420,6 @@ def test_views_made_on_the_device_train_alike(tiny_acdc, tmp_path):
 
 
 def test_views_that_must_stay_on_the_cpu(tiny_acdc, tmp_path):
-    with pytest.raises(UserError, match="--cache-on-device yes does not go with blur"):
-        run(tiny(tiny_acdc, tmp_path / "a", stage="specialist", cache_on_device="yes", second_blur=0.5))
+    noisy = Augmentation(noise=0.5)
+    with pytest.raises(UserError, match="--cache-on-device yes does not go with noise"):
+        run(tiny(tiny_acdc, tmp_path / "a", stage="specialist", cache_on_device="yes", augmentation=noisy))

@@ -15,17 +15,16 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data.augment import Augmenter, draw_crop
 from data.crops import Crop
-from data.intensities import POWERS
-from data.preprocessing import SHRINK
+from data.intensities import KERNEL, POWERS
+from data.preprocessing import SHRINK, reflected
 from data.samples.slices import Pairing
 from data.slices import Slices
 
 
 def can_cache(slices: Slices, augmenters: Sequence[Augmenter]) -> bool:
-    """Whether the device can make all views; blur, noise, bicubic interpolation and affine maps stay on the CPU."""
-    return slices.spacing_mm is None and all(
-        a.cuts and not (a.augmentation.bicubic or a.augmentation.blur or a.augmentation.noise) for a in augmenters
-    )
+    """Whether the device can make all views; noise, bicubic interpolation and affine maps stay on the CPU."""
+    on_device = all(a.cuts and not a.augmentation.bicubic and not a.augmentation.noise for a in augmenters)
+    return on_device and slices.spacing_mm is None
 
 
 def bytes_needed(slices: Slices) -> int:
@@ -83,6 +82,8 @@ class ViewsOnDevice(TorchDataset[Tensor]):
             views[biased] = _bias_field(views[biased], [drawn[k].crop.bias for k in biased])
         if raised := [k for k, view in enumerate(drawn) if view.crop.power != 1]:
             views[raised] = _gamma(views[raised], [drawn[k].crop.power for k in raised])
+        if blurred := [k for k, view in enumerate(drawn) if view.crop.sigma]:
+            views[blurred] = _blur(views[blurred], [drawn[k].crop.sigma for k in blurred])
         if inverted := [k for k, view in enumerate(drawn) if view.crop.solarise]:
             views[inverted] = -views[inverted].abs()
         return views.view(len(samples), 2, 1, size, size)
@@ -166,6 +167,20 @@ def _bias_field(views: Tensor, coefficients: Sequence[Sequence[float]]) -> Tenso
     for (i, j), factor in zip(POWERS, torch.tensor(coefficients).to(views.device).T, strict=True):
         exponent.addcmul_(factor.view(-1, 1, 1), torch.outer(at**i, at**j))
     return _with_moments((views - views.amin((1, 2), keepdim=True)) * exponent.exp(), views)
+
+
+def _blur(views: Tensor, sigmas: Sequence[float]) -> Tensor:
+    """`data.intensities.blur` of each view (views, size, size). No convolution: a GPU may round those to TF32."""
+    half, size = KERNEL // 2, views.shape[-1]
+    at = torch.arange(-half, half + 1, dtype=torch.float64)
+    kernels = torch.exp(-((at / torch.tensor(sigmas, dtype=torch.float64)[:, None]) ** 2) / 2)
+    kernels = (kernels / kernels.sum(1, keepdim=True)).float().to(views.device)
+    padding = torch.from_numpy(reflected(size, half, half)).to(views.device)
+    for axis in (1, 2):
+        padded, views = views.index_select(axis, padding), torch.zeros_like(views)
+        for k in range(KERNEL):
+            views.addcmul_(padded.narrow(axis, k, size), kernels[:, k, None, None])
+    return views
 
 
 def _with_moments(changed: Tensor, views: Tensor) -> Tensor:
