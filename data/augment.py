@@ -262,12 +262,16 @@ class Augmenter:
         seed: int,
         statistics: tuple[float, float],
         centres: np.ndarray | None = None,
-    ) -> None:
-        """Augment an unlabelled image into `out`, (size, size) float32, without a copy; `centres` as in `draw_crop`."""
+    ) -> Crop | None:
+        """Augment an unlabelled image into `out`, (size, size) float32, without a copy; `centres` as in `draw_crop`.
+
+        Returns:
+            The crop, None if the view is no plain resized crop.
+        """
         if self.transform is None:
-            self._cut(out[None], image[None], seed, statistics, centres)
-        else:
-            out[:] = self(image, seed, statistics=statistics)[0]
+            return self._cut(out[None], image[None], seed, statistics, centres)
+        out[:] = self(image, seed, statistics=statistics)[0]
+        return None
 
     def clip(
         self,

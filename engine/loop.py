@@ -227,8 +227,8 @@ def _next_batch(loader: Iterator[Any]) -> Any:
 
 
 def collate(samples: Any) -> Any:
-    """Collate samples into a batch; a tensor, which data sets with `__getitems__` return, is the batch already."""
-    return samples if isinstance(samples, Tensor) else default_collate(samples)
+    """Collate samples into a batch; a tensor or a tuple, as data sets with `__getitems__` return, is one already."""
+    return samples if isinstance(samples, Tensor | tuple) else default_collate(samples)
 
 
 def _ignore_interrupts(worker: int) -> None:

@@ -14,7 +14,12 @@ from engine.config import RunSettings, memory_in_gigabytes
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
 MethodName = Literal["byol", "simclr", "moco", "barlow"]
-OF_METHODS = {"temperature": ("simclr", "moco"), "queue": ("moco",), "redundancy_weight": ("barlow",)}
+OF_METHODS = {
+    "dense": ("byol",),
+    "temperature": ("simclr", "moco"),
+    "queue": ("moco",),
+    "redundancy_weight": ("barlow",),
+}
 """Settings that some methods alone have, and these methods."""
 EXAMS = ("mrnet", "exams")
 """Data sets whose samples are clips of exams; those of all others are slices."""
@@ -84,6 +89,9 @@ class PretrainConfig(RunSettings):
     projection: int | None = None
     """Output width of the projector (and of byol's predictor); None: 256 for byol, 128 for simclr and moco, 8192 for
     barlow."""
+    dense: float = 0.0
+    """Weight of a dense term beside the loss of byol: cells of the feature map of stride 8 that show the same place in
+    both views predict each other, as the maps are what a U-Net reads; 0: none."""
     temperature: float | None = None
     """Temperature of the similarities of simclr and moco, above 0; None: 0.5 for simclr, 0.2 for moco."""
     queue: int = 65_536
@@ -130,7 +138,7 @@ class PretrainConfig(RunSettings):
         self.require_above_0("image_size", "batch_size", "lr", "steps", "epochs", "generalist_images", "clip_frames")
         self.require_above_0("stop_after_epochs", "temperature", "queue")
         self.require_above_0("generalist_epochs", "projector_hidden", "predictor_hidden", "projection")
-        self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every", "redundancy_weight")
+        self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every", "redundancy_weight", "dense")
         for name, methods in OF_METHODS.items():
             if self.method not in methods and getattr(self, name) != getattr(PretrainConfig, name):
                 flag = f"--{name.replace('_', '-')} {getattr(self, name)}"

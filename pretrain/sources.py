@@ -20,6 +20,7 @@ from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.exams import ExamSet
 from data.readers.natural import FolderImages
+from data.samples.boxes import TwoViewsWithBoxes
 from data.samples.clips import TwoClips
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
@@ -44,7 +45,7 @@ class StageImages:
     """The images or exams of one stage."""
 
     samples: TorchDataset[Tensor]
-    """One or two views of each image or exam, indexed by `engine.sampler.Sample`."""
+    """One or two views of each image or exam, perhaps with their boxes; indexed by `engine.sampler.Sample`."""
     on_device: bool = False
     """Whether the views are made on the device."""
     count: int
@@ -59,7 +60,9 @@ class StageImages:
     """subject -> split, which fine-tuning keeps; None if the data set determines it."""
 
 
-def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count: int, seed: int) -> StageImages | None:
+def natural_images(
+    generalist: str, encoder: str, augmenters: Augmenters, count: int, seed: int, *, boxes: bool = False
+) -> StageImages | None:
     """The natural images to pretrain on.
 
     Args:
@@ -68,6 +71,7 @@ def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count:
         augmenters: augmentation of the views.
         count: number of procedural images.
         seed: random seed of the procedural images.
+        boxes: hand out the views' boxes as well.
 
     Returns:
         The images; None if `generalist` is weights.
@@ -101,7 +105,7 @@ def natural_images(generalist: str, encoder: str, augmenters: Augmenters, count:
             f"--generalist {generalist}: no such file or folder; pass an encoder file, a folder of images, "
             "imagenet, kinetics or procedural"
         )
-    samples = _views(Standardised(images), augmenters)
+    samples = _views(Standardised(images), augmenters, boxes=boxes)
     return StageImages(samples=samples, count=len(images), name=name, hash=digest, subjects=subjects)
 
 
@@ -113,6 +117,8 @@ def target_slices(
     cache_on_device: Literal["auto", "yes", "no"],
     crop_towards: CropTowards = "none",
     positives: Positives = "same",
+    *,
+    boxes: bool = False,
 ) -> StageImages:
     """All slices of the subjects of some splits, labelled or not.
 
@@ -126,12 +132,12 @@ def target_slices(
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
     log.info(f"pretraining on {len(slices)} slices of {len(pool)} subjects of {dataset.name}")
     pairing = _pairing(dataset, slices, crop_towards, positives)
-    cached = _is_cached(slices, augmenters, device, cache_on_device)
+    cached = _is_cached(slices, augmenters, device, cache_on_device, boxes)
     return StageImages(
         samples=(
             ViewsOnDevice(slices, (augmenters[0], augmenters[1]), device, pairing)
             if cached
-            else _views(slices, augmenters, pairing)
+            else _views(slices, augmenters, pairing, boxes=boxes)
         ),
         on_device=cached,
         count=len(slices),
@@ -204,11 +210,11 @@ def target_exams(
 
 
 def _views(
-    images: Slices | Standardised, augmenters: Augmenters, pairing: Pairing | None = None
+    images: Slices | Standardised, augmenters: Augmenters, pairing: Pairing | None = None, *, boxes: bool
 ) -> TorchDataset[Tensor]:
     if len(augmenters) == 1:
         return OneView(images, augmenters[0], pairing)
-    return TwoViews(images, augmenters[0], augmenters[1], pairing)
+    return (TwoViewsWithBoxes if boxes else TwoViews)(images, augmenters[0], augmenters[1], pairing)
 
 
 def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
@@ -223,12 +229,12 @@ def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
 
 
 def _is_cached(
-    slices: Slices, augmenters: Augmenters, device: torch.device, wanted: Literal["auto", "yes", "no"]
+    slices: Slices, augmenters: Augmenters, device: torch.device, wanted: Literal["auto", "yes", "no"], boxes: bool
 ) -> bool:
     """Whether the slices are kept in the device's memory and the views are made there."""
-    if len(augmenters) == 1:
+    if len(augmenters) == 1 or boxes:
         if wanted == "yes":
-            raise UserError("--cache-on-device yes needs a method of two views: leave it out")
+            raise UserError("--cache-on-device yes needs a method of two views, without --dense: leave it out")
         return False
     if wanted == "yes" and not can_cache(slices, augmenters):
         raise UserError(

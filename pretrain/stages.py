@@ -46,7 +46,9 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames if cfg.on_clips else None)
     natural = None
     if cfg.stage != "specialist":
-        natural = natural_images(cfg.generalist, cfg.encoder, _augmenters(cfg), cfg.generalist_images, cfg.seed)
+        natural = natural_images(
+            cfg.generalist, cfg.encoder, _augmenters(cfg), cfg.generalist_images, cfg.seed, boxes=cfg.dense > 0
+        )
     target, probe = _target(cfg, fabric.device) if cfg.stage != "generalist" else (None, None)
     start = _start(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
 
@@ -86,7 +88,14 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
         return target_exams(exams, splits, _augmenters(cfg), cfg.clip_frames, cfg.crop_towards), None
     dataset = reserve_split(open_slices(cfg.data, labelled=False), cfg.data)
     images = target_slices(
-        dataset, splits, _augmenters(cfg), device, cfg.cache_on_device, cfg.crop_towards, cfg.positives
+        dataset,
+        splits,
+        _augmenters(cfg),
+        device,
+        cfg.cache_on_device,
+        cfg.crop_towards,
+        cfg.positives,
+        boxes=cfg.dense > 0,
     )
     return images, Probe(dataset) if cfg.probe_every else None
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from data.augment import Augmenter, pair_of_seeds
+from data.crops import Crop
 from data.slices import Slices
 
 
@@ -79,16 +80,21 @@ class TwoViews(TorchDataset[Tensor]):
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
-        """(samples, 2, 1, size, size) float32, every view made where it lies in the batch."""
+        """(samples, 2, 1, size, size) float32."""
+        return self.fill(samples)[0]
+
+    def fill(self, samples: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Crop | None]]:
+        """Views (samples, 2, 1, size, size) float32, each made where it lies in the batch, and their crops."""
         size = self.augmenters[0].size
         batch = np.empty((len(samples), 2, 1, size, size), np.float32)
+        crops = []
         for pair, sample in zip(batch, samples, strict=True):
             shown = self.pairing.of(sample)
             raw = {index: self.images.raw(index) for index in {index for index, _, _ in shown}}  # decode a file once
             for view, augmenter, (index, seed, centres) in zip(pair[:, 0], self.augmenters, shown, strict=True):
                 image, statistics = raw[index]
-                augmenter.fill(view, image, seed, statistics, centres)
-        return torch.from_numpy(batch)
+                crops.append(augmenter.fill(view, image, seed, statistics, centres))
+        return torch.from_numpy(batch), crops
 
 
 class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from torch import nn
 
@@ -10,6 +11,7 @@ from encoders.build import feature_width
 from engine.ema import Decay, chosen_tau
 from pretrain.config import PretrainConfig
 from pretrain.methods.byol import Byol
+from pretrain.methods.dense import DenseByol
 from pretrain.methods.method import Method
 from pretrain.methods.moco import Moco
 from pretrain.methods.whole_batch import BarlowTwins, SimClr
@@ -44,6 +46,13 @@ def require_method(cfg: PretrainConfig) -> None:
     kind = METHODS[cfg.method][0]
     if cfg.on_clips and not kind.on_clips:
         raise UserError(f"--method {cfg.method} takes single images, not clips of exams: choose byol or simclr")
+    if kind.views == 1 and cfg.positives != "same":
+        raise UserError(f"--positives {cfg.positives}: {cfg.method} has one view of each image; leave it at same")
+    if cfg.dense and (cfg.on_clips or cfg.augmentation.crop != "resized" or cfg.augmentation.affine):
+        raise UserError(
+            f"--dense {cfg.dense:g} compares places of resized crops of slices: without exams, other crops "
+            "and affine maps; leave it at 0"
+        )
     if cfg.export and cfg.export not in kind.exports:
         raise UserError(f"--export {cfg.export}: {cfg.method} has no {cfg.export} network; leave it out")
 
@@ -57,7 +66,8 @@ def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Me
     largest = 0.99 if cfg.tau_schedule == "cosine" else 0.996  # Kalapos and Gyires-Toth 2022; Grill et al. 2020
     tau = chosen_tau(steps, cfg.tau_schedule, largest) if cfg.tau is None else cfg.tau
     hidden, outputs = widths(cfg)
-    return Byol(
+    kind: Callable[..., Byol] = partial(DenseByol, dense_weight=cfg.dense) if cfg.dense else Byol
+    return kind(
         encoder,
         feature_width(encoder),
         projector_hidden=hidden,

@@ -12,6 +12,9 @@ from pretrain.methods.heads import mlp
 from pretrain.methods.method import Exported
 from pretrain.methods.target import TargetMethod
 
+Outputs = list[tuple[Tensor, ...]]
+"""Outputs of a network for the first and for the second view."""
+
 
 class Byol(TargetMethod):
     """The online network (encoder, projector, predictor) and its target (encoder, projector).
@@ -47,29 +50,38 @@ class Byol(TargetMethod):
         Args:
             views: (N, 2, channels, H, W), or of clips (N, 2, channels, T, H, W).
         """
-        projections, predictions, targets = self.networks(views)
-        # Collapse is watched on the online network: the target lags behind it.
-        self.remember(torch.cat(projections))
-        return regression_loss(predictions[0], targets[1]) + regression_loss(predictions[1], targets[0])
+        return self.view_loss(*self.networks(views))
 
-    def networks(self, views: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The online network's projections and predictions and the target network's projections of both views, (N,
+    def view_loss(self, online: Outputs, targets: Outputs) -> Tensor:
+        """The symmetric loss of what `networks` returns."""
+        (first, first_prediction, *_), (second, second_prediction, *_) = online
+        # Collapse is watched on the online network: the target lags behind it.
+        self.remember(torch.cat([first, second]))
+        there = regression_loss(first_prediction, targets[1][0])
+        return there + regression_loss(second_prediction, targets[0][0])
+
+    def networks(self, views: Tensor) -> tuple[Outputs, Outputs]:
+        """Of both views the online network's projections and predictions, and the target network's projections, (N,
         outputs) each."""
         first, second = views[:, 0], views[:, 1]
         # Under batch norm each view goes through the networks by itself, as merging the views would merge their
         # statistics. A single sample has no statistics: its two views must share theirs.
         if self.batch_statistics and len(views) > 1:
-            online = [self._online(first), self._online(second)]
-            targets = [self._target(first), self._target(second)]
-        else:
-            both = torch.cat([first, second])
-            online = list(zip(*(outputs.chunk(2) for outputs in self._online(both)), strict=True))
-            targets = list(self._target(both).chunk(2))
-        return [projection for projection, _ in online], [prediction for _, prediction in online], targets
+            return [self._online(first), self._online(second)], [self._targets(first), self._targets(second)]
+        both = torch.cat([first, second])
+        return _of_each_view(self._online(both)), _of_each_view(self._targets(both))
 
     def _online(self, view: Tensor) -> tuple[Tensor, ...]:
         projection = self.projector(self.encoder(view))
         return projection, self.predictor(projection)
+
+    def _targets(self, view: Tensor) -> tuple[Tensor, ...]:
+        return (self._target(view),)
+
+
+def _of_each_view(outputs: tuple[Tensor, ...]) -> Outputs:
+    """The outputs for both views, which went through the networks at once, by view."""
+    return list(zip(*(output.chunk(2) for output in outputs), strict=True))
 
 
 def regression_loss(prediction: Tensor, projection: Tensor) -> Tensor:
