@@ -92,7 +92,7 @@ def our_unet(setting: Setting, device: torch.device | None = None) -> tuple[Supe
     """U-Net with its loss, and the optimiser step that follows its forward pass: from the loss to new weights."""
     unet = setting.layout(build_unet(setting.encoder, CLASSES)).to(device)
     network = Supervised(unet, segmentation_loss("jaccard"), averaged=False)
-    adam = adamw(unet.parameters(), lr=1e-4, weight_decay=0.0, scaled=False)
+    adam = adamw(unet, lr=1e-4, weight_decay=0.0, scaled=False)
 
     def step(loss: Tensor) -> None:
         loss.backward()

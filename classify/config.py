@@ -77,6 +77,11 @@ class ClassifyConfig(SupervisedSettings):
             raise UserError(f"--planes {' '.join(self.planes)}: pass two or more different planes, or one with --plane")
 
     @property
+    def factor_of_encoder_lr(self) -> float:
+        """Factor on the encoder's learning rate; a linear probe does not train it."""
+        return 0.0 if self.linear_probe else super().factor_of_encoder_lr
+
+    @property
     def run_folder(self) -> Path:
         """Folder of the run."""
         if isinstance(self.data, MrnetSource):
@@ -94,7 +99,7 @@ def paper() -> ClassifyConfig:
     augmentation. Manna et al. state no batch size: it is that of their pretraining, 4.
     """
     none = Augmentation(area=(1.0, 1.0), bicubic=True, flip=0, jitter=0)
-    return ClassifyConfig(augmentation=none, threshold="fixed")
+    return ClassifyConfig(augmentation=none, threshold="fixed", encoder_lr_factor=1.0)
 
 
 def default() -> ClassifyConfig:

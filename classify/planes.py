@@ -55,6 +55,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             "task",
             "encoder",
             "init",
+            "encoder_lr_factor",
             "linear_probe",
             "epochs",
             "steps",

@@ -37,7 +37,7 @@ from engine.model_file import name_of_init, save_model, write_card
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
-from engine.supervised import Task, fit, say_random_start
+from engine.supervised import Task, fit, say_start
 
 log = logging.getLogger("fewslice")
 
@@ -117,7 +117,7 @@ def run_plane(
             save_splits(run.path / "splits.json", exams.splits, anonymous=cfg.anonymous)
             labelled = exams.table.iloc[positions][["exam", "subject", "label"]]
             write_csv(run.path / "labelled_exams.csv", anonymised(labelled) if cfg.anonymous else labelled)
-        say_random_start(cfg)
+        say_start(cfg)
         began = time.perf_counter()
         speed = _fit(cfg, fabric, run, exams, classifier, card, positions)
         result: dict[str, Any] = {
@@ -125,6 +125,7 @@ def run_plane(
             "plane": exams.plane,
             "encoder": cfg.encoder,
             "init": cfg.init,
+            "encoder_lr_factor": cfg.factor_of_encoder_lr,
             "linear_probe": cfg.linear_probe,
             "epochs": cfg.epochs if cfg.steps is None else None,
             "steps": cfg.steps,

@@ -26,12 +26,15 @@ LARGEST = {
     "generalist_images": 10**9,
     "image_size": 4096,
     "lr": 1e6,
+    "encoder_lr_factor": 1e6,
     "weight_decay": 1e6,
     "workers": 1024,
     "devices": 1024,
     "nodes": 2**16,
 }
 """Largest values of settings. A run with more would never end or never begin, which is a slip of the keyboard."""
+PRETRAINED_LR_FACTOR = 0.1
+"""Default of `encoder_lr_factor` for pretrained encoders."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +133,10 @@ class SupervisedSettings(RunSettings):
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
     lr: Annotated[float, Group("training")] = 1e-4
     """Peak learning rate of Adam."""
+    encoder_lr_factor: float | None = None
+    """Factor on the encoder's learning rate, 0 or more; None: 0.1 for a pretrained encoder, 1 for a random one."""
     weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW); 0 is plain Adam."""
+    """Decoupled weight decay of AdamW, not applied to biases and norms; 0 is plain Adam."""
     ema_decay: float = 0.0
     """Decay rate, in [0, 1), of a moving average of the weights, which is then scored and kept; 0: none."""
     allow_leakage: Annotated[Output[bool], Group("leakage and privacy")] = False
@@ -148,12 +153,19 @@ class SupervisedSettings(RunSettings):
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: must lie in [0, 1)")
         self.require_above_0("batch_size", "lr")
-        self.require_at_least_0("weight_decay", "subset_seed")
+        self.require_at_least_0("encoder_lr_factor", "weight_decay", "subset_seed")
 
     @property
     def seed_of_subset(self) -> int:
         """Random seed of the labelled subset."""
         return self.seed if self.subset_seed is None else self.subset_seed
+
+    @property
+    def factor_of_encoder_lr(self) -> float:
+        """Factor on the encoder's learning rate."""
+        if self.encoder_lr_factor is not None:
+            return self.encoder_lr_factor
+        return 1.0 if self.init == "random" else PRETRAINED_LR_FACTOR
 
     @property
     def start_name(self) -> str:

@@ -22,6 +22,7 @@ from core.errors import UserError
 from engine.accumulation import accumulate, accumulate_by_recomputation
 from engine.checkpoint import read_checkpoint, write_checkpoint
 from engine.failure import write_failure
+from engine.optimisers import set_learning_rate
 from engine.run_folder import RunFolder
 from engine.sampler import MicroBatchSampler, StepSampler
 
@@ -132,8 +133,7 @@ def train(t: Training, *, resume: bool = False) -> float:
     seen, began, paused = 0, time.perf_counter(), 0.0
     with _stop_on_signals() as signals, _progress(t, first) as advance:
         for step in range(first, t.steps):
-            for group in t.optimiser.param_groups:
-                group["lr"] = t.learning_rate(step)
+            set_learning_rate(t.optimiser, t.learning_rate(step))
 
             micro_batches = t.sampler.micro_batches(step)
             weights = [weight for _, weight in micro_batches]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 from timm.optim import Lars
 from torch import nn, optim
@@ -20,9 +21,7 @@ def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust_coefficien
 
     Source: You et al. 2017, Large batch training of convolutional networks.
     """
-    parameters = [p for p in modules.parameters() if p.requires_grad]
-    weights = [p for p in parameters if p.ndim > 1]
-    others = [p for p in parameters if p.ndim <= 1]
+    weights, others = _weights_and_others(modules.parameters())
     groups = [
         {"params": weights, "weight_decay": weight_decay, "always_adapt": True},
         {"params": others, "weight_decay": 0.0, "always_adapt": False},
@@ -30,18 +29,53 @@ def lars(modules: nn.Module, *, lr: float, weight_decay: float, trust_coefficien
     return Lars(groups, lr=lr, momentum=0.9, trust_coeff=trust_coefficient, trust_clip=True, foreach=True)
 
 
-def adamw(parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, scaled: bool) -> optim.Optimizer:
-    """AdamW in one pass over the parameters, on the CPU as well.
+def adamw(
+    network: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    scaled: bool,
+    encoder: nn.Module | None = None,
+    encoder_lr_factor: float = 1.0,
+) -> optim.Optimizer:
+    """AdamW without a loop over parameters, on the CPU as well; biases and norms are not decayed.
 
     Args:
-        parameters: all parameters to train.
+        network: all modules to train; parameters that require no gradient are left out.
         lr: peak learning rate.
-        weight_decay: decoupled.
+        weight_decay: decoupled, for weights with two or more dimensions.
         scaled: gradients are scaled (fp16), which Fabric cannot clip under a fused optimiser.
+        encoder: the part of the network with its own learning rate.
+        encoder_lr_factor: factor on the encoder's learning rate, `lr_scale` of its parameter groups.
 
-    Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization.
+    Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization. No decay on biases and norms: He et al.
+    2019, Bag of tricks for image classification, section 3.1.
     """
-    return optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, foreach=scaled, fused=not scaled)
+    of_encoder = set(encoder.parameters()) if encoder is not None else set()
+    parts = [
+        ([p for p in network.parameters() if p not in of_encoder], 1.0),
+        ([p for p in network.parameters() if p in of_encoder], encoder_lr_factor),
+    ]
+    groups: list[dict[str, Any]] = []
+    for parameters, factor in parts:
+        weights, others = _weights_and_others(parameters)
+        groups += [
+            {"params": weights, "lr_scale": factor, "weight_decay": weight_decay},
+            {"params": others, "lr_scale": factor, "weight_decay": 0.0},
+        ]
+    return optim.AdamW([group for group in groups if group["params"]], lr=lr, foreach=scaled, fused=not scaled)
+
+
+def set_learning_rate(optimiser: optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every parameter group, times the group's `lr_scale` if it has one."""
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def _weights_and_others(parameters: Iterable[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The trained parameters with two or more dimensions, and the biases, scales and shifts."""
+    trained = [p for p in parameters if p.requires_grad]
+    return [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:

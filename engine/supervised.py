@@ -128,8 +128,14 @@ def fit(
     supervised = Supervised(channels_last(network), task.loss, averaged=settings.ema_decay > 0)
     supervised = synchronise_norms(supervised, fabric, settings.norm)
     compile_method(supervised, "logits", settings.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
-    trained = [p for p in network.parameters() if p.requires_grad]
-    adam = adamw(trained, lr=settings.lr, weight_decay=settings.weight_decay, scaled=scales_gradients(fabric))
+    adam = adamw(
+        network,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        scaled=scales_gradients(fabric),
+        encoder=getattr(network, "encoder", None),
+        encoder_lr_factor=settings.factor_of_encoder_lr,
+    )
     model, optimiser = fabric.setup(supervised, adam)
     note = run.path / "kept.json"  # the metrics of the weights that are kept, on disk for a resumed run
 
@@ -179,7 +185,11 @@ def fit(
     return speed
 
 
-def say_random_start(settings: SupervisedSettings) -> None:
-    """Log a hint at pretraining if a run starts from random weights."""
-    if settings.init == "random":
-        log.info("encoder: random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)")
+def say_start(settings: SupervisedSettings) -> None:
+    """Log the encoder's start and learning rate; a hint at pretraining if it starts from random weights."""
+    start = settings.init
+    if start == "random":
+        start = "random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)"
+    factor = settings.factor_of_encoder_lr
+    rate = f"learning rate {settings.lr * factor:.3g}, {factor:g} of the other layers' (--encoder-lr-factor)"
+    log.info(f"encoder: {start}" + (f"; {rate}" if factor != 1 else ""))

@@ -34,7 +34,7 @@ from engine.model_file import name_of_init, save_model
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
-from engine.supervised import Task, fit, say_random_start
+from engine.supervised import Task, fit, say_start
 from segment.config import SegmentConfig
 from segment.inference import padded_sizes
 from segment.model import ModelCard, build_unet, load_unet, require_unet, segmentation_loss
@@ -90,7 +90,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             write_csv(run.path / "labelled_slices.csv", rows)
             save_splits(run.path / "splits.json", dataset.splits, anonymous=cfg.anonymous)
             save_requested_splits(cfg.data, dataset.splits)
-        say_random_start(cfg)
+        say_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(
             f"{len(labelled)} labelled slices of {subjects} subjects, {cfg.steps} optimiser steps of {cfg.batch_size}"
@@ -100,6 +100,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         result = {
             "split": "val",
             "init": cfg.init,
+            "encoder_lr_factor": cfg.factor_of_encoder_lr,
             "labelled_slices": len(labelled),
             "labelled_subjects": subjects,
             "steps": cfg.steps,

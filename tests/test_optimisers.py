@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.optimisers import lars, warmup_cosine
+from engine.optimisers import adamw, lars, set_learning_rate, warmup_cosine
 
 
 def reference(p: Tensor, g: Tensor, buffer: Tensor, lr: float, decay: float, trust: float) -> tuple[Tensor, Tensor]:
@@ -57,6 +57,37 @@ def test_frozen_parameters_are_left_out():
     network.bias.requires_grad_(False)
     optimiser = lars(network, lr=1, weight_decay=0.1)
     assert [len(group["params"]) for group in optimiser.param_groups] == [1, 0]
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_adamw_decays_weights_alone(scaled):
+    """Without a gradient AdamW only decays: by lr x weight decay."""
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Linear(2, 2))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimiser = adamw(network, lr=0.1, weight_decay=0.5, scaled=scaled)
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p)
+    optimiser.step()
+    for name, p in network.named_parameters():
+        decay = 0.05 if name in ("0.weight", "2.weight") else 0
+        torch.testing.assert_close(p.detach(), before[name] * (1 - decay), msg=name)
+
+
+def test_the_encoder_has_its_own_learning_rate():
+    """The first step of Adam moves every parameter by its learning rate."""
+    network = nn.ModuleDict({"encoder": nn.Linear(3, 3), "head": nn.Linear(3, 1)})
+    network["encoder"].bias.requires_grad_(False)
+    optimiser = adamw(
+        network, lr=1.0, weight_decay=0.0, scaled=False, encoder=network["encoder"], encoder_lr_factor=0.1
+    )
+    set_learning_rate(optimiser, 0.5)
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    optimiser.step()
+    moved = {name: (before[name] - p.detach()).max().item() for name, p in network.named_parameters()}
+    expected = {"encoder.weight": 0.05, "encoder.bias": 0.0, "head.weight": 0.5, "head.bias": 0.5}
+    assert moved == pytest.approx(expected, rel=1e-4)
 
 
 def test_warmup_and_cosine_by_hand():

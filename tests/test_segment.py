@@ -12,15 +12,18 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import segment.training
+from classify.config import PRESETS as CLASSIFIERS
+from classify.config import ClassifyConfig
+from core.errors import UserError
 from data.augment import Augmentation
 from data.slices import load_dataset
 from data.sources import AcdcSource
 from encoders.build import build_encoder
-from encoders.weights import save_encoder
+from encoders.weights import load_into_unet, save_encoder
 from engine.config import plain, read_config
 from engine.model_file import save_model
 from segment.__main__ import main
-from segment.config import SegmentConfig
+from segment.config import PRESETS, SegmentConfig
 from segment.inference import segment_stack
 from segment.metrics import dice_per_class
 from segment.model import ModelCard, build_unet, load_unet, segmentation_loss
@@ -152,6 +155,43 @@ def test_runs_of_one_seed_differ_in_their_encoder_alone(tiny_acdc, tmp_path, mon
     assert all(key.startswith("encoder.") for key in differing)
     torch.testing.assert_close(loaded["encoder.model.conv1.0.weight"], encoder.state_dict()["conv1.0.weight"])
     assert card.lineage == [{"stage": "specialist"}]
+
+
+@pytest.mark.slow
+def test_a_pretrained_encoder_trains_at_a_tenth_of_the_rate(tiny_acdc, tmp_path, caplog):
+    """The first step of Adam moves each parameter by its learning rate at most, and some by just that."""
+    torch.manual_seed(9)
+    about = {"normalisation": {"over": "image"}, "norm": "batch", "lineage": [{"stage": "specialist"}]}
+    file = save_encoder(
+        build_encoder("resnet10t"), tmp_path, name="resnet10t", in_channels=1, network="target", **about
+    )
+    before = build_unet("resnet10t", 4)
+    load_into_unet(before, file, "resnet10t")
+    cfg = tiny(tiny_acdc, tmp_path / "a", init=str(file), steps=1, warmup=0.0, figures=False)
+    caplog.set_level("INFO", "fewslice")
+    assert run(cfg)["encoder_lr_factor"] == 0.1
+    assert "learning rate 0.0001, 0.1 of the other layers'" in caplog.text
+    after = load_unet(cfg.run_folder)[0]
+    torch.manual_seed(cfg.seed)
+    decoder = build_unet("resnet10t", 4).decoder  # before training: it depends on the seed alone
+    for old, new, rate in ((before.encoder, after.encoder, 1e-4), (decoder, after.decoder, 1e-3)):
+        moved = max((a - b).abs().max().item() for a, b in zip(old.parameters(), new.parameters(), strict=True))
+        assert moved == pytest.approx(rate, rel=0.01)
+
+
+def test_the_factor_of_the_encoders_rate():
+    factors = {
+        "random": SegmentConfig(),
+        "pretrained": SegmentConfig(init="imagenet"),
+        "chosen": SegmentConfig(init="imagenet", encoder_lr_factor=0.3),
+        "paper": replace(PRESETS["paper"](), init="imagenet"),
+        "classifier": ClassifyConfig(init="kinetics"),
+        "classifier of the paper": replace(CLASSIFIERS["paper"](), init="kinetics"),
+        "probe": ClassifyConfig(init="kinetics", linear_probe=True),
+    }
+    assert [cfg.factor_of_encoder_lr for cfg in factors.values()] == [1, 0.1, 0.3, 1, 0.1, 1, 0]
+    with pytest.raises(UserError, match=r"--encoder-lr-factor -1: must be 0 or more"):
+        SegmentConfig(encoder_lr_factor=-1)
 
 
 @pytest.mark.slow

@@ -62,8 +62,15 @@ def test_adamw_equals_that_of_torch(scaled):
     ours, reference = (nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3)).double() for _ in range(2))
     reference.load_state_dict(ours.state_dict())
     optimisers = [
-        adamw(ours.parameters(), lr=0.01, weight_decay=0.1, scaled=scaled),
-        optim.AdamW(reference.parameters(), lr=0.01, weight_decay=0.1, foreach=False),
+        adamw(ours, lr=0.01, weight_decay=0.1, scaled=scaled),
+        optim.AdamW(
+            [
+                {"params": [p for p in reference.parameters() if p.ndim > 1], "weight_decay": 0.1},
+                {"params": [p for p in reference.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+            ],
+            lr=0.01,
+            foreach=False,
+        ),
     ]
     for _ in range(5):
         images = torch.randn(2, 1, 6, 6, dtype=torch.float64)
