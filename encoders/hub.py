@@ -33,11 +33,17 @@ def timm_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
         raise UserError(
             f"the ImageNet weights of {name} could not be fetched ({reason}); pass a file instead, e.g. --init FILE."
         ) from error
-    # timm's tag names training data and procedure ("a1_in1k"); the data are not always ImageNet
-    tag = encoder.pretrained_cfg.get("tag", "")
-    data = {"name": "imagenet" if tag.endswith("_in1k") and "_ft_" not in tag else f"timm {tag}", "hash": None}
-    entry = {"stage": "generalist", "source": f"timm {name.split('.')[0]}.{tag}", "data": data}
-    return encoder.state_dict(), entry | {"versions": versions()}
+    # timm's tag names training data and procedure ("a1_in1k"); the data are not always ImageNet, nor that alone
+    config = encoder.pretrained_cfg
+    tag = config.get("tag") or "unknown"
+    entry = {
+        "stage": "generalist",
+        "source": f"timm {name.split('.')[0]}.{tag}",
+        "data": {"name": f"timm {tag}", "hash": None},
+        "weights": config.get("hf_hub_id") or config.get("url") or "unknown",
+        "versions": versions(),
+    }
+    return encoder.state_dict(), entry
 
 
 def kinetics_weights(name: str) -> tuple[State, dict[str, Any]]:

@@ -26,7 +26,7 @@ from encoders.formats import HEADS, State, find_encoder, fits, read_weights
 from encoders.hub import kinetics_weights, timm_weights
 from encoders.identify import recognise
 from encoders.names import is_video
-from encoders.norm import Norm
+from encoders.norm import Norm, norm_of
 
 log = logging.getLogger("fewslice")
 
@@ -113,8 +113,9 @@ def save_encoder(
 ) -> Path:
     """Write ``encoder.safetensors`` and ``encoder.json``, each atomically.
 
-    ``timm.create_model(name, in_chans=in_channels, num_classes=0, checkpoint_path=FILE)`` loads the file,
-    unless its norm is "group", which timm cannot build. Of a ``MaxPoolFrames`` the 2D encoder is written.
+    ``timm.create_model(name, in_chans=in_channels, num_classes=0, checkpoint_path=FILE)`` loads the file. If its norm
+    is "group", timm's ResNets take it with ``norm_layer=timm.layers.GroupNorm``; for "group+ws" their convolutions must
+    then become ``timm.layers.StdConv2d`` (docs/methods.md). Of a ``MaxPoolFrames`` the 2D encoder is written.
 
     Args:
         encoder: from ``build_encoder`` or ``build_clip_encoder``, or the ``encoder`` of a ``tu-`` U-Net of
@@ -167,9 +168,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         raise UserError(f"{source} holds a {card.architecture}, not a {name}; build a {card.architecture} for it.")
 
     wanted = {names[key]: value for key, value in network.state_dict().items()}
-    if card and card.norm == "group" and any(key.endswith("running_mean") for key in wanted):
-        raise UserError(f"{source} was trained with group normalisation; build the encoder with norm 'group'.")
     layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})
+    _check_norm(source, card.norm if card else _norm_in(layout.outside, wanted), norm_of(network))
     state = _adapted(layout.state, wanted, name, channels, source)
     missing = sorted(wanted.keys() - state.keys())
     lacking = _weights_below_head(missing)
@@ -207,6 +207,33 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         *(len(report.unexpected), f" ({_few(report.unexpected)})" if report.unexpected else ""),
     )
     return report
+
+
+def _check_norm(source: str | Path, trained: Norm | None, norm: Norm | None) -> None:
+    """Warn of a network whose norms are not those that the weights were trained with; None is an unknown norm.
+
+    Raises:
+        UserError: if the weights were trained without batch statistics, or with standardised weights, and the network
+            computes another function.
+    """
+    if None in (trained, norm) or trained == norm or {trained, norm} == {"batch", "frozen"}:
+        return
+    if trained == "group+ws" or (trained == "group" and norm != "group+ws"):
+        standardised = " and weight standardisation" if trained == "group+ws" else ""
+        raise UserError(
+            f"{source} was trained with group normalisation{standardised}; build the encoder with norm {trained!r}."
+        )
+    log.warning(
+        f"{source} was trained with {'batch' if trained != 'group' else 'group'} norm and gives other features with "
+        f"--norm {norm}, which training has to repair"
+    )
+
+
+def _norm_in(keys: Iterable[str], wanted: Iterable[str]) -> Norm | None:
+    """ "batch" if the other tensors of a file are the running statistics of a network's norms, else None."""
+    norms = [key.removesuffix("weight") for key in wanted if key.endswith(".weight")]
+    statistics = tuple(f"{norm}running_mean" for norm in norms)
+    return "batch" if any(key.endswith(statistics) for key in keys) else None
 
 
 def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> State:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Output, SetBySweep, Settings
 from core.text import read_yaml
+from encoders.names import Norm
 
 C = TypeVar("C")
 
@@ -127,8 +128,9 @@ class SupervisedSettings(RunSettings):
     """Random seed of the labelled subset alone, 0 or more; None: that of `--seed`."""
     encoder: Annotated[str, Group("network")] = "resnet50"
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50."""
-    norm: Annotated[Literal["batch", "group", "frozen"], Group("network")] = "batch"
-    """Normalisation layers: batch norm, group norm (independent of the batch), or batch norm with frozen statistics."""
+    norm: Annotated[Norm, Group("network")] = "batch"
+    """Normalisation layers: batch norm; group norm (independent of the batch), group+ws with standardised weights; or
+    batch norm with frozen statistics."""
     batch_size: Annotated[int, Group("training")] = 16
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
     lr: Annotated[float, Group("training")] = 1e-4

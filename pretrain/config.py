@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.settings import Execution, Group, SetBySweep
 from data.augment import Augmentation
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
-from encoders.names import is_video
+from encoders.names import Norm, is_video
 from engine.config import RunSettings, memory_in_gigabytes
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
@@ -80,8 +80,9 @@ class PretrainConfig(RunSettings):
     encoder: Annotated[str, Group("network")] = "resnet50"
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50; for exams also r3d_18, mc3_18
     or r2plus1d_18, which are 3D. The maps of a 2D encoder are max-pooled over the frames of a clip."""
-    norm: Literal["batch", "group", "frozen"] = "batch"
-    """Normalisation layers: batch norm, group norm (independent of the batch), or batch norm with frozen statistics."""
+    norm: Norm = "batch"
+    """Normalisation layers: batch norm; group norm (independent of the batch), group+ws with standardised weights as in
+    Richemond et al. 2020; or batch norm with frozen statistics."""
     projector_hidden: int | None = None
     """Hidden width of the projector; None: 4096 for byol, 2048 for simclr and moco, 8192 for barlow."""
     predictor_hidden: int = 8192

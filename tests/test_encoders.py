@@ -9,9 +9,10 @@ from timm.layers import BatchNormAct2d, GroupNormAct
 from torch import nn
 
 from core.errors import UserError
-from encoders.build import build_encoder, feature_width
+from encoders.build import build_clip_encoder, build_encoder, feature_width
 from encoders.channels import adapt_channels
-from encoders.norm import replace_norm
+from encoders.norm import norm_of, replace_norm
+from segment.model import build_unet
 
 
 def lively(network: nn.Module) -> nn.Module:
@@ -140,6 +141,41 @@ def test_norm_of_heads_and_of_fused_activations():
     expected = nn.functional.silu(nn.functional.group_norm(x, 4, swapped.weight, swapped.bias))
     assert_close(swapped(x), expected)
     assert replace_norm(nn.BatchNorm2d(1), "group").num_groups == 1
+
+
+@pytest.mark.parametrize(("name", "dimensions"), [("resnet10t", 2), ("r3d_18", 3)])
+def test_weights_are_standardised_where_they_are_used(name, dimensions):
+    torch.manual_seed(0)
+    build = build_encoder if dimensions == 2 else build_clip_encoder
+    plain = build(name, norm="group")
+    network = build(name, norm="group+ws")
+    assert [norm_of(each) for each in (plain, network, build(name), build(name, norm="frozen"))] == [
+        "group", "group+ws", "batch", "frozen",
+    ]  # fmt: skip
+    network.load_state_dict(plain.state_dict())  # the same names
+    with torch.no_grad():
+        for module in plain.modules():
+            if isinstance(module, nn.Conv2d | nn.Conv3d):
+                weights = module.weight.flatten(1)
+                variance, mean = torch.var_mean(weights, dim=1, correction=0, keepdim=True)
+                module.weight.copy_(((weights - mean) / (variance + 1e-6).sqrt()).view_as(module.weight))
+    images = torch.randn(2, 1, *(32,) * dimensions)
+    assert_close(network(images), plain(images))
+    trained = copy.deepcopy(network)
+    trained(images).square().sum().backward()
+    with torch.no_grad():
+        for p in trained.parameters():
+            p.sub_(p.grad)
+    assert not torch.allclose(trained(images), network(images))
+    assert trained.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_layer_without_a_norm_keeps_its_weights():
+    unet = build_unet("resnet10t", 4, "group+ws")
+    head = unet.segmentation_head[0]
+    assert torch.equal(head.weight, head._parameters["weight"])
+    first = unet.encoder.model.conv1[0]
+    assert not torch.equal(first.weight, first._parameters["weight"])
 
 
 def test_norm_by_name():

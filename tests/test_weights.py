@@ -350,6 +350,72 @@ def test_imagenet_without_a_network_says_what_to_do(tmp_path, monkeypatch):
         load("imagenet")
 
 
+@pytest.mark.parametrize("trained", ["group", "group+ws"])
+def test_files_without_batch_norm_load_in_plain_timm(tmp_path, trained):
+    torch.manual_seed(0)
+    ours = build_encoder("resnet18", norm=trained)
+    path = save(ours, tmp_path, norm=trained)
+    assert identify(path) == Identity("resnet18", trained)
+    settings = {"in_chans": 1, "num_classes": 0, "norm_layer": timm.layers.GroupNorm}
+    theirs = timm.create_model("resnet18", **settings, checkpoint_path=str(path))
+    if trained == "group+ws":
+        for module in theirs.modules():
+            if isinstance(module, nn.Conv2d):
+                module.__class__, module.eps = timm.layers.StdConv2d, 1e-6
+    assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("trained", "norm", "message"),
+    [
+        ("batch", "group", "trained with batch norm and gives other features with --norm group"),
+        ("batch", "group+ws", "trained with batch norm and gives other features with --norm group+ws"),
+        ("frozen", "group", "trained with batch norm and gives other features with --norm group"),
+        ("group", "group+ws", "trained with group norm and gives other features with --norm group+ws"),
+        ("batch", "frozen", ""),
+        ("frozen", "batch", ""),
+        ("group", "group", ""),
+    ],
+)
+@pytest.mark.parametrize("foreign", [False, True])
+def test_weights_of_another_norm_are_warned_of(tmp_path, caplog, trained, norm, message, foreign):
+    path = save(build_encoder("resnet10t", norm=trained), tmp_path, name="resnet10t", norm=trained)
+    if foreign:
+        path.with_suffix(".json").unlink()
+        message = message if trained != "group" else ""  # which then is not known
+    load_weights(build_encoder("resnet10t", norm=norm), path, name="resnet10t", in_channels=1)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == bool(message)
+    assert not message or message in warnings[0]
+
+
+@pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
+def test_standardised_weights_need_the_same_norm(tmp_path, norm):
+    path = save(build_encoder("resnet10t", norm="group+ws"), tmp_path, name="resnet10t", norm="group+ws")
+    with pytest.raises(UserError, match=r"weight standardisation; build the encoder with norm 'group\+ws'"):
+        load_weights(build_encoder("resnet10t", norm=norm), path, name="resnet10t", in_channels=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("resnet10t", "timm resnet10t.c3_in1k"),
+        ("tf_efficientnet_b0.ns_jft_in1k", "timm tf_efficientnet_b0.ns_jft_in1k"),  # not of ImageNet alone
+    ],
+)
+def test_weights_of_the_hub_are_recorded_by_their_tag(monkeypatch, name, source):
+    create = timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *args, **settings: create(*args, **settings | {"pretrained": False})
+    )
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *args: "a file")
+    report = load_weights(build_encoder(name), "imagenet", name=name, in_channels=1)
+    tag = source.partition(".")[2]
+    assert [{key: stage[key] for key in ("source", "data", "weights")} for stage in report.lineage] == [
+        {"source": source, "data": {"name": f"timm {tag}", "hash": None}, "weights": source.replace("timm ", "timm/")}
+    ]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_architecture_is_told_from_every_layout(tmp_path, layout):
     torch.save(LAYOUTS[layout](lively().state_dict(), lively(seed=1).state_dict()), tmp_path / "foreign.pth")
