@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -32,7 +32,7 @@ class Supervised(nn.Module):
 
     Args:
         network: inputs (N, ...) -> logits.
-        loss: logits and targets -> mean over the samples.
+        loss: logits and targets -> mean over the samples, or sums of each sample (see `Task.in_parts`).
         averaged: keep a moving average of the network as well. (torch's `AveragedModel` copies the weights at its
             first update, which gives another average.)
     """
@@ -56,11 +56,13 @@ class Supervised(nn.Module):
         update_average(_statistics(self.average), _statistics(self.network), decay)
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Mean loss of a micro-batch of inputs and targets."""
+        """What `loss` gives for a micro-batch of inputs and targets."""
         inputs, targets = batch
         if inputs.ndim == 4:  # images; 5 for clips
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return self.loss(self.logits(inputs).float(), targets)  # the loss in fp32 whatever the network's precision
+        logits = self.logits(inputs)
+        # the loss in fp32 whatever the network's precision, or in fp64
+        return self.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The network's logits in a training step, a separate method so that it can be compiled."""
@@ -71,11 +73,23 @@ def _statistics(network: nn.Module) -> list[Tensor]:
     return [buffer for buffer in network.buffers() if buffer.is_floating_point()]
 
 
+class LossInParts(NamedTuple):
+    """A loss of the effective batch that is no mean over samples, for batches that are computed in parts."""
+
+    of_samples: nn.Module
+    """Logits and targets -> sums of each sample (N, ...)."""
+    of_batch: Callable[[Tensor], Tensor]
+    """The sums of all samples of the effective batch -> its loss."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """The parts of supervised training in which tasks differ."""
 
     loss: nn.Module
+    """Logits and targets of an effective batch -> its loss."""
+    in_parts: LossInParts | None = None
+    """The same loss for micro-batches and several devices; None: it is a mean over samples."""
     samples: Dataset[Any]
     """Inputs and targets, indexed by `engine.sampler.Sample`."""
     data: str
@@ -125,7 +139,10 @@ def fit(
     Returns:
         Training samples per second.
     """
-    supervised = Supervised(channels_last(network), task.loss, averaged=settings.ema_decay > 0)
+    # In one piece the plain loss is faster; and micro-batches are computed twice for a loss in parts.
+    in_parts = task.in_parts if sampler.micro_steps(0) > 1 or fabric.world_size > 1 else None
+    loss = in_parts.of_samples if in_parts else task.loss
+    supervised = Supervised(channels_last(network), loss, averaged=settings.ema_decay > 0)
     supervised = synchronise_norms(supervised, fabric, settings.norm)
     compile_method(supervised, "logits", settings.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
     adam = adamw(
@@ -165,6 +182,7 @@ def fit(
             sampler=sampler,
             data=task.data,
             samples=task.samples,
+            batch_loss=in_parts.of_batch if in_parts else None,
             steps=steps,
             learning_rate=learning_rate,
             max_grad_norm=task.max_grad_norm,

@@ -85,8 +85,7 @@ def train_stage(
     exported = cfg.export or method.exports[0]
     compile_method(method, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
     if cfg.optimiser == "adam":
-        trained = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        optimiser = adamw(trained, lr=lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
+        optimiser = adamw(method, lr=lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     else:
         optimiser = lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
     resolved = {"learning_rate": lr, **method.resolved}

@@ -34,9 +34,10 @@ from engine.model_file import name_of_init, save_model
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
-from engine.supervised import Task, fit, say_start
+from engine.supervised import LossInParts, Task, fit, say_start
 from segment.config import SegmentConfig
 from segment.inference import padded_sizes
+from segment.loss_of_sums import SampleSums, loss_of_sums
 from segment.model import ModelCard, build_unet, load_unet, require_unet, segmentation_loss
 from segment.scoring import predict_split, score_split, split_dice
 
@@ -174,6 +175,7 @@ def _fit(
     warmup = round(cfg.warmup * cfg.steps)
     task = Task(
         loss=segmentation_loss(cfg.loss, ignores=dataset.ignores),
+        in_parts=LossInParts(SampleSums(), loss_of_sums(cfg.loss)),
         samples=AugmentedSlices(slices, Augmenter(cfg.augmentation, cfg.image_size)),
         data=dataset.store.key,
         validate=validate,

@@ -2,16 +2,21 @@
 
 import os
 import socket
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.multiprocessing.spawn import start_processes
+from torch.optim import SGD
 
+import engine.supervised
+import segment.training
 from data.sources import AcdcSource
 from pretrain.config import PretrainConfig
 from pretrain.stages import run
+from segment.config import SegmentConfig
 
 
 def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
@@ -34,13 +39,13 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     )
 
 
-def _process(rank: int, cfg: PretrainConfig, port: int) -> None:
+def _process(rank: int, cfg: PretrainConfig | SegmentConfig, port: int) -> None:
     """What torchrun does for each of its processes; forked, as importing torch twice takes long."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
-    run(cfg)
+    segment.training.run(cfg) if isinstance(cfg, SegmentConfig) else run(cfg)
 
 
 @pytest.mark.parametrize(("method", "micro"), [("byol", 4), ("simclr", 4), ("moco", None)])
@@ -68,3 +73,40 @@ def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, method, micro)
         for cfg in (both, one)
     ]
     assert [float(loss) for loss in losses[0]] == pytest.approx([float(loss) for loss in losses[1]], abs=1e-5)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
+def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, in_float64):
+    """The Jaccard loss is of the whole batch: 5 slices, of which one process has 2 and 1, the other 2 and none."""
+    predict = segment.training.predict_split  # of float32 images
+    monkeypatch.setattr(segment.training, "predict_split", lambda unet, *a: predict(deepcopy(unet).float(), *a))
+    # Adam would scale the rounding errors of gradients that are zero up to its learning rate.
+    monkeypatch.setattr(engine.supervised, "adamw", lambda network, lr, **_: SGD(network.parameters(), lr=lr))
+    both, one = (
+        SegmentConfig(
+            data=AcdcSource(data_root=tiny_acdc),
+            out=tmp_path / name,
+            encoder="resnet10t",
+            norm="group",
+            image_size=32,
+            loss="jaccard+ce",
+            steps=3,
+            batch_size=5,
+            micro_batch_size=micro,
+            lr=0.1,
+            device="cpu",
+            figures=False,
+        )
+        for name, micro in (("both", 2), ("one", None))
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(_process, (both, port), nprocs=2, start_method="fork")
+    segment.training.run(one)
+    ours, alone = (load_file(cfg.run_folder / "model.safetensors") for cfg in (both, one))
+    for key, value in ours.items():
+        torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-8, msg=key)
+    losses = [(cfg.run_folder / "metrics.csv").read_text().splitlines()[1].split(",")[3] for cfg in (both, one)]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), abs=1e-5)

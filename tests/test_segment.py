@@ -1,5 +1,6 @@
 import json
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from conftest import assert_close, run_killed_after_step
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim import SGD
 
+import engine.supervised
 import segment.training
 from classify.config import PRESETS as CLASSIFIERS
 from classify.config import ClassifyConfig
@@ -25,6 +28,7 @@ from engine.model_file import save_model
 from segment.__main__ import main
 from segment.config import PRESETS, SegmentConfig
 from segment.inference import segment_stack
+from segment.loss_of_sums import SampleSums, loss_of_sums
 from segment.metrics import dice_per_class
 from segment.model import ModelCard, build_unet, load_unet, segmentation_loss
 from segment.scoring import labelled_volumes, predict_split, score_split, split_dice
@@ -282,6 +286,49 @@ def test_jaccard_loss_of_a_class_absent_from_the_batch():
     # Over the batch, not per sample: present in one sample is present.
     pair = torch.cat([logits, logits]), torch.cat([target, target + 1])
     assert segmentation_loss("jaccard")(*pair).item() == pytest.approx((1 + 1 / 2) / 2, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["jaccard", "jaccard+ce"])
+@pytest.mark.parametrize("ignores", [False, True])
+def test_the_loss_of_sums_is_the_loss_of_the_whole_batch(name, ignores):
+    """In value and gradient, with a class (3) that no pixel carries and one (2) in half of the samples only."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 4, 8, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    target = torch.randint(0, 2, (4, 8, 8), generator=generator)
+    target[2:, :4] = 2
+    if ignores:
+        target[:, :, 5:] = 255
+        target[1] = 255
+    whole = segmentation_loss(name, ignores=ignores)(logits, target)
+    sums = torch.cat([SampleSums()(*part) for part in zip(logits.split(2), target.split(2), strict=True)])
+    assert sums.shape == (4, 4, 4)
+    parts = loss_of_sums(name)(sums)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (parts, whole)]
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
+    halves = [segmentation_loss(name, ignores=ignores)(logits[k : k + 2], target[k : k + 2]) for k in (0, 2)]
+    assert abs(sum(halves) / 2 - whole) > 0.01  # which the mean of the parts' losses is not
+
+
+@pytest.mark.slow
+def test_accumulated_equals_one_large_batch(tiny_acdc, tmp_path, monkeypatch, in_float64):
+    """8 samples at once, and as 3, 3 and 2, without batch statistics."""
+    predict = segment.training.predict_split  # of float32 images
+    monkeypatch.setattr(segment.training, "predict_split", lambda unet, *a: predict(deepcopy(unet).float(), *a))
+    # Adam would scale the rounding errors of gradients that are zero up to its learning rate.
+    monkeypatch.setattr(engine.supervised, "adamw", lambda network, lr, **_: SGD(network.parameters(), lr=lr))
+    settings = {"batch_size": 8, "norm": "group", "loss": "jaccard+ce", "steps": 3, "lr": 0.1, "figures": False}
+    whole, parts = (
+        tiny(tiny_acdc, tmp_path / str(micro), micro_batch_size=micro, **settings | {"evaluate_every": 3})
+        for micro in (None, 3)
+    )
+    for cfg in (whole, parts):
+        run(cfg)
+    expected, accumulated = (load_file(cfg.run_folder / "model.safetensors") for cfg in (whole, parts))
+    for key, value in expected.items():
+        torch.testing.assert_close(accumulated[key], value, rtol=0, atol=1e-8, msg=key)
+    losses = [pd.read_csv(cfg.run_folder / "metrics.csv")["loss"] for cfg in (whole, parts)]
+    np.testing.assert_allclose(*losses, atol=1e-6)  # noted in six digits
 
 
 # From slices to label maps
