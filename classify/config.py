@@ -1,4 +1,4 @@
-"""Configuration of classifier training, with the presets demo, default and paper."""
+"""Configuration of classifier training, with the presets demo, default, paper (3D) and paper-2d."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -93,13 +93,20 @@ class ClassifyConfig(SupervisedSettings):
 
 
 def paper() -> ClassifyConfig:
-    """The classifier of Manna et al. 2022, BYOLMed3D.
+    """The classifier of Manna et al. 2022, BYOLMed3D, trained on clips without augmentation.
 
-    With `--encoder resnet18 --batch-size 1 --epochs 30` it is that of Ray 2022, BYOLMed2D. Both train on clips without
-    augmentation. Manna et al. state no batch size: it is that of their pretraining, 4.
+    They state no batch size: it is that of their pretraining, 4.
     """
     none = Augmentation(area=(1.0, 1.0), bicubic=True, flip=0, jitter=0)
     return ClassifyConfig(augmentation=none, threshold="fixed", encoder_lr_factor=1.0)
+
+
+def paper_2d() -> ClassifyConfig:
+    """The classifier of Ray 2022, BYOLMed2D: one exam a step, learning rate times 0.1 after epochs 18 and 24 of 30.
+
+    Batch norm sees the 16 frames of one exam; `--norm frozen` keeps a pretrained encoder's statistics.
+    """
+    return replace(paper(), encoder="resnet18", batch_size=1, epochs=30)
 
 
 def default() -> ClassifyConfig:
@@ -130,7 +137,7 @@ def video_demo() -> ClassifyConfig:
     return replace(demo(), encoder="r3d_18", image_size=32, clip_frames=14, epochs=3, test_clips=2)
 
 
-PRESETS = {"demo": demo, "default": default, "paper": paper}
+PRESETS = {"demo": demo, "default": default, "paper": paper, "paper-2d": paper_2d}
 EXAMPLES = (
     "--encoder resnet18 --init runs/pretrain-specialist/encoder.safetensors",
     "--data-root MRNET --task acl --planes sagittal coronal axial --init kinetics",

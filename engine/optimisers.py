@@ -83,3 +83,18 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+
+
+PERIODS = 5
+"""Decays of a periodic schedule."""
+
+
+def warmup_periodic_cosine(step: int, steps: int, warmup: int) -> float:
+    """Factor on the learning rate at optimiser step `step` (0-based): linear to 1, then `PERIODS` cosines from 1 to 0.
+
+    Source: Loshchilov and Hutter 2017, SGDR: stochastic gradient descent with warm restarts.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    length = max(1, steps - warmup)  # of all periods; multiplied out, so that each starts at exactly 1
+    return (1 + math.cos(math.pi * ((step - warmup) * PERIODS % length) / length)) / 2

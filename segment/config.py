@@ -41,7 +41,7 @@ class SegmentConfig(SupervisedSettings):
     """Resample slices to square pixels of this size in mm; None: do not resample."""
     normalisation: Normalisation = "image"
     """z-score each slice by itself (image) or with the statistics of the training slices (dataset)."""
-    augmentation: Augmentation = field(default_factory=lambda: Augmentation(jitter=0.2))
+    augmentation: Augmentation = field(default_factory=lambda: Augmentation(jitter=0.2, brightness=0.6))
     """Random changes of the training slices."""
 
     encoder: Annotated[str, Group("network")] = "resnet50"
@@ -51,7 +51,10 @@ class SegmentConfig(SupervisedSettings):
     """Optimiser steps, the same for every labelled fraction."""
     batch_size: int = 192
     warmup: float = 10 / 150
-    """Share of the steps, in [0, 1], with linear warm-up of the learning rate; a cosine decay follows."""
+    """Share of the steps, in [0, 1], with linear warm-up of the learning rate; the schedule follows."""
+    schedule: Literal["cosine", "periodic"] = "cosine"
+    """Decay of the learning rate: one cosine to 0, as in the paper's code; or five of equal length, each from the peak
+    (the paper's text says "periodic cosine annealing", without a period)."""
     max_grad_norm: float = 5.0
     """Gradients of a larger norm are scaled down to it."""
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from scipy import ndimage
 from torch import nn
 
 from core.errors import UserError
@@ -20,7 +19,6 @@ from data.leakage import check_leakage, is_same_data, record_splits, records
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
-from data.readers.label_maps import IGNORED
 from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
@@ -31,10 +29,11 @@ from encoders.weights import load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
 from engine.loop import Metrics
 from engine.model_file import name_of_init, save_model
-from engine.optimisers import warmup_cosine
+from engine.optimisers import warmup_cosine, warmup_periodic_cosine
 from engine.run_folder import RunFolder
 from engine.sampler import sampler_of
 from engine.supervised import LossInParts, Task, fit, say_start
+from segment.components import is_one_component
 from segment.config import SegmentConfig
 from segment.inference import padded_sizes
 from segment.loss_of_sums import SampleSums, loss_of_sums
@@ -173,6 +172,7 @@ def _fit(
         kept[:] = last  # scored at the end, so that they are not predicted twice
 
     warmup = round(cfg.warmup * cfg.steps)
+    decay = {"cosine": warmup_cosine, "periodic": warmup_periodic_cosine}[cfg.schedule]
     task = Task(
         loss=segmentation_loss(cfg.loss, ignores=dataset.ignores),
         in_parts=LossInParts(SampleSums(), loss_of_sums(cfg.loss)),
@@ -197,7 +197,7 @@ def _fit(
         sampler=sampler_of(cfg, fabric, len(slices), cfg.batch_size, wrap=True),
         steps=cfg.steps,
         evaluate_every=cfg.evaluate_every,
-        learning_rate=lambda step: cfg.lr * warmup_cosine(step, cfg.steps, warmup),
+        learning_rate=lambda step: cfg.lr * decay(step, cfg.steps, warmup),
     )
     return speed, kept
 
@@ -230,7 +230,7 @@ def _card(
 ) -> ModelCard:
     labelled = dataset.table.iloc[positions]
     slicing = cfg.data.slice_axis if isinstance(cfg.data, FolderSource) else "auto"
-    one_component = cfg.keep_largest_component == "auto" and _is_one_component(dataset, positions)
+    one_component = cfg.keep_largest_component == "auto" and is_one_component(dataset, positions)
     return ModelCard(
         encoder=cfg.encoder,
         norm=cfg.norm,
@@ -251,10 +251,3 @@ def _card(
         subjects=record_splits(dataset, positions),
         warnings=warnings,
     )
-
-
-def _is_one_component(dataset: Dataset, positions: np.ndarray) -> bool:
-    """Whether the foreground of at least 99 % of the labelled slices that have any is one connected component."""
-    labels = (dataset.store.label(i) for i in positions)
-    counts = [ndimage.label((label > 0) & (label != IGNORED))[1] for label in labels]
-    return any(counts) and bool(counts.count(1) >= 0.99 * np.count_nonzero(counts))

@@ -226,6 +226,10 @@ def test_recipes():
     paper = PRESETS["paper"]()
     assert (paper.encoder, paper.clip_frames, paper.image_size, paper.lr) == ("r3d_18", 16, 224, 1e-4)
     assert (paper.schedule, paper.oversample, paper.select, paper.test_clips) == ("milestones", True, "auc", 8)
+    ray = parse(presets_for, "", ["--recipe", "paper-2d", "--norm", "frozen"])
+    assert (ray.encoder, ray.batch_size, ray.epochs, ray.lr, ray.norm) == ("resnet18", 1, 30, 1e-4, "frozen")
+    factors = [decay(ray.schedule)(epoch, ray.epochs, 1) for epoch in range(ray.epochs)]
+    assert factors == pytest.approx([1] * 18 + [0.1] * 6 + [0.01] * 6)
     for recipe in PRESETS.values():
         assert recipe().test
     for arguments, encoder, size in (([], "resnet18", 64), (["--encoder", "r3d_18"], "r3d_18", 32)):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine.optimisers import adamw, lars, set_learning_rate, warmup_cosine
+from engine.optimisers import adamw, lars, set_learning_rate, warmup_cosine, warmup_periodic_cosine
 
 
 def reference(p: Tensor, g: Tensor, buffer: Tensor, lr: float, decay: float, trust: float) -> tuple[Tensor, Tensor]:
@@ -97,3 +97,11 @@ def test_warmup_and_cosine_by_hand():
     assert warmup_cosine(11, 12, 4) > 0  # the last step still moves
     assert warmup_cosine(0, 10, 0) == 1
     assert warmup_cosine(0, 1, 1) == 1
+
+
+def test_periodic_cosine_by_hand():
+    """Two steps of warm-up, then five periods of four steps: 1, 0.854, 0.5, 0.146."""
+    factors = [warmup_periodic_cosine(step, 22, 2) for step in range(22)]
+    assert factors == pytest.approx([0.5, 1] + [1, 0.8535534, 0.5, 0.1464466] * 5)
+    assert [k for k, factor in enumerate(factors) if factor == 1] == [1, 2, 6, 10, 14, 18]
+    assert warmup_periodic_cosine(0, 1, 0) == 1

@@ -3,6 +3,7 @@ import sys
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,7 @@ from encoders.weights import load_into_unet, save_encoder
 from engine.config import plain, read_config
 from engine.model_file import save_model
 from segment.__main__ import main
+from segment.components import is_one_component
 from segment.config import PRESETS, SegmentConfig
 from segment.inference import segment_stack
 from segment.loss_of_sums import SampleSums, loss_of_sums
@@ -196,6 +198,37 @@ def test_the_factor_of_the_encoders_rate():
     assert [cfg.factor_of_encoder_lr for cfg in factors.values()] == [1, 0.1, 0.3, 1, 0.1, 1, 0]
     with pytest.raises(UserError, match=r"--encoder-lr-factor -1: must be 0 or more"):
         SegmentConfig(encoder_lr_factor=-1)
+
+
+def test_the_schedule_is_chosen(tiny_acdc, tmp_path, monkeypatch):
+    rates = {}
+
+    def stop(*_, learning_rate, **__):
+        rates[schedule] = [learning_rate(step) for step in range(40)]
+        raise Stop
+
+    monkeypatch.setattr(segment.training, "fit", stop)
+    for schedule in ("cosine", "periodic"):
+        with pytest.raises(Stop):
+            run(tiny(tiny_acdc, tmp_path / schedule, schedule=schedule, steps=40, warmup=0.0))
+    assert [rates[schedule].count(1e-3) for schedule in rates] == [1, 5]
+
+
+def test_whether_organs_are_one_piece():
+    """Of the slices with foreground; ignored pixels are none."""
+    one, two, ignored = np.zeros((3, 8, 8), np.uint8)
+    one[2:4] = 1
+    two[[1, 5]] = 2
+    ignored[1], ignored[5] = 1, 255
+    stored = [one, two, ignored, np.zeros((8, 8), np.uint8)]
+    dataset = SimpleNamespace(store=SimpleNamespace(label=stored.__getitem__))
+    decided = [is_one_component(dataset, positions) for positions in ([0, 2, 3], [0] * 99 + [1], [0] * 98 + [1], [3])]
+    assert decided == [True, True, False, False]
+
+
+def test_the_brightness_of_the_papers_code():
+    """A fifth of 255 grey levels, in standard deviations (84.66 grey levels) of their slices."""
+    assert PRESETS["paper"]().augmentation.brightness == pytest.approx(0.2 * 255 / 84.66, abs=0.005)
 
 
 @pytest.mark.slow
