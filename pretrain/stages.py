@@ -14,6 +14,7 @@ from data.reserved_split import reserve_split
 from data.sources import ExamsSource, MrnetSource, open_exams, open_slices, save_requested_splits
 from data.splits import save_splits
 from encoders.build import build_clip_encoder, build_encoder, recompute_activations, require_encoder, require_image_size
+from encoders.card import say_normalisation
 from encoders.names import is_video
 from encoders.weights import load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
@@ -118,7 +119,9 @@ def _start(cfg: PretrainConfig, source: str | None = None) -> tuple[nn.Module, l
     if source is None:
         return encoder, []
     with torch.random.fork_rng(devices=[]):
-        return encoder, list(load_weights(encoder, source, name=cfg.encoder, in_channels=1).lineage)
+        report = load_weights(encoder, source, name=cfg.encoder, in_channels=1)
+    say_normalisation(report.card, "exam" if cfg.on_clips else "image")
+    return encoder, list(report.lineage)
 
 
 def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:

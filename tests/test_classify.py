@@ -15,6 +15,7 @@ from torch import nn
 import classify.compare
 import classify.predict
 import classify.training
+import engine.supervised
 from classify import planes
 from classify.__main__ import main
 from classify.compare import Compare
@@ -272,6 +273,33 @@ def test_frozen_norms_keep_their_statistics(knees, tmp_path):
     statistics = {n: b for n, b in load_classifier(tmp_path / "a")[0].named_buffers() if n.endswith("running_var")}
     assert statistics
     assert all((value == 1).all() for value in statistics.values())
+
+
+@pytest.mark.slow
+def test_the_moving_average_is_kept(knees, tmp_path, monkeypatch):
+    """Parameters and running statistics: the decay is 1/11, 2/12, 3/13, then --ema-decay."""
+    expected: dict = {}
+    steps = []
+
+    class Followed(engine.supervised.Supervised):
+        def move_average(self, decay):
+            super().move_average(decay)
+            steps.append(decay)
+            now = {key: value.double() for key, value in self.network.state_dict().items()}
+            start = expected or {key: value.double() for key, value in self.start.items()}
+            expected.update({key: decay * start[key] + (1 - decay) * now[key] for key in now})
+
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            self.start = {key: value.clone() for key, value in self.network.state_dict().items()}
+
+    monkeypatch.setattr(engine.supervised, "Supervised", Followed)
+    run(tiny(knees, tmp_path / "a", epochs=1, ema_decay=0.25, select="last", test=False))
+    assert steps[:4] == pytest.approx([1 / 11, 2 / 12, 3 / 13, 0.25])
+    saved = load_classifier(tmp_path / "a")[0].state_dict()
+    for key, value in saved.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-6, msg=key)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from torch import nn
 
 from core.errors import UserError
 from encoders.build import build_encoder
-from encoders.card import read_card, versions
+from encoders.card import EncoderCard, read_card, say_normalisation, versions
 from encoders.identify import Identity, identify
 from encoders.names import VIDEO_ENCODERS
 from encoders.norm import replace_norm
@@ -348,6 +348,17 @@ def test_imagenet_without_a_network_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"ImageNet weights of resnet18 could not be fetched.*pass a file instead"):
         load("imagenet")
+
+
+@pytest.mark.parametrize(("over", "said"), [("image", False), ("exam", True), (None, False)])
+def test_another_normalisation_is_said_in_one_line(tmp_path, caplog, over, said):
+    """A card that does not name its own, as those of other versions, is not compared."""
+    save(build_encoder("resnet10t"), tmp_path, name="resnet10t", normalisation={"over": over} if over else {})
+    caplog.set_level(logging.INFO, "fewslice")
+    say_normalisation(read_card(tmp_path / "encoder.safetensors"), "image")
+    expected = ["the encoder was trained on pixels z-scored over each exam; this run does so over the image"]
+    assert [record.getMessage() for record in caplog.records] == expected * said
+    assert not {"spacing_mm", "image_size"} & set(EncoderCard.model_fields)  # which nothing read
 
 
 @pytest.mark.parametrize("trained", ["group", "group+ws"])
