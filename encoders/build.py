@@ -1,4 +1,4 @@
-"""Build encoders by name: 2D networks of timm, the same applied to the frames of a clip, and video networks."""
+"""Build networks by name: 2D encoders of timm, the same applied to the frames of a clip, video networks, and U-Nets."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
+import segmentation_models_pytorch as smp
 import timm
 import torch
 import torchvision
@@ -108,6 +109,32 @@ def build_clip_encoder(
     if checkpoint_activations:
         recompute_activations(encoder)
     return encoder
+
+
+def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
+    """Build SMP's U-Net: (N, 1, H, W) -> logits (N, classes, H, W); nearest upsampling, two convolutions per stage.
+
+    Random weights from torch's global generator: the decoder's depend on the seed alone, whatever the encoder is
+    loaded with afterwards, so that runs of one seed pair up.
+
+    Raises:
+        UserError: if `encoder` is no convolutional network of timm with feature maps; the nearest names are listed.
+    """
+    require_encoder(encoder)
+    unet = smp.Unet(
+        encoder_name=f"tu-{encoder}",
+        encoder_weights=None,
+        in_channels=1,
+        classes=classes,
+        decoder_use_norm=True,
+    )
+    return replace_norm(unet, norm)
+
+
+@cache
+def require_unet(encoder: str, norm: Norm, *sizes: tuple[int, int]) -> None:
+    """Raise a UserError unless a U-Net can be built on an encoder and takes images of some sizes (rows, columns)."""
+    require_forward(lambda: build_unet(encoder, 2, norm), encoder, *((2, 1, *size) for size in sizes))
 
 
 def feature_width(encoder: nn.Module) -> int:

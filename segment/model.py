@@ -1,6 +1,5 @@
-"""The U-Net, its card and its losses."""
+"""The card and the losses of a U-Net, which `encoders.build` builds."""
 
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,8 +11,8 @@ from torch import nn
 from data.readers.geometry import SliceAxis
 from data.readers.label_maps import IGNORED, check_class_names
 from data.slices import Normalisation
-from encoders.build import require_encoder, require_forward
-from encoders.norm import Norm, replace_norm
+from encoders.build import build_unet as build_unet
+from encoders.build import require_unet as require_unet
 from engine import model_file
 
 STRIDE = 32
@@ -48,32 +47,6 @@ class ModelCard(model_file.ModelCard):
     def _have_names_of_their_kind(cls, classes: list[str]) -> list[str]:
         check_class_names(classes[1:], "the model")
         return classes
-
-
-def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
-    """Build SMP's U-Net: (N, 1, H, W) -> logits (N, classes, H, W); nearest upsampling, two convolutions per stage.
-
-    Random weights from torch's global generator: the decoder's depend on the seed alone, whatever the encoder is
-    loaded with afterwards, so that runs of one seed pair up.
-
-    Raises:
-        UserError: if `encoder` is no convolutional network of timm with feature maps; the nearest names are listed.
-    """
-    require_encoder(encoder)
-    unet = smp.Unet(
-        encoder_name=f"tu-{encoder}",
-        encoder_weights=None,
-        in_channels=1,
-        classes=classes,
-        decoder_use_norm=True,
-    )
-    return replace_norm(unet, norm)
-
-
-@cache
-def require_unet(encoder: str, norm: Norm, *sizes: tuple[int, int]) -> None:
-    """Raise a UserError unless a U-Net can be built on an encoder and takes images of some sizes (rows, columns)."""
-    require_forward(lambda: build_unet(encoder, 2, norm), encoder, *((2, 1, *size) for size in sizes))
 
 
 def load_unet(folder: Path) -> tuple[nn.Module, ModelCard]:
