@@ -1,4 +1,4 @@
-"""The card of an encoder file: `encoder.json` beside `encoder.safetensors` describes the weights and their origin."""
+"""The card of a weight file: the JSON file beside `encoder.safetensors` or `unet.safetensors` describes the weights."""
 
 import logging
 from importlib.metadata import version
@@ -15,14 +15,16 @@ log = logging.getLogger("fewslice")
 
 MODEL = "model.safetensors"
 """Name of the weights of a trained U-Net or classifier, whose card `engine.model_file` defines."""
+UNET = "unet.safetensors"
+"""Name of the encoder and decoder of a pretrained U-Net."""
 NO_FILES = ("random", "imagenet", "kinetics")
 """Initial weights that are not a file."""
 
-Network = Literal["target", "online", "segmentation", "foreign"]
+Network = Literal["target", "online", "masked", "segmentation", "foreign"]
 
 
 class EncoderCard(BaseModel):
-    """Content of `encoder.json`."""
+    """Content of `encoder.json` and `unet.json`."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)  # cards of version 0.1 have fields that nothing reads
 
@@ -32,7 +34,10 @@ class EncoderCard(BaseModel):
     in_channels: int
     norm: Norm
     network: Network
-    """BYOL's target (moving average) or online network, a U-Net's encoder, or one that was not trained here."""
+    """BYOL's target (moving average) or online network, a U-Net of masked image modelling, one of segmentation, or a
+    network that was not trained here."""
+    part: Literal["encoder", "unet"] = "encoder"
+    """What the file holds: an encoder, or the encoder and the decoder of a U-Net."""
     normalisation: dict[str, Any]
     """How the training images were normalised: `over` says over what intensities were z-scored, "image" or "exam"."""
     lineage: list[dict[str, Any]]
@@ -98,6 +103,12 @@ class _LineageOfModel(BaseModel):
     dataset: str
     lineage: list[dict[str, Any]] = []
     subjects: dict[str, Any] | None = None
+
+
+def unet_source(source: str | Path) -> str | Path:
+    """The U-Net file of a run folder that holds one; any other source of weights as it is."""
+    file = Path(source).expanduser() / UNET
+    return file if file.is_file() else source
 
 
 def say_normalisation(card: EncoderCard | None, over: str) -> None:

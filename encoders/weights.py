@@ -2,6 +2,7 @@
 
 Weights are saved as ``encoder.safetensors`` with timm's key names, which timm and segmentation_models load without this
 package, and ``encoder.json`` (``EncoderCard``), which describes their origin. Files of other software load as well.
+``unet.safetensors`` holds encoder and decoder of a pretrained U-Net with segmentation_models' key names.
 """
 
 import logging
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
-from encoders.card import EncoderCard, Network, read_card, read_lineage
+from encoders.card import NO_FILES, UNET, EncoderCard, Network, read_card, read_lineage, unet_source
 from encoders.channels import adapt_channels
 from encoders.formats import HEADS, State, find_encoder, fits, read_weights
 from encoders.hub import kinetics_weights, timm_weights
@@ -72,13 +73,33 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
     return _load(encoder, {key: key for key in encoder.state_dict()}, source, name, in_channels)
 
 
-def load_into_unet(unet: nn.Module, path: str | Path, name: str) -> LoadReport:
-    """Load any ``source`` of ``load_weights`` into the encoder of ``smp.Unet(encoder_name="tu-" + name)``.
+def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport:
+    """Load weights into ``smp.Unet(encoder_name="tu-" + name)``.
 
-    The layers after the last feature map are not in a U-Net and are reported as unexpected.
+    The ``unet.safetensors`` of a pretrained U-Net, or a run folder that holds one, sets encoder and decoder; the output
+    layer keeps its weights. Any other ``source`` of ``load_weights`` sets the encoder; its layers after the last
+    feature map are not in a U-Net and are reported as unexpected.
+
+    Raises:
+        UserError: as ``load_weights``, or if a U-Net's norm is another than the file's. The U-Net is unchanged then.
     """
-    encoder: Any = unet.encoder
-    return _load(encoder.model, _timm_names(encoder.model, name), path, name, encoder._in_channels)
+    source = unet_source(source)
+    card = None if str(source) in NO_FILES else read_card(source)
+    if card is None or card.part != "unet":
+        encoder: Any = unet.encoder
+        return _load(encoder.model, _timm_names(encoder.model, name), source, name, encoder._in_channels)
+    path, body = Path(source), _body(unet)
+    _require_architecture(card, name, path)
+    norm = "batch" if any(key.endswith("running_mean") for key in body.state_dict()) else "group"
+    if (card.norm == "group") != (norm == "group"):
+        raise UserError(
+            f"{path} is a U-Net with {card.norm} norm, this one has {norm} norm: pass --norm {card.norm}, or as --init "
+            "the encoder.safetensors beside it"
+        )
+    load_whole(body, read_weights(path), path)
+    matched = len(body.state_dict())
+    log.info("%s into a U-Net with %s: %d matched, encoder and decoder", path, name, matched)
+    return LoadReport(matched=matched, missing=[], unexpected=[], lineage=card.lineage, card=card)
 
 
 def load_whole(network: nn.Module, tensors: Mapping[str, Any], path: Path) -> None:
@@ -128,25 +149,48 @@ def save_encoder(
     """
     path = Path(folder_or_file)
     path = path if path.suffix == ".safetensors" else path / "encoder.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
     state = getattr(encoder, "frame_encoder", encoder).state_dict()
     if hasattr(encoder, "out_channels"):  # of segmentation_models
         features: Any = encoder.model
         names = _timm_names(features, name)
         state = {names[key]: value for key, value in features.state_dict().items()}
+    facts = {"network": network, "normalisation": normalisation, "norm": norm, "lineage": lineage}
+    return _save(path, state, architecture=name, in_channels=in_channels, **facts)
+
+
+def save_unet(unet: nn.Module, folder: str | Path, *, name: str, in_channels: int, **facts: Any) -> Path:
+    """Write ``unet.safetensors`` and ``unet.json``: the encoder and the decoder of a U-Net, without its output layer.
+
+    Args:
+        unet: a ``tu-`` U-Net of segmentation_models, whose names the tensors keep.
+        folder: made if absent.
+        name, in_channels, **facts: as in ``save_encoder``.
+
+    Returns:
+        The path of the safetensors file.
+    """
+    state = _body(unet).state_dict()
+    return _save(Path(folder) / UNET, state, part="unet", architecture=name, in_channels=in_channels, **facts)
+
+
+def _body(unet: Any) -> nn.ModuleDict:
+    """All of a U-Net but its output layer, its tensors with the names that they have in the U-Net."""
+    return nn.ModuleDict({"encoder": unet.encoder, "decoder": unet.decoder})
+
+
+def _save(path: Path, state: State, **facts: Any) -> Path:
+    """Write tensors, and beside them the ``EncoderCard`` with these facts."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     write_atomically(path, lambda file: save_file(tensors, file, metadata={"format": "pt"}))
-    card = EncoderCard(
-        architecture=name,
-        in_channels=in_channels,
-        norm=norm,
-        network=network,
-        normalisation=normalisation,
-        lineage=lineage,
-        sha256=sha256(path),
-    )
+    card = EncoderCard(sha256=sha256(path), **facts)
     write_text(path.with_suffix(".json"), card.model_dump_json(indent=2) + "\n")
     return path
+
+
+def _require_architecture(card: EncoderCard, name: str, source: str | Path) -> None:
+    if card.architecture.split(".")[0] != name.split(".")[0]:
+        raise UserError(f"{source} holds a {card.architecture}, not a {name}; build a {card.architecture} for it.")
 
 
 def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: str, channels: int) -> LoadReport:
@@ -164,8 +208,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
             data = {"name": "unknown", "hash": None}
             entry = {"stage": "foreign", "source": path.name, "data": data, "sha256": sha256(path)}
         declared = card.architecture if card else payload.get("arch")
-    if card and card.architecture.split(".")[0] != name.split(".")[0]:
-        raise UserError(f"{source} holds a {card.architecture}, not a {name}; build a {card.architecture} for it.")
+    if card:
+        _require_architecture(card, name, source)
 
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})

@@ -24,7 +24,7 @@ from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
 from data.sources import FolderSource, open_slices, save_requested_splits
 from data.splits import labelled_subset, save_splits
-from encoders.card import read_lineage, say_normalisation
+from encoders.card import read_lineage, say_normalisation, unet_source
 from encoders.weights import load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
 from engine.loop import Metrics
@@ -246,7 +246,7 @@ def _card(
             [read_shape(dataset.root / file)._replace(slicing=slicing) for file in labelled["file"].unique()]
         ),
         dataset=f"{dataset.name} {dataset.store.key}",
-        init=name_of_init(cfg.init),
+        init=name_of_init(str(unet_source(cfg.init))),
         lineage=lineage,
         subjects=record_splits(dataset, positions),
         warnings=warnings,
