@@ -13,7 +13,7 @@ from encoders.names import Norm, is_video
 from engine.config import RunSettings, memory_in_gigabytes
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
-MethodName = Literal["byol", "simclr", "moco", "barlow"]
+MethodName = Literal["byol", "simclr", "moco", "barlow", "masked"]
 OF_METHODS = {
     "dense": ("byol",),
     "temperature": ("simclr", "moco"),
@@ -35,7 +35,8 @@ class PretrainConfig(RunSettings):
     """Self-supervised method of every stage. byol: predicts one view from the other; needs no negatives, so small
     batches do. simclr: tells an image's views from all others of the batch; simple, good with large batches. moco: the
     same against a queue of earlier images; many negatives at small batches. barlow: makes features agree between views
-    and differ from each other; no negatives, no target network, gains from a wide projector."""
+    and differ from each other; no negatives, no target network, gains from a wide projector. masked: fills in hidden
+    patches of slices; pretrains a whole U-Net, of which `segment` takes the decoder, too."""
     generalist: str = "procedural"
     """Natural images or their weights: imagenet (timm's weights, downloaded), an encoder FILE, a FOLDER of images
     (pretraining on them) or procedural (pretraining on drawn images with the statistics of natural ones). For 3D
@@ -99,6 +100,11 @@ class PretrainConfig(RunSettings):
     """Earlier images that moco compares with; at most as many as there are images or exams."""
     redundancy_weight: float = 5e-3
     """Weight of the redundancy term of barlow (lambda in the paper)."""
+    mask_share: float = 0.75
+    """Share of an image's patches, in (0, 1), that the method masked hides."""
+    mask_patch: int | None = None
+    """Side of a patch of the method masked in pixels; None: an eighth of image_size (de Mooij et al. 2024: 32 of 256
+    pixels)."""
     export: Literal["target", "online"] | None = None
     """Network whose encoder is written: the target (moving average) or the online one, which is trained itself; None:
     the target for byol, the online one for other methods."""
@@ -111,8 +117,8 @@ class PretrainConfig(RunSettings):
 
     batch_size: Annotated[int, Group("training")] = 128
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
-    optimiser: Literal["lars", "adam"] = "lars"
-    """Optimiser: LARS, or Adam with decoupled weight decay."""
+    optimiser: Literal["lars", "adam"] | None = None
+    """Optimiser: LARS, or Adam with decoupled weight decay; None: adam for the method masked, lars for others."""
     lr: float | None = None
     """Peak learning rate; for LARS of a batch of 256, scaled by batch_size / 256. None: from random weights 0.5 (exams:
     0.2), for adam 1e-3; from weights that are given (`--generalist`, or the stage before) a tenth of it, since the
@@ -137,7 +143,7 @@ class PretrainConfig(RunSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_above_0("image_size", "batch_size", "lr", "steps", "epochs", "generalist_images", "clip_frames")
-        self.require_above_0("stop_after_epochs", "temperature", "queue")
+        self.require_above_0("stop_after_epochs", "temperature", "queue", "mask_patch")
         self.require_above_0("generalist_epochs", "projector_hidden", "predictor_hidden", "projection")
         self.require_at_least_0("warmup_epochs", "weight_decay", "probe_every", "redundancy_weight", "dense")
         for name, methods in OF_METHODS.items():
@@ -159,6 +165,10 @@ class PretrainConfig(RunSettings):
             if not 0 <= (getattr(self, name) or 0) <= 1:
                 flag = f"--{name.replace('_', '-')}"
                 raise UserError(f"{flag} {getattr(self, name)}: must lie in [0, 1], a probability")
+        if not 0 < self.mask_share < 1:
+            raise UserError(f"--mask-share {self.mask_share}: must lie in (0, 1), a share of the patches")
+        if self.patch >= self.image_size:
+            raise UserError(f"--mask-patch {self.mask_patch}: must be below --image-size {self.image_size}")
         if self.augmentation.foreground:
             raise UserError(
                 f"--augmentation.foreground {self.augmentation.foreground}: pretraining sees no labels; leave it at 0"
@@ -193,13 +203,24 @@ class PretrainConfig(RunSettings):
         second: dict[str, Any] = {"blur": self.second_blur, "solarise": self.second_solarise}
         return replace(self.augmentation, **{name: value for name, value in second.items() if value is not None})
 
+    @property
+    def chosen_optimiser(self) -> Literal["lars", "adam"]:
+        """The optimiser. LARS is made for large batches; a U-Net is usually trained with Adam, at batches of any size.
+        De Mooij et al. 2024 use SGD with momentum 0.99, which averages over more steps than short runs have."""
+        return self.optimiser or ("adam" if self.method == "masked" else "lars")
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch of the method masked in pixels."""
+        return self.mask_patch or max(1, round(self.image_size / 8))
+
     def peak_lr(self, given_start: bool) -> float:
         """Peak learning rate of the stage, scaled to its batch.
 
         Args:
             given_start: whether the stage starts from weights that are given, not from random ones.
         """
-        if self.optimiser == "adam":  # not scaled: its steps do not depend on the size of the gradient
+        if self.chosen_optimiser == "adam":  # not scaled: its steps do not depend on the size of the gradient
             lr, scale = 1e-3, 1.0
         else:  # the linear scaling rule of large-batch training, as in BYOL
             lr, scale = 0.2 if self.on_exams else 0.5, self.batch_size / 256

@@ -1,5 +1,7 @@
 """A linear probe on the labelled slices, to follow an encoder during pretraining in a second or two."""
 
+from typing import Any
+
 import cv2
 import numpy as np
 import torch
@@ -52,7 +54,9 @@ class Probe:
         images, labels = self.splits[split]
         maps = []
         for batch in images.split(32):
-            pyramid = encoder.forward_intermediates(batch.to(device), intermediates_only=True)  # type: ignore[operator]
+            # timm's whole networks return their feature maps when asked, the encoder of a U-Net always does
+            whole: Any = getattr(encoder, "forward_intermediates", None)
+            pyramid = whole(batch.to(device), intermediates_only=True) if whole else encoder(batch.to(device))
             maps.append(next(m for m in pyramid if m.shape[-1] <= images.shape[-1] // 8).float().cpu())
         grid = torch.cat(maps)
         rows, columns = grid.shape[2:]

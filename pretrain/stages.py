@@ -13,14 +13,22 @@ from data.augment import Augmenter
 from data.reserved_split import reserve_split
 from data.sources import ExamsSource, MrnetSource, open_exams, open_slices, save_requested_splits
 from data.splits import save_splits
-from encoders.build import build_clip_encoder, build_encoder, recompute_activations, require_encoder, require_image_size
-from encoders.card import say_normalisation
+from encoders.build import (
+    build_clip_encoder,
+    build_encoder,
+    build_unet,
+    recompute_activations,
+    require_encoder,
+    require_image_size,
+    require_unet,
+)
+from encoders.card import UNET, say_normalisation
 from encoders.names import is_video
-from encoders.weights import load_weights, save_encoder
+from encoders.weights import load_into_unet, load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
 from engine.run_folder import RunFolder
 from pretrain.config import PretrainConfig
-from pretrain.methods.build import require_method, views_of
+from pretrain.methods.build import require_method, trains_unet, views_of
 from pretrain.probe import Probe
 from pretrain.sources import Augmenters, StageImages, natural_images, target_exams, target_slices
 from pretrain.train import facts_of_encoder, train_stage
@@ -45,6 +53,8 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     if not (cfg.on_clips and is_video(cfg.encoder)):
         require_encoder(cfg.encoder)
     require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames if cfg.on_clips else None)
+    if trains_unet(cfg.method):
+        require_unet(cfg.encoder, cfg.norm, (cfg.image_size, cfg.image_size))
     natural = None
     if cfg.stage != "specialist":
         natural = natural_images(
@@ -107,19 +117,27 @@ def _augmenters(cfg: PretrainConfig) -> Augmenters:
 
 
 def _start(cfg: PretrainConfig, source: str | None = None) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The encoder with random weights, or with those of a file or a download; and the stages that trained them."""
+    """The encoder or, for methods that train one, the U-Net; and the stages that trained its weights.
+
+    These are random, or come from a file or a download.
+    """
     # Seeded here so that the heads, which are drawn next, are the same whatever weights the encoder gets.
     torch.manual_seed(cfg.seed)
-    if cfg.on_clips:
-        encoder: nn.Module = build_clip_encoder(cfg.encoder, cfg.norm)
+    if trains_unet(cfg.method):
+        encoder: Any = build_unet(cfg.encoder, 1, cfg.norm)
+    elif cfg.on_clips:
+        encoder = build_clip_encoder(cfg.encoder, cfg.norm)
     else:
         encoder = build_encoder(cfg.encoder, norm=cfg.norm)
     if cfg.checkpoint_activations:
-        recompute_activations(encoder)
+        recompute_activations(encoder.encoder.model if trains_unet(cfg.method) else encoder)
     if source is None:
         return encoder, []
     with torch.random.fork_rng(devices=[]):
-        report = load_weights(encoder, source, name=cfg.encoder, in_channels=1)
+        if trains_unet(cfg.method):
+            report = load_into_unet(encoder, source, cfg.encoder)
+        else:
+            report = load_weights(encoder, source, name=cfg.encoder, in_channels=1)
     say_normalisation(report.card, "exam" if cfg.on_clips else "image")
     return encoder, list(report.lineage)
 
@@ -135,7 +153,7 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:
         run(first, fabric)
     fabric.barrier()
     log.info(f"stage 2 of 2: {cfg.stage}, in {cfg.run_folder}")
-    return str(out / "encoder.safetensors")
+    return str(out / (UNET if (out / UNET).is_file() else "encoder.safetensors"))
 
 
 def _save_untrained(
@@ -143,6 +161,7 @@ def _save_untrained(
 ) -> dict[str, Any]:
     """Write the weights that `--generalist` names in this project's format; a generalist stage does no more then."""
     if run_folder.main:
+        encoder = encoder.encoder if trains_unet(cfg.method) else encoder  # type: ignore[assignment]
         save_encoder(encoder, run_folder.path, network="foreign", lineage=lineage, **facts_of_encoder(cfg))
     return {
         "stage": cfg.stage,

@@ -21,7 +21,7 @@ from engine.run_folder import RunFolder
 from engine.sampler import StepSampler, sampler_of
 from pretrain.collapse import FLOOR, collapse_metrics
 from pretrain.config import PretrainConfig
-from pretrain.methods.build import build_method
+from pretrain.methods.build import build_method, views_of
 from pretrain.methods.whole_batch import WholeBatchMethod
 from pretrain.probe import Probe
 from pretrain.sources import StageImages
@@ -84,22 +84,25 @@ def train_stage(
     )
     exported = cfg.export or method.exports[0]
     compile_method(method, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
-    if cfg.optimiser == "adam":
+    if cfg.chosen_optimiser == "adam":
         optimiser = adamw(method, lr=lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
     else:
         optimiser = lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
     resolved = {"learning_rate": lr, **method.resolved}
     model, optimiser = fabric.setup(method, optimiser)
 
+    def start_share(step: int) -> dict[str, float]:
+        return {"start_share": method.start_share(exported, step)} if "start_share" in method.metrics else {}
+
     def export(folder: Path, step: int) -> None:
+        method.prepare_export(_one_epoch(images, sampler, fabric))  # everywhere: norms of several GPUs may exchange
         if run.main:
-            method.prepare_export(_one_epoch(images, sampler, fabric))
-            now = resolved | {"start_share": method.start_share(exported, step)}
+            now = resolved | start_share(step)
             stages = [*lineage, _lineage_entry(cfg, images, step) | now]
             method.save(folder, exported, lineage=stages, **facts_of_encoder(cfg))
 
     epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, last_step)
-    columns = ["projection_std", "effective_rank", "start_share", "probe_jaccard"]
+    columns = [*method.metrics, "probe_jaccard"]
 
     def observe(step: int, last: bool) -> Metrics:
         if step in epochs_kept:
@@ -109,8 +112,9 @@ def train_stage(
             metrics |= collapse_metrics(projections)
             _warn_of_collapse(metrics["projection_std"], step)
         if step % cfg.log_every == 0 or last:
-            metrics["start_share"] = method.start_share(exported, step)
+            metrics |= start_share(step)
         if probe is not None and (step % cfg.probe_every == 0 or last):
+            method.prepare_export(_one_epoch(images, sampler, fabric))
             metrics["probe_jaccard"] = probe(method.encoder_to_export(exported), fabric.device)
         return metrics
 
@@ -137,7 +141,7 @@ def train_stage(
             optimiser=optimiser,
             sampler=sampler,
             data=images.hash,
-            samples=images.samples,
+            samples=method.samples(images.samples),
             batch_loss=method.batch_loss if isinstance(method, WholeBatchMethod) else None,
             steps=last_step,
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
@@ -161,7 +165,7 @@ def train_stage(
         "seed": cfg.seed,
         **resolved,
         **{name: run.latest[name] for name in columns if name in run.latest},
-        "start_share": share,
+        **start_share(last_step),
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
         "encoder": str(file),
@@ -191,13 +195,14 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
         "method": cfg.method,
         "data": {"name": images.name, "hash": images.hash, images.unit: images.count},
         "augmentation": plain(cfg.augmentation),
-        "second_augmentation": plain(cfg.second_augmentation),
         "image_size": cfg.image_size,
         "steps": steps,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
         "versions": versions(),
     }
+    if views_of(cfg.method) == 2:
+        entry["second_augmentation"] = plain(cfg.second_augmentation)
     if images.subjects:
         entry["subjects"] = images.subjects
     if images.unit == "exams":

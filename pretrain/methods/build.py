@@ -12,6 +12,7 @@ from engine.ema import Decay, chosen_tau
 from pretrain.config import PretrainConfig
 from pretrain.methods.byol import Byol
 from pretrain.methods.dense import DenseByol
+from pretrain.methods.masked import Masked
 from pretrain.methods.method import Method
 from pretrain.methods.moco import Moco
 from pretrain.methods.whole_batch import BarlowTwins, SimClr
@@ -28,7 +29,8 @@ def build_method(cfg: PretrainConfig, encoder: nn.Module, *, steps: int, count: 
 
     Args:
         cfg: settings of the method.
-        encoder: from `build_encoder` or `build_clip_encoder`; it becomes part of the method.
+        encoder: from `build_encoder`, `build_clip_encoder` or `build_unet`, see `Method.trains`; it becomes part of the
+            method.
         steps: optimiser steps of the stage's schedule.
         count: images or exams of the stage.
     """
@@ -60,6 +62,11 @@ def require_method(cfg: PretrainConfig) -> None:
 def views_of(method: str) -> int:
     """Augmented views of each sample that a method needs."""
     return METHODS[method][0].views
+
+
+def trains_unet(method: str) -> bool:
+    """Whether a method is built around a U-Net instead of an encoder."""
+    return METHODS[method][0].trains == "unet"
 
 
 def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
@@ -114,11 +121,16 @@ def _moco(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Me
     )
 
 
+def _masked(cfg: PretrainConfig, unet: nn.Module, steps: int, count: int) -> Method:
+    return Masked(unet, patch=cfg.patch, share=cfg.mask_share)
+
+
 METHODS: Mapping[str, tuple[type[Method], Callable[[PretrainConfig, nn.Module, int, int], Method]]] = {
     "byol": (Byol, _byol),
     "simclr": (SimClr, _simclr),
     "moco": (Moco, _moco),
     "barlow": (BarlowTwins, _barlow),
+    "masked": (Masked, _masked),
 }
 """Class of each value of `--method`, and what builds it from settings, encoder, steps of the schedule and number of
 images."""

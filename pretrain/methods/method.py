@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 
 from encoders.weights import save_encoder
 
@@ -21,7 +22,7 @@ class Method(nn.Module):
     and `forward`, and calls `remember` with the projections that the collapse monitor looks at.
 
     Args:
-        encoder: (N, channels, H, W) or (N, channels, T, H, W) -> (N, features).
+        encoder: (N, channels, H, W) or (N, channels, T, H, W) -> (N, features); or a U-Net, see `trains`.
     """
 
     views: ClassVar[Literal[1, 2]] = 2
@@ -31,6 +32,10 @@ class Method(nn.Module):
     """Whether the method takes clips of exams as well as images."""
     exports: ClassVar[tuple[Exported, ...]] = ("online",)
     """Networks whose encoder can be written, the default first."""
+    trains: ClassVar[Literal["encoder", "unet"]] = "encoder"
+    """What the method is built around: an encoder, or a U-Net with one output channel, `encoders.build.build_unet`."""
+    metrics: ClassVar[tuple[str, ...]] = ("projection_std", "effective_rank", "start_share")
+    """Metrics that apply to the method."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -39,6 +44,10 @@ class Method(nn.Module):
         """Settings whose value followed from other settings or the data, for the log, the card and the result."""
         self._projections: list[Tensor] = []
         self._step_ended = True
+
+    def samples(self, views: TorchDataset[Tensor]) -> TorchDataset[Tensor]:
+        """What the method trains on, made from augmented views."""
+        return views
 
     def forward(self, samples: Tensor) -> Tensor:
         """Mean loss of one micro-batch, in fp32 whatever the precision of the networks."""
@@ -62,7 +71,8 @@ class Method(nn.Module):
         return 0.0
 
     def prepare_export(self, batches: Iterator[Tensor]) -> None:
-        """Called before each export with all samples of one epoch in batches, drawn only as far as they are used."""
+        """Called in all processes, before each export and probe, with the views of one epoch in batches, drawn only as
+        far as they are used."""
 
     def save(self, folder: Path, network: Exported, **facts: Any) -> None:
         """Write `encoder.safetensors` and its card; a method with more to hand over writes that as well.
