@@ -44,6 +44,10 @@ class SegmentConfig(SupervisedSettings):
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(jitter=0.2, brightness=0.6))
     """Random changes of the training slices."""
 
+    init: Annotated[str, Group("network"), SetBySweep] = "random"
+    """Start of the U-Net: random; imagenet (timm's weights for the encoder, downloaded); an encoder FILE; or a
+    `unet.safetensors` of `python -m pretrain --method masked` or its run folder, which sets the decoder, too. A FILE
+    determines `--encoder` and `--norm`."""
     encoder: Annotated[str, Group("network")] = "resnet50"
     loss: Annotated[Literal["jaccard", "jaccard+ce"], Group("training")] = "jaccard"
     """Jaccard loss over classes, or its sum with cross-entropy."""

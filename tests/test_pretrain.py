@@ -370,7 +370,7 @@ def test_the_paper_recipe_is_the_papers():
         0.02,
         10,
     )
-    assert cfg.optimiser == "lars"
+    assert cfg.chosen_optimiser == "lars"
     assert (cfg.tau, cfg.tau_schedule, Byol.exports[0], cfg.norm, cfg.unlabelled_splits) == (
         0.99,
         "cosine",
