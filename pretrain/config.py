@@ -270,6 +270,12 @@ def demo() -> PretrainConfig:
     )
 
 
+def masked_paper() -> PretrainConfig:
+    """The numbers of de Mooij et al. 2024, with our optimiser and views (docs/methods.md)."""
+    settings: dict[str, Any] = {"image_size": 256, "epochs": 100, "warmup_epochs": 0, "weight_decay": 3e-5}
+    return PretrainConfig(method="masked", generalist="imagenet", **settings)
+
+
 def exam_paper() -> PretrainConfig:
     """Manna et al. 2022, BYOLMed3D; with `--encoder resnet18` Ray 2022, BYOLMed2D.
 
@@ -335,7 +341,8 @@ EXAMPLES = (
 
 
 def presets_for(flags: Mapping[str, str]) -> Presets:
-    """The presets for the data set and the encoder ("" if neither flag nor file sets it) of a command line."""
+    """The presets for the data set, the method and the encoder ("" if neither flag nor file sets it) of a command
+    line."""
     if flags.get("dataset") not in EXAMS:
-        return PRESETS
+        return {**PRESETS, "paper": masked_paper} if flags.get("method") == "masked" else PRESETS
     return {**EXAM_PRESETS, "demo": video_demo} if is_video(flags["encoder"]) else EXAM_PRESETS

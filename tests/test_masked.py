@@ -332,3 +332,6 @@ def test_the_command_line():
     assert (cfg.method, cfg.mask_share, cfg.patch, cfg.chosen_optimiser) == ("masked", 0.75, 32, "adam")
     assert replace(cfg, optimiser="lars").chosen_optimiser == "lars"
     assert replace(cfg, method="byol").chosen_optimiser == "lars"
+    paper = parse(presets_for, "", ["--method", "masked", "--recipe", "paper"])
+    assert (paper.image_size, paper.patch, paper.batch_size, paper.target_epochs) == (256, 32, 128, 100)
+    assert (paper.peak_lr(False), paper.weight_decay) == (1e-3, 3e-5)  # not the 0.5 of BYOL's LARS
