@@ -88,10 +88,10 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
     if card is None or card.part != "unet":
         encoder: Any = unet.encoder
         return _load(encoder.model, _timm_names(encoder.model, name), source, name, encoder._in_channels)
-    path, body = Path(source), _body(unet)
+    path, body = Path(source), body_of(unet)
     _require_architecture(card, name, path)
-    norm = "batch" if any(key.endswith("running_mean") for key in body.state_dict()) else "group"
-    if (card.norm == "group") != (norm == "group"):
+    norm = norm_of(body)
+    if card.norm != norm and {card.norm, norm} != {"batch", "frozen"}:
         raise UserError(
             f"{path} is a U-Net with {card.norm} norm, this one has {norm} norm: pass --norm {card.norm}, or as --init "
             "the encoder.safetensors beside it"
@@ -169,11 +169,11 @@ def save_unet(unet: nn.Module, folder: str | Path, *, name: str, in_channels: in
     Returns:
         The path of the safetensors file.
     """
-    state = _body(unet).state_dict()
+    state = body_of(unet).state_dict()
     return _save(Path(folder) / UNET, state, part="unet", architecture=name, in_channels=in_channels, **facts)
 
 
-def _body(unet: Any) -> nn.ModuleDict:
+def body_of(unet: Any) -> nn.ModuleDict:
     """All of a U-Net but its output layer, its tensors with the names that they have in the U-Net."""
     return nn.ModuleDict({"encoder": unet.encoder, "decoder": unet.decoder})
 

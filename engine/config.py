@@ -136,7 +136,8 @@ class SupervisedSettings(RunSettings):
     lr: Annotated[float, Group("training")] = 1e-4
     """Peak learning rate of Adam."""
     encoder_lr_factor: float | None = None
-    """Factor on the encoder's learning rate, 0 or more; None: 0.1 for a pretrained encoder, 1 for a random one."""
+    """Factor, 0 or more, on the learning rate of the encoder and of a decoder that was pretrained with it; None: 0.1
+    for a pretrained encoder, 1 for a random one."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW, not applied to biases and norms; 0 is plain Adam."""
     ema_decay: float = 0.0

@@ -92,6 +92,8 @@ class Task:
     """The same loss for micro-batches and several devices; None: it is a mean over samples."""
     samples: Dataset[Any]
     """Inputs and targets, indexed by `engine.sampler.Sample`."""
+    pretrained: nn.Module | None = None
+    """The part of the network that is trained at the encoder's learning rate; None: its `encoder`."""
     data: str
     """Digest of the data; a run cannot be resumed on other data."""
     validate: Callable[[nn.Module], Metrics]
@@ -150,7 +152,7 @@ def fit(
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         scaled=scales_gradients(fabric),
-        encoder=getattr(network, "encoder", None),
+        encoder=task.pretrained or getattr(network, "encoder", None),
         encoder_lr_factor=settings.factor_of_encoder_lr,
     )
     model, optimiser = fabric.setup(supervised, adam)

@@ -25,7 +25,7 @@ from data.slices import Dataset, Slices, pooled_statistics, require_possible_siz
 from data.sources import FolderSource, open_slices, save_requested_splits
 from data.splits import labelled_subset, save_splits
 from encoders.card import read_lineage, say_normalisation, unet_source
-from encoders.weights import load_into_unet
+from encoders.weights import body_of, load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
 from engine.loop import Metrics
 from engine.model_file import name_of_init, save_model
@@ -75,9 +75,13 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     torch.manual_seed(cfg.seed)
     unet = build_unet(cfg.encoder, len(dataset.classes), cfg.norm)
     lineage: list[dict[str, Any]] = []
+    pretrained = None
     if cfg.init != "random":
         report = load_into_unet(unet, cfg.init, cfg.encoder)
         lineage = report.lineage
+        # A decoder that came with the encoder is as easily destroyed, and was trained to read its features: one rate
+        # for both. De Mooij et al. 2024 halve that of the whole U-Net.
+        pretrained = body_of(unet) if report.card and report.card.part == "unet" else None
         say_normalisation(report.card, cfg.normalisation)
         warnings.append(check_leakage(dataset, lineage, cfg.init, allow=cfg.allow_leakage))
     card = _card(cfg, dataset, positions, lineage, [warning for warning in warnings if warning])
@@ -96,7 +100,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             f"{len(labelled)} labelled slices of {subjects} subjects, {cfg.steps} optimiser steps of {cfg.batch_size}"
         )
         began = time.perf_counter()
-        speed, predictions = _fit(cfg, fabric, run, unet, card, dataset, positions)
+        speed, predictions = _fit(cfg, fabric, run, unet, pretrained, card, dataset, positions)
         result = {
             "split": "val",
             "init": cfg.init,
@@ -143,6 +147,7 @@ def _fit(
     fabric: Fabric,
     run: RunFolder,
     unet: nn.Module,
+    pretrained: nn.Module | None,
     card: ModelCard,
     dataset: Dataset,
     positions: np.ndarray,
@@ -174,6 +179,7 @@ def _fit(
     warmup = round(cfg.warmup * cfg.steps)
     decay = {"cosine": warmup_cosine, "periodic": warmup_periodic_cosine}[cfg.schedule]
     task = Task(
+        pretrained=pretrained,
         loss=segmentation_loss(cfg.loss, ignores=dataset.ignores),
         in_parts=LossInParts(SampleSums(), loss_of_sums(cfg.loss)),
         samples=AugmentedSlices(slices, Augmenter(cfg.augmentation, cfg.image_size)),

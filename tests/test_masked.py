@@ -256,6 +256,10 @@ def test_segment_starts_from_the_unet_of_a_run_folder(pretrained, tiny_acdc, tmp
     model, card = load_unet(cfg.run_folder)
     assert card.init.startswith("unet.safetensors sha256 ")
     assert [stage["method"] for stage in card.lineage] == ["masked"]
+    groups = torch.load(cfg.run_folder / "checkpoint.pt")["optimiser"]["param_groups"]
+    rates = [(group["lr_scale"], len(group["params"])) for group in groups]
+    assert [rate for rate, _ in rates] == [1.0, 1.0, 0.1, 0.1]  # output layer, and encoder with decoder
+    assert [count for _, count in rates][:2] == [1, 1]
     saved = load_file(folder / "unet.safetensors")
     for key, value in model.state_dict().items():
         if "segmentation_head" not in key:
