@@ -86,7 +86,9 @@ class SegmentConfig(SupervisedSettings):
 def paper() -> SegmentConfig:
     """The numbers of Kalapos and Gyires-Toth 2022 and their code; their evaluation corrected (docs/methods.md)."""
     return SegmentConfig(
-        select="best", augmentation=Augmentation(jitter=0.2, antialias=False), encoder_lr_factor=1.0
+        select="best",
+        augmentation=Augmentation(jitter=0.2, brightness=0.6, antialias=False),
+        encoder_lr_factor=1.0,
     )
 
 
