@@ -153,11 +153,21 @@ def test_curve_areas():
     assert rows["high"][0] == pytest.approx(0.77)
 
 
-def test_pretraining_seeds_are_averaged_and_the_longest_pretraining_counts():
+def test_pretraining_seeds_are_resampled_and_the_longest_pretraining_counts():
+    """a has two encoders and b one: intervals of a hold both, b counts its runs once and has no such variance."""
     rows = table().query("pipeline == 'a'")
     short, other = rows.assign(pretrain_epochs=1, score=0.0), rows.assign(pretrain_epochs=5, pretrain_seed=1, score=0.4)
-    runs = runs_from(pd.concat([short, rows.assign(pretrain_epochs=5), other, table().query("pipeline == 'b'")]))
-    np.testing.assert_allclose(runs.scores[0, 0, 0], (np.array([0.50, 0.72, 0.76, 0.80]) + 0.4) / 2)
+    alone = table().query("pipeline == 'b'").assign(pretrain_seed=7)
+    runs = runs_from(pd.concat([short, rows.assign(pretrain_epochs=5), other, alone]))
+    np.testing.assert_allclose(runs.scores[0, 0, :2], [[0.50, 0.72, 0.76, 0.80], [0.4] * 4])
+    assert runs.pretrainings == 2
+    assert np.isnan(runs.scores[1, 0, 1::2]).all()  # what figures draw
+    areas = curve_areas(runs, draws=200).set_index("pipeline")
+    without = curve_areas(runs_from(alone), draws=200).iloc[0]
+    assert areas.loc["b", ["area", "low", "high"]].tolist() == pytest.approx(without[["area", "low", "high"]].tolist())
+    assert areas.loc["a", "low"] == pytest.approx(0.4)  # a draw of the second pretraining alone
+    counts = steps(runs, draws=50).set_index(["pipeline", "level"])["runs"]
+    assert (counts["a", 0.9], counts["b", 0.9]) == (4, 2)
 
 
 def test_missing_runs_leave_gaps_only():

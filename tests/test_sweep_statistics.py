@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,9 @@ def test_scores_from_volumes():
     assert study.patients == ("P", "Q")
     # P: RV (0.9 + 0.7) / 2, LV 0.8 alone. Q: RV (0.8 + 0.6) / 2, LV (0.7 + 0.5) / 2. The second pretraining: 0.3 less.
     for size in (0, 1):
-        np.testing.assert_allclose(study.of_patients(0, size), [[0.8, 0.65]])
-        np.testing.assert_allclose(study.of_patients(1, size), [[0.65, 0.5]])  # of 5 epochs, not of 1
+        np.testing.assert_allclose(study.of_patients(0, size), [[0.8, 0.65]] * 2)  # random has one encoder
+        np.testing.assert_allclose(study.of_patients(1, size), [[0.8, 0.65], [0.5, 0.35]])  # of 5 epochs, not of 1
+    np.testing.assert_allclose(study.cells()[:, 0, 0], [0.725, 0.575])  # means over pretraining seeds
     np.testing.assert_allclose(scores_from(volumes(), "jaccard").cells(), 0.4)
 
 
@@ -99,6 +101,19 @@ def test_scores_from_exams_average_aucs_and_not_probabilities():
     assert study.of_patients(0, 0).tolist() == [first, second]
     np.testing.assert_allclose(study.cells(), 0.75)
     np.testing.assert_allclose(study.matched("specialist", "random").cells(), 0.75)  # random has one pretraining seed
+
+
+def test_pipelines_without_a_pretraining_seed_add_none():
+    """The random start's seed 0 is no pretraining seed beside 3 and 4, nor beside 3 alone."""
+    rows = volumes()
+    rows["pretrain_seed"] = rows["pretrain_seed"].where(rows["pipeline"] == "random", rows["pretrain_seed"] + 3)
+    study, expected = scores_from(rows), scores_from(volumes())
+    assert study.pretrainings == 2
+    np.testing.assert_array_equal(study.cells(), expected.cells())
+    np.testing.assert_array_equal(bootstrap(study, 50).means, bootstrap(expected, 50).means)
+    alone = scores_from(rows[rows["pretrain_seed"] < 4])
+    assert alone.pretrainings == 1
+    np.testing.assert_allclose(alone.cells()[:, 0, 0], [0.725, 0.725])
 
 
 def test_bootstrap_resamples_have_the_variance_of_a_mean():
@@ -144,6 +159,35 @@ def test_bootstrap_intervals_cover():
         low, high = interval(bootstrap(scores(simulated(np.random.default_rng([study, 1]))), 500).means)
         covered.append(low[0, 0] <= 0.7 <= high[0, 0])
     assert 0.88 <= np.mean(covered) <= 0.99
+
+
+def several_pretrainings(rng: np.random.Generator, pretrainings: int = 5) -> Scores:
+    """A random start and a pretrained one, both 0.7 on average; the pretrained one varies with its pretraining."""
+    start, pretrained = simulated(rng, seeds=6, patients=10, pipelines=2)[:, :, :, None].repeat(pretrainings, axis=3)
+    pretrained = pretrained + rng.normal(0, 0.1, (1, 1, pretrainings, 1))
+    return scores(np.stack([start, pretrained + rng.normal(0, 0.02, pretrained.shape)]))
+
+
+def test_intervals_cover_the_variance_of_pretraining():
+    covered, without = [], []
+    for study in range(100):
+        boot = bootstrap(several_pretrainings(np.random.default_rng([study, 3])), 200)
+        table = pairs(boot).iloc[0]
+        covered.append(table["low"] <= 0 <= table["high"])
+        fixed = replace(boot, pretrain_weights=np.ones_like(boot.pretrain_weights))
+        table = pairs(fixed).iloc[0]
+        without.append(table["low"] <= 0 <= table["high"])
+    assert np.mean(without) < 0.7  # as before, the pretraining seeds averaged
+    assert np.mean(covered) >= 0.85  # percentile intervals of five values are slightly narrow
+
+
+def test_one_encoder_adds_no_variance_of_pretraining():
+    boot = bootstrap(several_pretrainings(np.random.default_rng(0)), 200)
+    np.testing.assert_allclose(boot.pretrain_weights.sum(axis=1), 5)
+    assert (boot.pretrain_weights[1:] != 1).any()
+    start = scores(boot.scores.of_patients(0, 0).reshape(1, 1, 6, 5, 10)[:, :, :, 0])
+    alone = replace(boot, scores=start, pretrain_weights=np.ones((201, 1)))
+    np.testing.assert_allclose(boot.means[:, 0], alone.means[:, 0])
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
-"""The joint bootstrap: every interval of a study comes from the same draws of seeds and patients.
+"""The joint bootstrap: every interval of a study comes from the same draws of seeds, pretraining seeds and patients.
 
-An error is 1 - score. Each draw resamples seeds and then patients for all pipelines and sizes at once, so everything
-stays paired. An array of draws holds the estimate from the data themselves in row 0, and the bootstrap in the others.
+An error is 1 - score. Each draw resamples the three factors for all pipelines and sizes at once, so everything stays
+paired. An array of draws holds the estimate from the data themselves in row 0, and the bootstrap in the others.
 """
 
 from dataclasses import dataclass, replace
@@ -20,18 +20,20 @@ MOST_DRAWS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """Scores, and the weights of every seed and patient in each draw; row 0 weights each by 1."""
+    """Scores, and the weights of every seed, pretraining seed and patient in each draw; row 0 weights each by 1."""
 
     scores: Scores
     seed_weights: np.ndarray
     """(1 + draws, seeds)."""
+    pretrain_weights: np.ndarray
+    """(1 + draws, pretraining seeds); all 1 where there is one."""
     patient_weights: np.ndarray
     """(1 + draws, patients)."""
 
     @cached_property
     def cells(self) -> np.ndarray:
         """(1 + draws, pipelines, sizes, seeds) scores."""
-        return self.scores.cells(self.patient_weights)
+        return self.scores.cells(self.patient_weights, self.pretrain_weights)
 
     @cached_property
     def replicates(self) -> np.ndarray:
@@ -65,13 +67,18 @@ def require_resamples(draws: int, seed: int) -> None:
 
 
 def bootstrap(scores: Scores, draws: int = 2000, seed: int = 0) -> Bootstrap:
-    """Resample seeds and patients of a study, each with replacement and independently of the other.
+    """Resample seeds, pretraining seeds and patients of a study, each with replacement and independently of the others.
 
     Source: Owen 2007, The pigeonhole bootstrap, for crossed factors. The intervals are slightly
     too wide where the interaction is large.
     """
     patients = resampled(len(scores.patients), draws, np.random.default_rng([seed, 1]))
-    return Bootstrap(scores=scores, seed_weights=resampled_seeds(scores.seeds, draws, seed), patient_weights=patients)
+    return Bootstrap(
+        scores=scores,
+        seed_weights=resampled_seeds(scores.seeds, draws, seed),
+        pretrain_weights=resampled_pretrainings(scores.pretrainings, draws, seed),
+        patient_weights=patients,
+    )
 
 
 def resampled_seeds(seeds: tuple[tuple[int, int], ...], draws: int, seed: int = 0) -> np.ndarray:
@@ -83,6 +90,11 @@ def resampled_seeds(seeds: tuple[tuple[int, int], ...], draws: int, seed: int = 
     subset, initial = (resampled(len(factor), draws, rng) for factor in factors)
     places = [[factors[0].index(a) for a, _ in seeds], [factors[1].index(b) for _, b in seeds]]
     return subset[:, places[0]] * initial[:, places[1]]
+
+
+def resampled_pretrainings(count: int, draws: int, seed: int = 0) -> np.ndarray:
+    """(1 + draws, count) weight of each of `count` pretraining seeds."""
+    return resampled(count, draws, np.random.default_rng([seed, 3]))
 
 
 def resampled(count: int, draws: int, rng: np.random.Generator) -> np.ndarray:

@@ -19,34 +19,43 @@ class Scores:
     patients: tuple[str, ...]
     """Names of the patients scored, or of the exams if there is a `truth`."""
     values: np.ndarray
-    """(pipelines, sizes, seeds, patients): a patient's score, or an exam's probability; NaN where missing.
-    Probabilities of several pretraining seeds: (pipelines, sizes, seeds, pretraining seeds, patients)."""
+    """(pipelines, sizes, seeds, patients): a patient's score, or an exam's probability; NaN where missing. Of several
+    pretraining seeds (pipelines, sizes, seeds, pretraining seeds, patients); a pipeline with one encoder has the same
+    values at all of them."""
     truth: np.ndarray | None = None
     """(patients,) class 0 or 1 of each exam: a cell's score is then the AUC of its probabilities."""
 
-    def cells(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """Score of each cell, (pipelines, sizes, seeds); NaN where it is missing.
+    @property
+    def pretrainings(self) -> int:
+        """Number of pretraining seeds."""
+        return self.values.shape[3] if self.values.ndim == 5 else 1
+
+    def cells(self, weights: np.ndarray | None = None, pretrain_weights: np.ndarray | None = None) -> np.ndarray:
+        """Score of each cell, (pipelines, sizes, seeds), a mean over pretraining seeds; NaN where it is missing.
 
         Args:
             weights: (draws, patients) how often each patient counts; the result is then (draws, pipelines, ...).
+            pretrain_weights: (draws, pretraining seeds) the same of each pretraining seed; None: once.
         """
         if weights is None:
             return self.cells(np.ones((1, len(self.patients))))[0]
         rows = self.values.reshape(-1, len(self.patients))
         scores = _means(rows, weights) if self.truth is None else _areas_under_roc(rows, self.truth == 1, weights)
         scores = scores.reshape(len(weights), *self.values.shape[:-1])
-        return nan_mean(scores, np.ones(scores.shape[-1])) if scores.ndim == 5 else scores
+        if scores.ndim == 4:
+            return scores
+        if pretrain_weights is None:
+            pretrain_weights = np.ones((len(weights), self.pretrainings))
+        return nan_mean(scores, pretrain_weights[:, None, None, None])
 
     def of_patients(self, pipeline: int, size: int) -> np.ndarray:
-        """(replicates, patients) values at one pipeline and size."""
+        """(replicates, patients) values at one pipeline and size, of all seeds and pretraining seeds."""
         return self.values[pipeline, size].reshape(-1, len(self.patients))
 
     def matched(self, first: str, second: str) -> "Scores":
         """The scores of two pipelines, with NaN for every patient of a cell that either of them lacks."""
         values = self.values[[self.pipelines.index(first), self.pipelines.index(second)]]
         present = ~np.isnan(values)
-        if values.ndim == 5:  # a pipeline without pretraining has only one pretraining seed
-            present = present.any(axis=3, keepdims=True)
         return replace(self, pipelines=(first, second), values=np.where(present.all(axis=0), values, np.nan))
 
 
@@ -82,9 +91,8 @@ def nan_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def scores_from(rows: pd.DataFrame, measure: str = "dice") -> Scores:
     """Scores from the rows of one split of a study's table of volumes or exams.
 
-    A patient's score is the mean over volumes per class, then over the classes counted; pretraining seeds are
-    averaged (for exams the AUCs are, not the probabilities, whose mean would be an ensemble). Of several lengths
-    of pretraining only a pipeline's longest counts.
+    A patient's score is the mean over volumes per class, then over the classes counted. Of several lengths of
+    pretraining only a pipeline's longest counts.
 
     Args:
         rows: pipeline, pretrain_epochs, pretrain_seed, labels, subset_seed, seed, and either subject and
@@ -94,15 +102,15 @@ def scores_from(rows: pd.DataFrame, measure: str = "dice") -> Scores:
     rows = longest_pretraining(rows)
     cell = [rows["pipeline"], rows["labels"], replicates(rows)]
     exams = "probability" in rows
+    groups = [*cell, rows["pretrain_seed"], rows["exam" if exams else "subject"].astype(str)]
     if exams:
-        several = len(set(rows["pretrain_seed"])) > 1
-        groups = [*cell, *([rows["pretrain_seed"]] if several else []), rows["exam"].astype(str)]
         values = rows["probability"].groupby(groups, sort=False).mean()
     else:
         classes = [name for name in rows if str(name).startswith(f"{measure}_")]
-        per_class = rows[classes].groupby([*cell, rows["pretrain_seed"], rows["subject"].astype(str)], sort=False)
-        values = per_class.mean().mean(axis=1).groupby(level=[0, 1, 2, 4], sort=False).mean()
-    (pipelines, labels, seeds, *_, patients), array = dense(values)
+        values = rows[classes].groupby(groups, sort=False).mean().mean(axis=1)
+    (pipelines, labels, seeds, _, patients), array = dense(values)
+    array = repeat_single(pretraining_axis(array))
+    array = array[:, :, :, 0] if array.shape[3] == 1 else array
     return Scores(
         pipelines=tuple(pipelines),
         labels=np.array(labels),
@@ -111,6 +119,40 @@ def scores_from(rows: pd.DataFrame, measure: str = "dice") -> Scores:
         values=array,
         truth=rows.groupby(rows["exam"].astype(str))["label"].first()[patients].to_numpy() if exams else None,
     )
+
+
+def pretraining_axis(values: np.ndarray) -> np.ndarray:
+    """Values (pipelines, sizes, seeds, pretraining seeds, ...) with the seeds of pipelines that have several encoders.
+
+    A random start and ready weights have no pretraining seed, only a number in its place: their values come first on
+    the axis, which is of length 1 if no pipeline has several encoders.
+    """
+    used = _pretrainings(values)
+    several = sorted({place for places in used if len(places) > 1 for place in places.tolist()}) or [0]
+    aligned = values[:, :, :, several]  # a copy
+    for p, places in enumerate(used):
+        if len(places) == 1:
+            aligned[p] = np.nan
+            aligned[p, :, :, 0] = values[p, :, :, places[0]]
+    return aligned
+
+
+def repeat_single(values: np.ndarray) -> np.ndarray:
+    """Values of `pretraining_axis`, those of pipelines with one encoder at all pretraining seeds.
+
+    As constants they pair up with every pretraining of another pipeline, and add no variance of pretraining.
+    """
+    values = values.copy()
+    for of_pipeline, places in zip(values, _pretrainings(values), strict=True):
+        if len(places) == 1:
+            of_pipeline[:] = of_pipeline[:, :, places]
+    return values
+
+
+def _pretrainings(values: np.ndarray) -> list[np.ndarray]:
+    """Of each pipeline the places on the axis of pretraining seeds that hold a value."""
+    others = tuple(axis for axis in range(1, values.ndim) if axis != 3)
+    return [np.flatnonzero(present) for present in (~np.isnan(values)).any(axis=others)]
 
 
 def longest_pretraining(rows: pd.DataFrame) -> pd.DataFrame:
