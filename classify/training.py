@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from data.leakage import check_leakage, record_splits
 from data.readers.exams import ExamSet, require_both_classes
 from data.samples.clips import LabelledClips
 from data.sources import ExamsSource, open_exams
-from data.splits import labelled_exams, save_splits
+from data.splits import inner_splits, labelled_exams, save_splits
 from encoders.build import require_image_size
 from encoders.card import say_normalisation
 from encoders.weights import load_weights
@@ -67,7 +68,10 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None, exams: ExamSet | None
 
 def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet, Classifier, ModelCard]:
     """The exams, the classifier with its initial weights and its card: all mistakes are found before training."""
-    exams = exams or open_exams(cfg.data, labelled=True)
+    exams = whole = exams or open_exams(cfg.data, labelled=True)
+    if cfg.inner_split:
+        # leaks and duplicates are those of the split that is reported on
+        exams = replace(whole, table=whole.table.assign(split=whole.table["subject"].map(inner_splits(whole))))
     if cfg.test and not len(exams.positions("test")):
         raise UserError(f"{exams.root} has no test exams of {exams.task}; add them, or leave them out with --no-test")
     for split in ("train", "val", "test") if cfg.test else ("train", "val"):
@@ -83,8 +87,8 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         lineage = report.lineage
         say_normalisation(report.card, "exam")
     warnings = [
-        check_duplicates(exams, test=cfg.test, allow=cfg.allow_duplicates),
-        check_leakage(exams, lineage, cfg.init, allow=cfg.allow_leakage),
+        check_duplicates(whole, test=cfg.test, allow=cfg.allow_duplicates),
+        check_leakage(whole, lineage, cfg.init, allow=cfg.allow_leakage),
     ]
     positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)
     card = ModelCard(

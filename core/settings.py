@@ -68,5 +68,9 @@ class SetBySweep:
     """Mark of settings of a run that `python -m sweep` does not offer, because it sets them itself or ignores them."""
 
 
+class OfStudyAlone:
+    """Mark of settings of a study that do not replace those of the same name of its runs."""
+
+
 class MayGrow:
     """Mark of settings of a study that `--extend` may add values to."""

@@ -210,6 +210,30 @@ def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.nd
     return np.sort(pool.loc[pool["exam"].isin(chosen), "position"].to_numpy())
 
 
+def inner_splits(data: SplitTable, seed: int = 0) -> dict[str, str]:
+    """Split the labelled training subjects once more, to make choices on subjects that nothing is reported on.
+
+    A third of them, spread over the groups (classes of exams) in proportion, validates and the others train. Those that
+    validated and tested are for testing, so that a run without a score of the test split does not use them.
+
+    Returns:
+        subject -> split.
+
+    Raises:
+        UserError: if fewer than three training subjects are labelled.
+    """
+    splits = {subject: "test" if split != "train" else split for subject, split in data.splits.items()}
+    subjects = data.table[data.table["subject"].isin(data.labelled_subjects) & (data.table["split"] == "train")]
+    if (count := subjects["subject"].nunique()) < 3:
+        raise UserError(
+            f"{data.root} has {count} labelled training subjects: a choice on an inner part of them needs 3 or more"
+        )
+    if "label" in subjects:  # a subject with exams of both classes counts as one of class 1
+        subjects = subjects.assign(group=subjects["label"].astype(str)).sort_values("group", ascending=False)
+    order = _stratified(subjects.drop_duplicates("subject"), np.random.default_rng(seed))
+    return splits | dict.fromkeys(order[: round(count / 3)], "val")
+
+
 def _stratified(patients: pd.DataFrame, rng: np.random.Generator) -> list[str]:
     """Order patients so that each beginning of the list holds the groups in proportion to their sizes."""
     keyed = []

@@ -15,7 +15,7 @@ import tyro
 
 from core.command_line import parse_command
 from core.errors import UserError
-from core.settings import Group, SetBySweep
+from core.settings import Group, OfStudyAlone, SetBySweep
 from data.sources import with_demo_data
 from engine.config import RENAMED, alternatives, marked, marks, read_config
 
@@ -171,7 +171,7 @@ def _class_for_tyro(default: Any, presets: Sequence[str], preset: str) -> type:
     kind: Any = type(default)
     groups: dict[str, list[Field]] = {}
     nested: list[Field] = []
-    title, taken = "", {f.name for f in fields(kind)}
+    title, taken = "", {f.name for f in fields(kind)} - {*marked(kind, OfStudyAlone)}
     for name in _field_names(kind):
         title = next((mark.title for mark in marks(kind)[name] if isinstance(mark, Group)), title)
         value = getattr(default, name)

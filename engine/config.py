@@ -126,6 +126,9 @@ class SupervisedSettings(RunSettings):
     """Share of the labelled training slices, patients or exams to use, in (0, 1]."""
     subset_seed: Annotated[int | None, SetBySweep] = None
     """Random seed of the labelled subset alone, 0 or more; None: that of `--seed`."""
+    inner_split: Annotated[bool, SetBySweep] = False
+    """Validate on a third of the labelled training subjects, which are then not trained on, in place of the validation
+    subjects: to choose settings on subjects that no score is reported on. Goes without a score of the test split."""
     encoder: Annotated[str, Group("network")] = "resnet50"
     """Name of the encoder: any convolutional network of timm, e.g. resnet18 or resnet50."""
     norm: Annotated[Norm, Group("network")] = "batch"
@@ -151,6 +154,8 @@ class SupervisedSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.inner_split and getattr(self, "test", False):
+            raise UserError("--inner-split goes without a score of the test split: leave --test out, or pass --no-test")
         if not 0 < self.labelled_fraction <= 1:
             raise UserError(f"--labelled-fraction {self.labelled_fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
         if not 0 <= self.ema_decay < 1:

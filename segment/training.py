@@ -19,11 +19,11 @@ from data.leakage import check_leakage, is_same_data, record_splits, records
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
-from data.reserved_split import keep_reserved_split
+from data.reserved_split import keep_reserved_split, with_splits
 from data.samples.slices import AugmentedSlices
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
 from data.sources import FolderSource, open_slices, save_requested_splits
-from data.splits import labelled_subset, save_splits
+from data.splits import inner_splits, labelled_subset, save_splits
 from encoders.card import read_lineage, say_normalisation, unet_source
 from encoders.weights import body_of, load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
@@ -62,12 +62,15 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     show_messages(main)
     if dataset is None:
         dataset = _with_reserved_split(open_slices(cfg.data), cfg)
+    whole = dataset  # leaks and duplicates are those of the split that is reported on
+    if cfg.inner_split:
+        dataset = with_splits(dataset, inner_splits(dataset))
     positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset)
     # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
     labelled = dataset.table.iloc[positions]
-    warnings = [check_duplicates(dataset, test=cfg.test, allow=cfg.allow_duplicates)]
+    warnings = [check_duplicates(whole, test=cfg.test, allow=cfg.allow_duplicates)]
 
     scored = dataset.table[dataset.table["labelled"] & dataset.table["split"].isin(["val", "test"])]
     size = (cfg.image_size, cfg.image_size)
@@ -83,7 +86,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         # for both. De Mooij et al. 2024 halve that of the whole U-Net.
         pretrained = body_of(unet) if report.card and report.card.part == "unet" else None
         say_normalisation(report.card, cfg.normalisation)
-        warnings.append(check_leakage(dataset, lineage, cfg.init, allow=cfg.allow_leakage))
+        warnings.append(check_leakage(whole, lineage, cfg.init, allow=cfg.allow_leakage))
     card = _card(cfg, dataset, positions, lineage, [warning for warning in warnings if warning])
 
     with RunFolder(cfg.run_folder, cfg, main=main) as run:

@@ -8,13 +8,15 @@ import pytest
 
 from classify.config import demo as demo_classifier
 from core.errors import UserError
+from core.files import write_json
 from data.sources import MrnetSource
 from data.splits import labelled_exams
 from engine.config import plain, read_config
 from segment.config import demo as demo_unet
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
 from sweep.study.grid import plan
-from sweep.study.jobs import failure
+from sweep.study.jobs import failure, run_config
+from sweep.study.rates import chosen_rate
 
 FOUR = ("random", "generalist", "specialist", "hierarchical")
 
@@ -87,6 +89,48 @@ def test_epochs_of_pretraining_share_one_pretraining():
     }  # fmt: skip
 
 
+def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_path):
+    settings = {"pipelines": ("random", "specialist"), "fractions": (0.5,), "seeds": (3, 4), "out": tmp_path}
+    jobs = jobs_of(**settings, lr=(1e-4, 1e-3), pretrain_epochs=(1, 5), test=True)
+    trials = {job.name: job for job in jobs if job.is_trial}
+    assert list(trials) == ["rates/random/lr0.0001", "rates/random/lr0.001",
+                            "rates/specialist/lr0.0001", "rates/specialist/lr0.001"]  # fmt: skip
+    for job in trials.values():
+        assert job.config.inner_split
+        assert not job.config.test  # the test split is not even scored
+        assert job.config.labelled_fraction * 2 / 3 * 1498 == pytest.approx(75, abs=0.2)
+        assert job.name.endswith(f"lr{job.config.lr:g}")
+    assert trials["rates/specialist/lr0.001"].config.init.endswith("specialist/epoch-5")
+    for cell in (job for job in jobs if job.is_cell):
+        tried = [job for name, job in trials.items() if name.split("/")[1] == cell.key["pipeline"]]
+        assert cell.trials == tuple((job.config.lr, job.folder) for job in tried)
+        assert {job.name for job in tried} < {*cell.needs, "x"}
+        assert cell.config.test
+        assert not cell.config.inner_split
+    assert {job.config.lr for job in jobs_of(**settings, lr=(0.02,)) if job.is_cell} == {0.02}
+    assert not any(job.is_trial for job in jobs_of(**settings, lr=(0.02,)))
+
+
+def test_the_best_rate_is_chosen_once(tmp_path):
+    trials = tuple((rate, tmp_path / "random" / f"lr{rate:g}") for rate in (1e-3, 1e-4, 1e-2, 1e-1))
+    for (_, folder), dice in zip(trials, (0.7, 0.7, 0.6, None), strict=True):
+        folder.mkdir(parents=True)
+        if dice:  # the highest rate diverged
+            write_json(folder / "result.json", {"dice": {"mean": dice}})
+    (cell,) = jobs_of(pipelines=("random",), fractions=(1.0,), seeds=(0,))
+    assert run_config(replace(cell, trials=trials)).lr == 1e-4  # of equal ones the lowest
+    write_json(trials[3][1] / "result.json", {"dice": {"mean": 0.9}})  # run again later: the choice stands
+    assert chosen_rate(trials) == 1e-4
+    (tmp_path / "random" / "chosen.json").unlink()
+    assert chosen_rate(trials) == 1e-1
+    exam = tmp_path / "exams" / "lr1"
+    exam.mkdir(parents=True)
+    write_json(exam / "result.json", {"val": {"auc": {"value": 0.8}}})
+    assert chosen_rate([(1.0, exam)]) == 1.0
+    with pytest.raises(UserError, match="no learning rate could be tried"):
+        chosen_rate([(1.0, tmp_path / "none" / "lr1")])
+
+
 def test_sizes_count_labels():
     cells = jobs_of(pipelines=("random",), sizes=(80, 8), seeds=(0,))
     assert [(job.key["labels"], job.config.labelled_fraction) for job in cells] == [(8, 8 / 1498), (80, 80 / 1498)]
@@ -119,6 +163,7 @@ def test_sizes_count_labels():
         ({"slurm_partition": "gpu\u2028x"}, "--slurm-partition"),
         ({"executor": "slurm", "out": Path("a\n#SBATCH --wrap=x")}, r"--out .*Slurm cannot write to a path with '\\n'"),
         ({"executor": "slurm", "out": Path("100%j")}, r"Slurm cannot write to a path with '%'"),
+        ({"lr": (1e-3, 0.0)}, r"--lr 0\.001 0\.0: each must be above 0, and none repeated"),
         ({"seeds": (3, 3)}, "--seeds 3 3: a value is repeated"),
         ({"data": MrnetSource()}, "--dataset mrnet does not go with --task segment"),
         (

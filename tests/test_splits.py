@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from data.splits import acdc_split, labelled_subset, load_splits, refuse_overlap, save_splits, split_subjects
+from data.splits import SplitTable, acdc_split, inner_splits, labelled_subset, load_splits, refuse_overlap, save_splits, split_subjects
 
 
 def test_acdc_split_is_the_papers():
@@ -133,3 +133,23 @@ def test_unknown_unit_and_nothing_labelled_are_refused():
         labelled_subset(make_table(), 0.5, "volume")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="no training slice has labels"):
         labelled_subset(make_table().assign(labelled=False), 0.5)
+
+
+class OfSubjects(SplitTable):
+    labelled_subjects = property(lambda self: {*self.table.loc[self.table["labelled"], "subject"]})
+
+
+def test_inner_splits_take_labelled_training_subjects_apart(tmp_path):
+    subjects = [f"{split}{i:02d}" for split in ("train", "val", "test") for i in range(16)]
+    table = pd.DataFrame({"subject": subjects, "split": [name[:-2] for name in subjects], "group": list("ab") * 24})
+    table["labelled"] = ~table["subject"].isin({"train14", "train15"})
+    table = pd.concat([table, table])  # two slices each
+    splits = inner_splits(OfSubjects(name="x", root=tmp_path, table=table))
+    assert {splits[name] for name in subjects if not name.startswith("train")} == {"test"}
+    inner = [name for name in subjects if splits[name] == "val"]
+    assert len(inner) == 5  # a third of 14, and of each group
+    assert abs(sum(int(name[-2:]) % 2 for name in inner) - 2.5) == 0.5
+    assert {splits["train14"], splits["train15"]} == {"train"}  # they have no labels to validate with
+    few = table[table["subject"].isin({"train00", "train01", "val00"})]
+    with pytest.raises(UserError, match="2 labelled training subjects: a choice on an inner part of them needs 3"):
+        inner_splits(OfSubjects(name="x", root=tmp_path, table=few))

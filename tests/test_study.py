@@ -1,5 +1,6 @@
 """Whole studies on six tiny patients: run, killed, continued, extended, failing."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -106,6 +107,26 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     assert (
         results["dice"].item() == pd.read_csv(finished.out / "results.csv").set_index("cell")["dice"]["random-n2-seed0"]
     )
+
+
+def test_a_learning_rate_is_chosen_on_training_patients(tiny_acdc, tmp_path):
+    cfg = make_study(tiny_acdc, tmp_path / "out", pipelines=("random",), fractions=(0.5,), seeds=(0,), lr=(1e-4, 1e-2))
+    run_here(cfg)
+    rates = pd.read_csv(cfg.out / "rates.csv")
+    assert rates["lr"].tolist() == [1e-4, 1e-2]
+    assert rates["score"].between(0, 1).all()
+    best = rates.loc[rates["chosen"], "lr"].item()
+    assert best == rates.loc[rates["score"].idxmax(), "lr"]
+    assert pd.read_csv(cfg.out / "results.csv")["lr"].tolist() == [best]
+    config = json.loads((cfg.out / "cells" / "random-n12-seed0" / "config.json").read_text())
+    assert (config["lr"], config["inner_split"]) == (best, False)
+    trial = cfg.out / "rates" / "random" / "lr0.01"
+    splits = json.loads((trial / "splits.json").read_text())
+    assert len(splits["val"]) == 1
+    assert {*splits["val"], *splits["train"]} == {f"patient{n:03d}" for n in (3, 4, 5, 6)}
+    assert set(pd.read_csv(trial / "per_volume.csv")["subject"]) == {*splits["val"]}
+    assert set(pd.read_csv(trial / "labelled_slices.csv")["subject"]) <= {*splits["train"]}
+    assert not (trial / "model.safetensors").exists()
 
 
 def test_another_study_is_refused(finished):

@@ -9,6 +9,7 @@ import pytest
 from conftest import make_study
 
 import sweep.report.page
+import sweep.study.local
 import sweep.study.run
 from core.errors import UserError
 from core.files import temporary_name, write_json
@@ -200,3 +201,36 @@ def test_a_job_that_was_killed_is_marked(study, monkeypatch):
     run_job(job)
     assert is_done(job)
     assert not marker.exists()
+
+
+class AtOnce:
+    """A worker that finishes every job as soon as it is started, but the trial of the rate 0.1, which fails."""
+
+    def __init__(self, *_: object) -> None:
+        self.job = None
+
+    def start(self, job) -> None:
+        self.job = job
+        job.folder.mkdir(parents=True, exist_ok=True)
+        if not job.name.endswith("lr0.1"):
+            write_json(job.folder / "result.json", {})
+
+    def finish(self):
+        job, self.job = self.job, None
+        return job
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_rate_that_fails_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.study.local, "_Worker", AtOnce)
+    monkeypatch.setattr(sweep.study.local, "_finished", lambda pool: [worker for worker in pool if worker.job])
+    jobs = plan(make_study(tmp_path, tmp_path / "out", pipelines=("random",), fractions=(0.1,), lr=(1e-3, 0.1)), 24)
+    states: dict[str, list[str]] = {}
+    note = lambda job, state: states.setdefault(state, []).append(job.name)  # noqa: E731
+    sweep.study.local.run_locally(jobs, note, logs=tmp_path, processes=3, threads=1)
+    assert states["failed"] == ["rates/random/lr0.1"]
+    assert states["done"] == ["rates/random/lr0.001", "cells/random-n2-seed0", "cells/random-n2-seed1"]
+    assert states["running"][:2] == ["rates/random/lr0.001", "rates/random/lr0.1"]
+    assert "blocked" not in states

@@ -1,6 +1,7 @@
 """Configuration of a study, with the presets demo, default and paper for slices and for exams."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import pretrain.config
 import segment.config
 from classify.config import ClassifyConfig
 from core.errors import UserError
-from core.settings import Affects, Execution, Group, Invocation, MayGrow, Output, SetBySweep, Settings
+from core.settings import Affects, Execution, Group, Invocation, MayGrow, OfStudyAlone, Output, SetBySweep, Settings
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
 from engine.config import marked
 from pretrain.config import PretrainConfig
@@ -56,6 +57,10 @@ class SweepConfig(Settings):
     pretrain_epochs: Annotated[tuple[int, ...], MayGrow] = ()
     """Also fine-tune from the encoders after these epochs of domain pretraining, e.g. 0 1 2 5 (figure 6 of Kalapos and
     Gyires-Toth 2022)."""
+    lr: Annotated[tuple[float, ...], OfStudyAlone] = ()
+    """Learning rates of the networks, e.g. 1e-4 3e-4 1e-3: each pipeline takes that with the best score on a third of
+    the labelled training subjects, after training on a few labels of the others; nothing that is reported takes part in
+    the choice. One: that for all; none: `--segment.lr` or `--classify.lr`."""
 
     data: AcdcSource | FolderSource | MrnetSource | ExamsSource = field(default_factory=AcdcSource)
     """Data set: acdc or folder to segment, mrnet or exams to classify."""
@@ -69,7 +74,7 @@ class SweepConfig(Settings):
     """Write codes in place of the names of subjects, exams and files into tables, figures and the report."""
     keep_models: Annotated[bool, Affects.OUTPUT, Group("study")] = False
     """Keep the trained networks of all runs (tens of megabytes each), not only the scores."""
-    out: Output[Path] = Path("runs/sweep")
+    out: Annotated[Path, Affects.OUTPUT, OfStudyAlone] = Path("runs/sweep")
     """Folder of the study. Run the same command again to continue a study that was stopped."""
     extend: Invocation[bool] = False
     """Add pipelines, sizes, seeds and epochs to the study in `out`."""
@@ -136,6 +141,8 @@ class SweepConfig(Settings):
                 raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: must be 0 or more")
             if any(isinstance(value, int) and value >= 2**63 for value in values):
                 raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: must be below 2 to the power of 63")
+        if len(set(self.lr)) < len(self.lr) or not all(0 < rate < math.inf for rate in self.lr):
+            raise UserError(f"--lr {' '.join(map(str, self.lr))}: each must be above 0, and none repeated")
         self._refuse_unsafe_settings_of_slurm()
         exams = isinstance(self.data, MrnetSource | ExamsSource)
         if exams != (self.task == "classify"):
@@ -174,7 +181,7 @@ class SweepConfig(Settings):
 
     def shared_with(self, config: PretrainConfig | SegmentConfig | ClassifyConfig) -> dict[str, Any]:
         """The settings of the study that all its runs share, if they have them: data set, device, precision, test."""
-        names = {f.name for f in dataclasses.fields(self)} - {"out"}
+        names = {f.name for f in dataclasses.fields(self)} - {*marked(SweepConfig, OfStudyAlone)}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(config) if f.name in names}
 
     @property

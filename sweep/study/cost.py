@@ -28,10 +28,12 @@ def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
             needs = f", after {', '.join(job.needs)}" if job.needs else ""
             console.print(f"{job.name}{needs}{', done' if is_done(job) else ''}", highlight=False, soft_wrap=True)
     todo = [job for job in left if job.is_cell]
-    pretrainings = len(left) - len(todo)
+    trials = sum(job.is_trial for job in left)
+    pretrainings = len(left) - len(todo) - trials
     if not todo:
         console.print("every cell is done")
         return
+    tried = f" and {trials} trials of learning rates" if trials else ""
     step, scoring = probe(cfg, todo[-1])
     config: Any = cfg.run_config
     steps = config.steps or 0
@@ -40,7 +42,8 @@ def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
     console.print(
         f"estimated from a short run on this machine{'' if cfg.executor == 'local' else ', not the cluster'}: "
         f"{step:.2f} s per optimiser step, {scoring:.1f} s per scoring, so {one / 60:.1f} min per cell and "
-        f"{one * len(todo) / 3600:.1f} hours for {len(todo)} cells one by one, without {pretrainings} pretrainings",
+        f"{one * (len(todo) + trials) / 3600:.1f} hours for {len(todo)} cells{tried} one by one, "
+        f"without {pretrainings} pretrainings",
         soft_wrap=True,
     )
 
@@ -51,7 +54,7 @@ def probe(cfg: SweepConfig, job: Job) -> tuple[float, float]:
         out = Path(folder) / "probe"
         short = {"steps": PROBE_STEPS, "evaluate_every": PROBE_STEPS, "checkpoint_every": 0}
         config: Any = replace(job.config, out=out, init="random", **short)  # type: ignore[arg-type]
-        run_job(replace(job, config=config), threads=cfg.threads)
+        run_job(replace(job, config=config, trials=()), threads=cfg.threads)
         result = json.loads((out / "result.json").read_text())
         speed = result.get("images_per_second") or result["exams_per_second"]
         step = config.batch_size / speed

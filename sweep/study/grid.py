@@ -1,20 +1,23 @@
-"""The runs of a study: which encoders it needs, and a cell for each pipeline, number of labels and seed."""
+"""The runs of a study: the encoders it needs, trials of learning rates, a cell for each pipeline, size and seed."""
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from classify.config import ClassifyConfig
 from core.errors import UserError
+from data.sources import FolderSource
 from data.splits import FEWEST_EXAMS, labelled_count
 from engine.config import result_settings
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
 from sweep.analysis.study_files import source_name
 from sweep.study.config import SweepConfig
+from sweep.study.rates import fraction_to_try
 
 MOST_CELLS = 100_000
 """More cells are a mistake: each is a training run."""
@@ -24,20 +27,27 @@ RunConfig = PretrainConfig | SegmentConfig | ClassifyConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run of a study: an encoder's pretraining, or a cell."""
+    """One run of a study: an encoder's pretraining, the trial of a learning rate, or a cell."""
 
     name: str
-    """Folder within the study: encoders/NAME or cells/NAME."""
+    """Folder within the study: encoders/NAME, rates/PIPELINE/NAME or cells/NAME."""
     config: RunConfig
     needs: tuple[str, ...] = ()
     """Names of the jobs that must be finished first."""
+    trials: tuple[tuple[float, Path], ...] = ()
+    """Learning rate and folder of the trials that decide on a cell's rate; none: that of `config`."""
     key: dict[str, Any]
-    """pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed of a cell; empty for an encoder."""
+    """pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed of a cell; empty for the others."""
 
     @property
     def is_cell(self) -> bool:
-        """Whether the job trains on labels and is scored; the others pretrain encoders."""
+        """Whether the job trains on labels and its scores are reported."""
         return self.name.startswith("cells/")
+
+    @property
+    def is_trial(self) -> bool:
+        """Whether the job tries a learning rate; if it fails, another rate is chosen."""
+        return self.name.startswith("rates/")
 
     @property
     def folder(self) -> Path:
@@ -72,6 +82,7 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
     pairs = list(product(cfg.seeds, cfg.seeds)) if cfg.cross_seeds else [(seed, seed) for seed in cfg.seeds]
     encoders: dict[str, Job] = {}
     starts = {pipeline: _starts(cfg, pipeline, encoders) for pipeline in cfg.pipelines}
+    trials = {pipeline: _trials(cfg, pipeline, starts[pipeline], total) for pipeline in cfg.pipelines}
     count = len(pairs) * len(sizes) * sum(map(len, starts.values()))
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
@@ -95,9 +106,12 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
                 # the report shows masks of the largest size only, and drawing them takes time
                 drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
                 settings |= {"label_unit": cfg.label_unit, "figures": drawn}
+            settings |= {"lr": cfg.lr[0]} if len(cfg.lr) == 1 else {}
             config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
-            cells.append(Job(name=name, config=config, needs=start.needs, key=key))
-    return [*encoders.values(), *cells]
+            needs = (*start.needs, *(trial.name for trial in trials[pipeline]))
+            tried = tuple(zip(cfg.lr, (trial.folder for trial in trials[pipeline]), strict=False))
+            cells.append(Job(name=name, config=config, needs=needs, trials=tried, key=key))
+    return [*encoders.values(), *chain(*trials.values()), *cells]
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,23 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
         else:
             starts.append(_Start(str(_encoder(cfg, name)), (name,), seed, None, suffix))
     return starts
+
+
+def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: int) -> list[Job]:
+    """The runs that try each learning rate of `--lr` from the first encoder of a pipeline that was trained longest."""
+    start = max(starts, key=lambda start: start.epochs or 0)
+    trials = []
+    for rate in cfg.lr if len(cfg.lr) > 1 else ():
+        name = f"rates/{_slug(pipeline)}/lr{rate:g}"
+        settings: dict[str, Any] = {"seed": cfg.seeds[0], "subset_seed": cfg.seeds[0], "init": start.init, "lr": rate}
+        settings |= {"labelled_fraction": fraction_to_try(total, unit(cfg)), "inner_split": True, "test": False}
+        if cfg.task == "segment":
+            settings |= {"label_unit": cfg.label_unit, "figures": False}
+        if isinstance(cfg.data, FolderSource):
+            settings["data"] = replace(cfg.data, save_splits=None)  # the split to save is that of the cells
+        config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
+        trials.append(Job(name=name, config=config, needs=start.needs, key={}))
+    return trials
 
 
 def _generalist(cfg: SweepConfig, source: str, seed: int, encoders: dict[str, Job]) -> str:

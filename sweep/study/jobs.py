@@ -15,6 +15,7 @@ from engine.run_folder import can_resume
 from segment.config import SegmentConfig
 from sweep.analysis.study_files import first_line
 from sweep.study.grid import Job
+from sweep.study.rates import chosen_rate
 
 
 def is_done(job: Job) -> bool:
@@ -41,9 +42,9 @@ def tidy(job: Job, *, keep_model: bool) -> None:
     """
     if not is_done(job) or not _unfinished(job).exists():
         return
-    if job.is_cell:
+    if job.is_cell or job.is_trial:
         (job.folder / "checkpoint.pt").unlink(missing_ok=True)
-        if not keep_model:
+        if job.is_trial or not keep_model:
             (job.folder / "model.safetensors").unlink(missing_ok=True)
     remove_leftovers(job.folder, alone=True)
     _unfinished(job).unlink(missing_ok=True)
@@ -77,15 +78,21 @@ def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -
 
         if threads:
             torch.set_num_threads(threads)
-        started = can_resume(job.folder, job.config)
+        config = run_config(job)
+        started = can_resume(job.folder, config)
         if job.folder.exists() and not started:
             shutil.rmtree(job.folder)  # stopped before it began, or begun where the study had another path
-        _run(replace(job.config, resume=started, overwrite=False))
+        _run(replace(config, resume=started, overwrite=False))
     except Exception as error:
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         note_failure(job, f"{message}\n\n{traceback.format_exc()}")
         raise
     tidy(job, keep_model=keep_model)
+
+
+def run_config(job: Job) -> Any:
+    """The configuration of a job's run, with the learning rate that its trials decide on."""
+    return replace(job.config, lr=chosen_rate(job.trials)) if job.trials else job.config
 
 
 def _run(config: Any) -> None:

@@ -33,7 +33,8 @@ def run_locally(
     """Run all jobs, each as soon as those it needs are done.
 
     The processes live as long as there is work, so that torch is imported and the data opened once in each. A
-    job that fails, even if its process dies, does not stop the others; those that need it are blocked.
+    job that fails, even if its process dies, does not stop the others; those that need it are blocked, unless it is
+    the trial of a learning rate.
 
     Args:
         jobs: jobs in the order in which to start them, each after those it needs.
@@ -63,7 +64,7 @@ def run_locally(
                     report(ready, "running")
             for worker in _finished(pool):
                 job = worker.finish()
-                if not is_done(job):
+                if not is_done(job) and not job.is_trial:
                     failed.add(job.name)
                 report(job, "done" if is_done(job) else "failed")
     finally:

@@ -67,12 +67,14 @@ class Board:
         for pipeline in dict.fromkeys(job.key["pipeline"] for job in cells):
             row = [job for job in cells if job.key["pipeline"] == pipeline]
             table.add_row(pipeline, *(self._counts([job for job in row if job.key["labels"] == n]) for n in sizes))
-        encoders = Text("encoders: ")
+        encoders, trials = Text("encoders: "), Text("learning rates: ")
         for job in self.jobs:
             if not job.is_cell:
                 mark, colour = MARKS.get(self.states[job.name], ("✓" if self.states[job.name] == "done" else "·", ""))
-                encoders.append(f"{job.name.removeprefix('encoders/')} {mark}  ", style=colour)
-        return Group(table, encoders, Text(self.summary()))
+                line = trials if job.is_trial else encoders
+                line.append(f"{job.name.partition('/')[2]} {mark}  ", style=colour)
+        tried = any(job.is_trial for job in self.jobs)
+        return Group(table, encoders, *([trials] if tried else []), Text(self.summary()))
 
     def _counts(self, jobs: Sequence[Job]) -> Text:
         counts = Counter(self.states[job.name] for job in jobs)

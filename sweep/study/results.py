@@ -14,7 +14,8 @@ from core.tables import read_table
 from sweep.analysis.study_files import read_json
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job
-from sweep.study.jobs import is_done, note_failure
+from sweep.study.jobs import is_done, note_failure, run_config
+from sweep.study.rates import FILE, chosen_rate
 
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch")
 TIMES = ("seconds", "images_per_second", "exams_per_second")
@@ -91,6 +92,8 @@ class ClassifyResult(CellResult):
 def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
     """Write `results`, `per_volume` or `per_exam`, `curves` and `timings` of the finished cells into the study.
 
+    Where learning rates were tried, `rates.csv` has a row for each pipeline and rate.
+
     The tables follow from the cells' files alone, in the order of the plan, and only `timings.csv` holds times: a
     study that was interrupted ends with the same bytes. A cell whose files are damaged is left out, with the reason
     in its `error.txt`.
@@ -104,7 +107,7 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
         key = {"cell": job.name.removeprefix("cells/")} | job.key
         try:
             result = _result(cfg, job)
-            scores = [key | row for row in _scores(cfg, result, job)]
+            scores = [key | row | {"lr": run_config(job).lr} for row in _scores(cfg, result, job)]
             tables = [_keyed(table, key) for table in _details(cfg, job)]
             _require_all_rows(job, scores, tables)
             curve = _keyed(_curve(cfg, job), key)
@@ -120,6 +123,8 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
         write_csv(cfg.out / ("per_volume.csv" if cfg.task == "segment" else "per_exam.csv"), pd.concat(details))
         write_parquet(cfg.out / "curves.parquet", pd.concat(curves, ignore_index=True))
         write_csv(cfg.out / "timings.csv", pd.DataFrame(times))
+    if tried := list(_rates(cells)):
+        write_csv(cfg.out / "rates.csv", pd.DataFrame(tried))
     results = pd.DataFrame(rows)
     write_parquet(cfg.out / "results.parquet", results)
     write_csv(cfg.out / "results.csv", results)  # last: it says which cells the other tables hold
@@ -185,6 +190,15 @@ def _classify_row(result: dict[str, Any], scores: dict[str, Any]) -> dict[str, A
     row = {"labelled_exams": result["train"]["exams"], "labelled_positive": result["train"]["positive"]}
     row |= {name: scores[name]["value"] for name in ("auc", "accuracy", "sensitivity", "specificity")}
     return row | {name: scores[name] for name in ("brier", "calibration_error", "exams", "positive")}
+
+
+def _rates(cells: Sequence[Job]) -> Iterator[dict[str, Any]]:
+    """pipeline, lr, score (Dice or AUC on the inner validation subjects) and chosen of every trial."""
+    trials = {job.key["pipeline"]: job.trials for job in cells if job.trials and is_done(job)}
+    for pipeline, tried in trials.items():
+        chosen, scores = chosen_rate(tried), read_json(tried[0][1].parent / FILE)["trials"]
+        for trial in scores:
+            yield {"pipeline": pipeline, **trial, "chosen": trial["lr"] == chosen}
 
 
 def _details(cfg: SweepConfig, job: Job) -> Iterator[pd.DataFrame]:

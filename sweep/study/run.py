@@ -70,8 +70,10 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
     for job in jobs:
         tidy(job, keep_model=cfg.keep_models)
     left = sum(not is_done(job) for job in jobs)
+    trials = sum(job.is_trial for job in jobs)
     console.print(
-        f"{len(cells)} cells and {len(jobs) - len(cells)} encoders in {cfg.out}"
+        f"{len(cells)} cells and {len(jobs) - len(cells) - trials} encoders in {cfg.out}"
+        + (f", {trials} trials of learning rates before them" if trials else "")
         + (f", {len(jobs) - left} of them finished before" if left < len(jobs) else ""),
         soft_wrap=True,
     )

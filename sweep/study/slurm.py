@@ -59,7 +59,7 @@ def run_on_slurm(cfg: SweepConfig, jobs: Sequence[Job], report: Report) -> None:
 
 
 def _run_array(cfg: SweepConfig, executor: Any, jobs: Sequence[Job], report: Report) -> set[str]:
-    """Run jobs that need nothing more; returns the names of those that failed."""
+    """Run jobs that need nothing more; returns the names of those that failed and whose failure stops others."""
     tasks = [Task(job, cfg.threads, cfg.keep_models) for job in jobs]
     try:
         with executor.batch():
@@ -77,7 +77,7 @@ def _run_array(cfg: SweepConfig, executor: Any, jobs: Sequence[Job], report: Rep
                 if is_done(job) or submission.job_id not in queued:
                     del left[job.name]
                     if not is_done(job):
-                        failed.add(job.name)
+                        failed |= set() if job.is_trial else {job.name}
                         if not failure(job):  # a job that Slurm ended could not write its error
                             ended = f"Slurm job {submission.job_id} ended as {submission.state} without a result"
                             note_failure(job, f"{ended}; see {submission.paths.stderr}\n")
