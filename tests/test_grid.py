@@ -82,11 +82,21 @@ def test_epochs_of_pretraining_share_one_pretraining():
     jobs = jobs_of(pipelines=("random", "specialist"), fractions=(1.0,), seeds=(0,), pretrain_epochs=(0, 1, 5))
     (encoder,) = [job for job in jobs if not job.is_cell]
     assert encoder.config.keep_epochs == (0, 1, 5)
-    assert encoder.config.target_epochs == 5
+    assert encoder.config.stop_after_epochs == 5
+    assert encoder.config.target_epochs == 400  # the schedule is that of the whole stage
     epochs = {job.key["pretrain_epochs"]: job.config.init for job in jobs if job.key.get("pipeline") == "specialist"}
     assert {epoch: init.rsplit("/", 1)[1] for epoch, init in epochs.items()} == {
         0: "epoch-0", 1: "epoch-1", 5: "epoch-5",
     }  # fmt: skip
+
+
+def test_epochs_beyond_the_end_of_pretraining():
+    study = {"pipelines": ("hierarchical",), "fractions": (1.0,), "seeds": (0,)}
+    with pytest.raises(UserError, match=r"--pretrain-epochs 50: .* after 25 epochs \(hierarchical\); pass --pretrain.ep"):
+        jobs_of(**study, pretrain_epochs=(0, 50))
+    longer = replace(SweepConfig().pretrain, epochs=400)
+    jobs = jobs_of(**study, pretrain_epochs=(0, 400), pretrain=longer)
+    assert [job.config.stop_after_epochs for job in jobs if job.name == "encoders/hierarchical"] == [400]
 
 
 def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_path):

@@ -147,9 +147,11 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
             initial = str(_encoder(cfg, needs[0]))
         name = f"encoders/{_slug(pipeline)}{suffix}"
         settings: dict[str, Any] = {"stage": stage, "generalist": initial, "seed": seed}
-        if cfg.pretrain_epochs:
-            settings |= {"keep_epochs": cfg.pretrain_epochs, "epochs": max(cfg.pretrain_epochs), "steps": None}
+        if cfg.pretrain_epochs:  # warm-up, cosine and tau are those of the whole stage, of which the rest is left out
+            settings |= {"keep_epochs": cfg.pretrain_epochs, "stop_after_epochs": max(1, *cfg.pretrain_epochs)}
         config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
+        if not config.steps and max(cfg.pretrain_epochs, default=0) > config.target_epochs:
+            raise epochs_beyond(cfg, f"{config.target_epochs:g} epochs ({stage})")
         encoders[name] = Job(name=name, config=config, needs=needs, key={})
         if cfg.pretrain_epochs:
             starts += [
@@ -159,6 +161,12 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
         else:
             starts.append(_Start(str(_encoder(cfg, name)), (name,), seed, None, suffix))
     return starts
+
+
+def epochs_beyond(cfg: SweepConfig, length: str) -> UserError:
+    """The error for `--pretrain-epochs` that lie beyond the end of pretraining, whose length it names."""
+    last = max(cfg.pretrain_epochs)
+    return UserError(f"--pretrain-epochs {last}: pretraining ends after {length}; pass --pretrain.epochs {last}")
 
 
 def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: int) -> list[Job]:

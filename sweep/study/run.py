@@ -17,7 +17,7 @@ from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
 from engine.config import marked, read_config, result_settings, saved
 from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
-from sweep.study.grid import Job, plan, unit
+from sweep.study.grid import Job, epochs_beyond, plan, unit
 from sweep.study.jobs import failure, is_done, tidy
 from sweep.study.leakage import check_study
 from sweep.study.plan_file import write_plan
@@ -61,7 +61,20 @@ def _planned(cfg: SweepConfig) -> list[Job]:
     if len(sizes) < len(cfg.sizes or cfg.fractions):
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
     check_study(cfg, jobs)
+    _require_epochs(cfg)
     return jobs
+
+
+def _require_epochs(cfg: SweepConfig) -> None:
+    """Raise a UserError if `--pretrain-epochs` lie beyond `--pretrain.steps`; `plan` compares them with epochs."""
+    if not cfg.pretrain_epochs or not cfg.pretrain.steps:
+        return
+    exams = isinstance(cfg.data, MrnetSource | ExamsSource)
+    data = open_exams(cfg.data, labelled=False) if exams else open_slices(cfg.data, labelled=False)
+    images = len(data.positions("train"))
+    if max(cfg.pretrain_epochs) * max(1, images // cfg.pretrain.batch_size) > cfg.pretrain.steps:
+        what = f"{cfg.pretrain.steps} steps with batch size {cfg.pretrain.batch_size}, of {images} "
+        raise epochs_beyond(cfg, f"{what}{'exams' if exams else 'slices'}, and without --pretrain.steps")
 
 
 def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
