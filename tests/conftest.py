@@ -216,8 +216,9 @@ def run_here(cfg) -> None:
     from sweep.study.jobs import run_job
     from sweep.study.plan_file import write_plan
     from sweep.study.results import collect
-    from sweep.study.run import count_labels
+    from sweep.study.run import count_labels, decided
 
+    cfg = decided(cfg)
     jobs = plan(cfg, count_labels(cfg))
     for job in jobs:
         run_job(job, threads=1)

@@ -19,7 +19,7 @@ from engine.config import plain
 from sweep.study.config import SweepConfig
 from sweep.study.grid import plan
 from sweep.study.local import name_of_gpu
-from sweep.study.run import count_labels, run
+from sweep.study.run import count_labels, decided, run
 
 TABLES = ("results.csv", "per_volume.csv")
 
@@ -88,7 +88,7 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     weights_file = tmp_path / "weights.pth"
     weights_file.write_text("no weights")
     cfg = replace(finished, out=tmp_path / "out", processes=1, fractions=(0.1,), seeds=(0,))
-    cfg = replace(cfg, pipelines=(f"generalist={weights_file}", "random", "specialist"))
+    cfg = decided(replace(cfg, pipelines=(f"generalist={weights_file}", "random", "specialist")))
     jobs = {job.name: job for job in plan(cfg, count_labels(cfg))}
     shutil.copytree(finished.out / "encoders", cfg.out / "encoders")
     shutil.copytree(finished.out / "cells" / "random-n2-seed0", cfg.out / "cells" / "random-n2-seed0")
@@ -145,8 +145,10 @@ def test_a_folder_of_something_else_is_refused(finished, tmp_path):
 
 
 def test_dry_run(finished, tmp_path, capsys):
-    assert run(replace(finished, out=tmp_path / "out", dry_run=True)) is None
+    assert run(replace(finished, out=tmp_path / "out", dry_run=True, lr=(1e-4, 1e-3))) is None
     output = capsys.readouterr().out
+    assert "8 cells and 4 trials of learning rates one by one, without 1 pretrainings" in output
+    assert "rates/random/lr0.0001" in output
     assert "8 cells" in output
     assert "per optimiser step" in output
     assert not (tmp_path / "out").exists()

@@ -41,6 +41,7 @@ def study(tmp_path, monkeypatch):
     """A study of two cells, both finished; nothing is trained and no report is drawn."""
     cfg = make_study(tmp_path, tmp_path / "out", pipelines=("random",), fractions=(0.1,))
     monkeypatch.setattr(sweep.study.run, "count_labels", lambda cfg: 24)
+    monkeypatch.setattr(sweep.study.run, "decided", lambda cfg: cfg)
     monkeypatch.setattr(sweep.study.run, "check_study", lambda cfg, jobs: None)
     monkeypatch.setattr(sweep.study.run, "_execute", lambda cfg, jobs, board: None)
     monkeypatch.setattr(sweep.report.page, "report", lambda folder: folder / "report.html")
@@ -234,3 +235,19 @@ def test_a_rate_that_fails_stops_nothing(tmp_path, monkeypatch):
     assert states["done"] == ["rates/random/lr0.001", "cells/random-n2-seed0", "cells/random-n2-seed1"]
     assert states["running"][:2] == ["rates/random/lr0.001", "rates/random/lr0.1"]
     assert "blocked" not in states
+
+
+def test_one_decision_on_components_for_all_sizes(tiny_acdc, tmp_path, monkeypatch):
+    """auto is decided on the labels of the largest size, recorded, and kept when the study is continued."""
+    cfg = make_study(tiny_acdc, tmp_path / "out", pipelines=("random",), fractions=(0.1, 0.5), seeds=(0,))
+    assert cfg.segment.keep_largest_component == "auto"
+    seen = []
+    monkeypatch.setattr(sweep.study.run, "is_one_component", lambda dataset, positions: seen.append(len(positions)))
+    monkeypatch.setattr(sweep.study.run, "_finish", lambda cfg, jobs: jobs)
+    cells = sweep.study.run.run(cfg)
+    assert seen == [12]  # half of 24
+    assert {cell.config.keep_largest_component for cell in cells} == {"no"}
+    assert json.loads((cfg.out / "study.json").read_text())["segment"]["keep_largest_component"] == "no"
+    monkeypatch.setattr(sweep.study.run, "is_one_component", lambda dataset, positions: True)
+    more = sweep.study.run.run(replace(cfg, seeds=(0, 1), extend=True))
+    assert {cell.config.keep_largest_component for cell in more} == {"no"}

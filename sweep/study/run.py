@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.text import Text
 
@@ -13,8 +13,10 @@ from core.files import remove_leftovers, write_json
 from core.locks import folder_lock, is_unused
 from core.settings import MayGrow
 from core.terminal import terminal
-from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
+from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource, open_exams, open_slices
+from data.splits import labelled_subset
 from engine.config import marked, read_config, result_settings, saved
+from segment.components import is_one_component
 from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
 from sweep.study.grid import Job, epochs_beyond, plan, unit
@@ -39,7 +41,8 @@ def run(cfg: SweepConfig) -> Path | None:
     Raises:
         UserError: for a mistake in the configuration or the data, or a folder that holds another study.
     """
-    asked, cfg = cfg, _joined(cfg)
+    asked, joined = cfg, _joined(cfg)
+    cfg = decided(joined)
     jobs = _planned(cfg)  # before the folder is made: a mistake in the data leaves nothing behind
     if cfg.dry_run:
         estimate(cfg, jobs, console)
@@ -47,8 +50,9 @@ def run(cfg: SweepConfig) -> Path | None:
     cfg.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(cfg.out, "another sweep"):  # two at once would run every cell twice
         remove_leftovers(cfg.out, alone=True, below=False)
-        if (again := _joined(asked)) != cfg:  # another sweep has begun or extended the study meanwhile
-            cfg, jobs = again, _planned(again)
+        if (again := _joined(asked)) != joined:  # another sweep has begun or extended the study meanwhile
+            cfg = decided(again)
+            jobs = _planned(cfg)
         write_json(cfg.out / "study.json", saved(cfg))
         write_plan(cfg.out, jobs, unit(cfg), cfg.task)
         return _finish(cfg, jobs)
@@ -107,6 +111,22 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
     return report(cfg.out)
 
 
+def decided(cfg: SweepConfig) -> SweepConfig:
+    """The configuration with `keep_largest_component` decided, if it is auto, on the labels of the largest size.
+
+    Decided by each run on its own labels, sizes of one curve could be post-processed differently. `study.json` records
+    the decision, which is then kept.
+    """
+    if cfg.task != "segment" or cfg.segment.keep_largest_component != "auto":
+        return cfg
+    assert isinstance(cfg.data, AcdcSource | FolderSource)
+    dataset = open_slices(cfg.data)
+    fraction = min(1.0, max(cfg.sizes) / count_labels(cfg)) if cfg.sizes else max(cfg.fractions)
+    positions = labelled_subset(dataset.table, fraction, cfg.label_unit, cfg.seeds[0])
+    keep: Literal["yes", "no"] = "yes" if is_one_component(dataset, positions) else "no"
+    return replace(cfg, segment=replace(cfg.segment, keep_largest_component=keep))
+
+
 def count_labels(cfg: SweepConfig) -> int:
     """Number of labelled training slices, patients or exams of the study's data."""
     if isinstance(cfg.data, MrnetSource | ExamsSource):
@@ -155,6 +175,9 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
             raise UserError(f"{cfg.out} is not empty and holds no study; choose another --out")
         return cfg
     before, growing = read_config(SweepConfig, file), marked(SweepConfig, MayGrow)
+    if cfg.segment.keep_largest_component == "auto":  # decided when the study began
+        before_keeps = before.segment.keep_largest_component
+        cfg = replace(cfg, segment=replace(cfg.segment, keep_largest_component=before_keeps))
     was, now = result_settings(before), result_settings(cfg)
     changed = [name for name in now if was[name] != now[name]]
     if other := [name for name in changed if name not in growing]:
