@@ -22,11 +22,8 @@ def timm_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
     """timm's weights of a 2D network, adapted to `channels` input channels, and their entry in the lineage."""
     if is_video(name):
         raise UserError(f"{name} has no ImageNet weights; pass kinetics or a file instead.")
-    repository = getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None)
     try:
-        if repository and not huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"):
-            # Fails at once without a connection; the hub's client would retry for most of a minute.
-            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+        _require_timm(name)
         encoder = timm.create_model(name, pretrained=True, in_chans=channels, num_classes=0)
     except Exception as error:  # no network, no such weights, a broken download: many types
         reason = str(error).split("\n")[0][:200]
@@ -52,14 +49,62 @@ def kinetics_weights(name: str) -> tuple[State, dict[str, Any]]:
         raise UserError(f"{name} has no Kinetics-400 weights, only {', '.join(VIDEO_ENCODERS)} have; pass imagenet.")
     weights = torchvision.models.get_model_weights(name).KINETICS400_V1
     try:
-        if not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).is_file():
-            urlopen(Request(weights.url, method="HEAD"), timeout=10).close()  # torch.hub would wait without end
+        _require_kinetics(name)
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:  # no network, a broken download: many types
         reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"the Kinetics-400 weights of {name} could not be fetched ({reason}); pass a file instead: "
-            f"{weights.url} holds them."
+            f"the Kinetics-400 weights of {name} could not be fetched ({reason}); pass a file instead, or put "
+            f"{weights.url} into {_torch_folder()}."
         ) from error
     entry = {"stage": "generalist", "source": f"torchvision {weights}", "data": {"name": "kinetics400", "hash": None}}
     return state, entry | {"versions": versions()}
+
+
+def missing_download(source: str, name: str, flag: str) -> str:
+    """What to do about weights that are neither in the cache nor to be downloaded now; empty if they can be had.
+
+    Args:
+        source: "imagenet" or "kinetics".
+        name: name of the encoder.
+        flag: the option that takes a file instead.
+
+    Raises:
+        UserError: if there are no such weights of the encoder.
+    """
+    if (source == "kinetics") != is_video(name):
+        raise UserError(f"{name} has no {source} weights; 3D encoders take kinetics, all others imagenet.")
+    try:
+        (_require_kinetics if source == "kinetics" else _require_timm)(name)
+    except Exception:  # no network, a refusal by the server: many types
+        if source == "kinetics":
+            url = torchvision.models.get_model_weights(name).KINETICS400_V1.url
+            return f"the Kinetics-400 weights of {name} (download {url} and put it into {_torch_folder()})"
+        repository = _timm_repository(name)
+        url = f"https://huggingface.co/{repository}/resolve/main/model.safetensors" if repository else "them"
+        return f"the ImageNet weights of {name} (download {url}, put the file anywhere and pass {flag})"
+    return ""
+
+
+def _require_timm(name: str) -> None:
+    """Raise an error if timm's weights are neither in the cache nor is there a connection."""
+    repository = _timm_repository(name)
+    if repository and not huggingface_hub.try_to_load_from_cache(repository, "model.safetensors"):
+        # Fails at once without a connection; the hub's client would retry for most of a minute.
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=10)
+
+
+def _require_kinetics(name: str) -> None:
+    """Raise an error if torchvision's weights are neither in the cache nor is there a connection."""
+    url = torchvision.models.get_model_weights(name).KINETICS400_V1.url
+    if not (_torch_folder() / Path(url).name).is_file():
+        urlopen(Request(url, method="HEAD"), timeout=10).close()  # torch.hub would wait without end
+
+
+def _timm_repository(name: str) -> str | None:
+    return getattr(timm.get_pretrained_cfg(name, allow_unregistered=True), "hf_hub_id", None)
+
+
+def _torch_folder() -> Path:
+    """Folder in which torch.hub looks for downloads."""
+    return Path(torch.hub.get_dir()) / "checkpoints"

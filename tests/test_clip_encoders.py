@@ -201,7 +201,9 @@ def test_kinetics_without_a_network_asks_for_a_file(monkeypatch, tmp_path):
 
     monkeypatch.setattr(hub, "urlopen", offline)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r"Kinetics-400 weights of r3d_18 could not be fetched.*pass a file instead"):
+    with pytest.raises(
+        UserError, match=r"Kinetics-400 weights of r3d_18 could not be fetched.* file instead, or put \S+"
+    ):
         load_weights(build_clip_encoder("r3d_18"), "kinetics", name="r3d_18", in_channels=1)
 
 

@@ -1,3 +1,4 @@
+import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from core.errors import UserError
 from core.files import write_json
 from data.sources import MrnetSource
 from data.splits import labelled_exams
+from encoders import hub
 from engine.config import plain, read_config
 from segment.config import demo as demo_unet
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, run_config
 from sweep.study.rates import chosen_rate
+from sweep.study.weights import missing_weights
 
 FOUR = ("random", "generalist", "specialist", "hierarchical")
 
@@ -29,13 +32,20 @@ def jobs_of(**settings):
 def test_the_papers_grid():
     jobs = plan(PRESETS["paper"](), 1498)
     cells = [job for job in jobs if job.is_cell]
-    assert len(cells) == 4 * 10 * 10
+    assert len(cells) == 6 * 10 * 10  # the paper's five pipelines and a random start
+    assert all(job.config.test for job in cells)
     assert sorted({job.key["labels"] for job in cells}) == [1, 3, 7, 15, 30, 75, 150, 300, 749, 1498]
     assert {job.key["seed"] for job in cells} == set(SEEDS)
+    byol = "resnet50_byol_imagenet2012.pth.tar"
     assert [job.name for job in jobs if not job.is_cell] == [
-        "encoders/generalist", "encoders/specialist", "encoders/hierarchical",
+        "encoders/generalist", f"encoders/generalist-{byol}", "encoders/specialist", "encoders/hierarchical",
+        f"encoders/hierarchical={byol}",
     ]  # fmt: skip
-    assert len({job.name for job in jobs}) == len({job.hash for job in jobs}) == len(jobs)
+    needs = {job.name: job.needs for job in jobs}
+    assert needs["encoders/hierarchical"] == ("encoders/generalist",)
+    assert needs[f"encoders/hierarchical={byol}"] == (f"encoders/generalist-{byol}",)
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert len({job.hash for job in cells}) == len(cells)
 
 
 def test_cells_of_a_size_and_seed_differ_in_their_start_alone():
@@ -92,7 +102,7 @@ def test_epochs_of_pretraining_share_one_pretraining():
 
 def test_epochs_beyond_the_end_of_pretraining():
     study = {"pipelines": ("hierarchical",), "fractions": (1.0,), "seeds": (0,)}
-    with pytest.raises(UserError, match=r"--pretrain-epochs 50: .* after 25 epochs \(hierarchical\); pass --pretrain.ep"):
+    with pytest.raises(UserError, match=r"--pretrain-epochs 50: .* after 25 epochs \(hierarchical\)"):
         jobs_of(**study, pretrain_epochs=(0, 50))
     longer = replace(SweepConfig().pretrain, epochs=400)
     jobs = jobs_of(**study, pretrain_epochs=(0, 400), pretrain=longer)
@@ -141,6 +151,32 @@ def test_the_best_rate_is_chosen_once(tmp_path):
         chosen_rate([(1.0, tmp_path / "none" / "lr1")])
 
 
+def test_missing_weights_are_named_before_anything_runs(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hub, "_require_timm", offline)
+    monkeypatch.setattr(hub, "_require_kinetics", offline)
+    cfg = replace(PRESETS["paper"](), out=tmp_path / "study")
+    assert missing_weights(cfg, plan(replace(cfg, fractions=(1.0,), seeds=(0,)), 1498)) == (
+        "the study starts from weights that are not here: the ImageNet weights of resnet50 (download "
+        "https://huggingface.co/timm/resnet50.a1_in1k/resolve/main/model.safetensors, put the file anywhere and pass "
+        "--pretrain.generalist FILE); resnet50_byol_imagenet2012.pth.tar (linked in the readme of "
+        f"https://github.com/yaox12/BYOL-PyTorch, under Model Checkpoints; put it into {tmp_path})"
+    )
+    (tmp_path / "resnet50_byol_imagenet2012.pth.tar").touch()
+    here = replace(cfg, pipelines=("generalist=resnet50_byol_imagenet2012.pth.tar", "specialist"))
+    assert missing_weights(here, plan(here, 1498)) == ""
+    exams = replace(EXAM_PRESETS["paper"](), out=tmp_path / "study")
+    jobs = plan(exams, 1000)
+    (kinetics,) = [job for job in jobs if job.name == "encoders/generalist-kinetics"]
+    assert {job.needs for job in jobs if job.key.get("pipeline") == "kinetics"} == {(kinetics.name,)}
+    assert (kinetics.config.generalist, kinetics.config.encoder) == ("kinetics", "r3d_18")
+    sentence = missing_weights(exams, jobs)
+    assert re.search(r"Kinetics-400 weights of r3d_18 \(download https://\S+/r3d_18-\S+ and put it into /", sentence)
+
+
 def test_sizes_count_labels():
     cells = jobs_of(pipelines=("random",), sizes=(80, 8), seeds=(0,))
     assert [(job.key["labels"], job.config.labelled_fraction) for job in cells] == [(8, 8 / 1498), (80, 80 / 1498)]
@@ -155,6 +191,7 @@ def test_sizes_count_labels():
     [
         ({"pipelines": ("randm",)}, "--pipelines randm: there is no such pipeline; choose among random, generalist"),
         ({"pipelines": ("random=FILE",)}, "--pipelines random=FILE"),
+        ({"pipelines": ("kinetics",)}, "--pipelines kinetics: these are weights of r3d_18, mc3_18, r2plus1d_18; pass"),
         ({"fractions": (0.5, 1.5)}, r"--fractions 1\.5: must lie in \(0, 1\]"),
         ({"fractions": (0.0,)}, r"--fractions 0\.0"),
         ({"seeds": ()}, "--seeds is empty"),

@@ -5,7 +5,16 @@ import pandas as pd
 import pytest
 
 from core.errors import UserError
-from data.splits import SplitTable, acdc_split, inner_splits, labelled_subset, load_splits, refuse_overlap, save_splits, split_subjects
+from data.splits import (
+    SplitTable,
+    acdc_split,
+    inner_splits,
+    labelled_subset,
+    load_splits,
+    refuse_overlap,
+    save_splits,
+    split_subjects,
+)
 
 
 def test_acdc_split_is_the_papers():

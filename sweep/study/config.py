@@ -15,13 +15,27 @@ from classify.config import ClassifyConfig
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Invocation, MayGrow, OfStudyAlone, Output, SetBySweep, Settings
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
+from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
 
 PIPELINES = ("random", "generalist", "specialist", "hierarchical")
+BYOL_IMAGENET = "resnet50_byol_imagenet2012.pth.tar"
+"""File of a ResNet-50 pretrained with BYOL on ImageNet, of GitHub yaox12/BYOL-PyTorch, in the working folder."""
+OF_KALAPOS = (
+    "random",
+    "generalist",
+    f"generalist={BYOL_IMAGENET}",
+    "specialist",
+    "hierarchical",
+    f"hierarchical={BYOL_IMAGENET}",
+)
+"""The five pipelines of Kalapos and Gyires-Toth 2022, figure 1, and before them a random start, which we add."""
 IN_3D = ("random", "specialist")
-"""Pipelines of a 3D encoder: it cannot start from single images, and without Kinetics weights has no generalist."""
+"""Pipelines of a 3D encoder that need no download: it cannot start from single images."""
+OF_MANNA = ("random", "kinetics", "specialist")
+"""Starts of Manna et al. 2022, table 3."""
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of Kalapos and Gyires-Toth 2022: 1, 3, 7, 15, 30, 75, 150, 300, 749 and 1498 slices."""
 SEEDS = (0, 13, 42, 123, 1111, 77, 62, 91, 7, 5)
@@ -40,7 +54,8 @@ class SweepConfig(Settings):
     """What the labels are for: the U-Net's label maps, or the classes of whole exams."""
     pipelines: Annotated[tuple[str, ...], MayGrow] = PIPELINES
     """random, generalist, specialist, hierarchical; generalist=SOURCE and hierarchical=SOURCE start from other
-    weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`."""
+    weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`. For exams with a 3D encoder
+    also kinetics: torchvision's weights of videos."""
     fractions: Annotated[tuple[float, ...], MayGrow] = FRACTIONS
     """Shares of the labelled training slices (patients, exams), each in (0, 1]."""
     sizes: Annotated[tuple[int, ...], MayGrow] = ()
@@ -66,6 +81,8 @@ class SweepConfig(Settings):
     """Data set: acdc or folder to segment, mrnet or exams to classify."""
     test: Annotated[bool, Group("scoring")] = False
     """Score the test split as well and report on it; use it once, after all choices have been made."""
+    measure: Output[Literal["dice", "jaccard"]] = "dice"
+    """Score of a segmentation that the report is about; exams are always scored by AUC."""
     allow_leakage: Output[bool] = False
     """Go on with encoders that were pretrained on validation or test subjects; results and report then say so."""
     allow_duplicates: Output[bool] = False
@@ -116,10 +133,15 @@ class SweepConfig(Settings):
         super().__post_init__()
         for pipeline in self.pipelines:
             name, _, source = pipeline.partition("=")
-            if name not in PIPELINES or (source and name not in ("generalist", "hierarchical")):
+            if name not in (*PIPELINES, "kinetics") or (source and name not in ("generalist", "hierarchical")):
                 raise UserError(
                     f"--pipelines {pipeline}: there is no such pipeline; choose among {', '.join(PIPELINES)}, "
-                    "generalist=SOURCE, hierarchical=SOURCE"
+                    "kinetics, generalist=SOURCE, hierarchical=SOURCE"
+                )
+            if name == "kinetics" and not (self.task == "classify" and is_video(self.classify.encoder)):
+                raise UserError(
+                    f"--pipelines kinetics: these are weights of {', '.join(VIDEO_ENCODERS)}; pass --task classify "
+                    f"--classify.encoder {VIDEO_ENCODERS[0]} --pretrain.encoder {VIDEO_ENCODERS[0]}"
                 )
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
@@ -195,8 +217,14 @@ def _flag(name: str) -> str:
 
 
 def paper() -> SweepConfig:
-    """Ten fractions and ten seeds, as in Kalapos and Gyires-Toth 2022."""
-    return SweepConfig(pretrain=pretrain.config.paper(), segment=segment.config.paper())
+    """The pipelines, ten fractions and ten seeds of Kalapos and Gyires-Toth 2022, by Jaccard on the test split."""
+    return SweepConfig(
+        pipelines=OF_KALAPOS,
+        test=True,
+        measure="jaccard",
+        pretrain=pretrain.config.paper(),
+        segment=segment.config.paper(),
+    )
 
 
 def default() -> SweepConfig:
@@ -233,19 +261,20 @@ def demo() -> SweepConfig:
 
 
 def exam_paper() -> SweepConfig:
-    """The paper's classifier at five fractions; 20,000 steps are its 50 epochs of all exams."""
-    return _of_exams(paper(), pretrain.config.exam_paper(), classify.config.paper(), steps=20_000, pipelines=IN_3D)
+    """The classifier and starts of Manna et al. 2022 at five fractions; 20,000 steps are 50 epochs of all exams."""
+    return _of_exams(paper(), pretrain.config.exam_paper(), classify.config.paper(), steps=20_000, pipelines=OF_MANNA)
 
 
 def exam_default() -> SweepConfig:
-    """Five sizes and three seeds with the classifier's default."""
-    return _of_exams(default(), pretrain.config.exam_default(), classify.config.default(), steps=1000, pipelines=IN_3D)
+    """Five sizes and three seeds with the classifier's default, but the last weights: validation is reported on."""
+    classifier = replace(classify.config.default(), select="last")
+    return _of_exams(default(), pretrain.config.exam_default(), classifier, steps=1000, pipelines=IN_3D)
 
 
 def exam_demo() -> SweepConfig:
     """Four pipelines, three sizes, two seeds on synthetic knees."""
     small = replace(pretrain.config.exam_demo(), generalist_images=512, generalist_epochs=3, checkpoint_every=0)
-    demo_classifier = replace(classify.config.demo(), checkpoint_every=0)
+    demo_classifier = replace(classify.config.demo(), checkpoint_every=0, select="last")
     return replace(_of_exams(demo(), small, demo_classifier, steps=60, pipelines=PIPELINES), fractions=(0.1, 0.3, 1.0))
 
 
@@ -258,6 +287,7 @@ def _of_exams(
         task="classify",
         pipelines=pipelines,
         fractions=(0.05, 0.1, 0.2, 0.5, 1.0),
+        measure="dice",
         data=MrnetSource(),
         pretrain=replace(encoder, stage="hierarchical", data=AcdcSource(), encoder=classifier.encoder),
         classify=replace(classifier, steps=steps, evaluate_every=max(1, steps // 10)),

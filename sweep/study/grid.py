@@ -131,6 +131,8 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
     stage, _, source = pipeline.partition("=")
     if stage == "random":
         return [_Start("random")]
+    if stage == "kinetics":
+        stage, source = "generalist", "kinetics"
     source = source or cfg.pretrain.generalist
     starts: list[_Start] = []
     for seed in cfg.pretrain_seeds:
@@ -166,7 +168,8 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
 def epochs_beyond(cfg: SweepConfig, length: str) -> UserError:
     """The error for `--pretrain-epochs` that lie beyond the end of pretraining, whose length it names."""
     last = max(cfg.pretrain_epochs)
-    return UserError(f"--pretrain-epochs {last}: pretraining ends after {length}; pass --pretrain.epochs {last}")
+    longer = f"pass --pretrain.epochs {last}" + (" --pretrain.steps None" if cfg.pretrain.steps else "")
+    return UserError(f"--pretrain-epochs {last}: pretraining ends after {length}; {longer}")
 
 
 def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: int) -> list[Job]:

@@ -25,6 +25,7 @@ from sweep.study.leakage import check_study
 from sweep.study.plan_file import write_plan
 from sweep.study.progress import Board
 from sweep.study.results import collect, collected
+from sweep.study.weights import missing_weights
 
 MOST_PER_CORE = 16
 """Processes per core: more only take memory."""
@@ -44,9 +45,13 @@ def run(cfg: SweepConfig) -> Path | None:
     asked, joined = cfg, _joined(cfg)
     cfg = decided(joined)
     jobs = _planned(cfg)  # before the folder is made: a mistake in the data leaves nothing behind
+    missing = missing_weights(cfg, jobs)
     if cfg.dry_run:
+        console.print(missing, soft_wrap=True, highlight=False) if missing else None
         estimate(cfg, jobs, console)
         return None
+    if missing:
+        raise UserError(missing)
     cfg.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(cfg.out, "another sweep"):  # two at once would run every cell twice
         remove_leftovers(cfg.out, alone=True, below=False)
@@ -73,12 +78,13 @@ def _require_epochs(cfg: SweepConfig) -> None:
     """Raise a UserError if `--pretrain-epochs` lie beyond `--pretrain.steps`; `plan` compares them with epochs."""
     if not cfg.pretrain_epochs or not cfg.pretrain.steps:
         return
-    exams = isinstance(cfg.data, MrnetSource | ExamsSource)
-    data = open_exams(cfg.data, labelled=False) if exams else open_slices(cfg.data, labelled=False)
-    images = len(data.positions("train"))
+    if isinstance(cfg.data, MrnetSource | ExamsSource):
+        images, kind = len(open_exams(cfg.data, labelled=False).positions("train")), "exams"
+    else:
+        images, kind = len(open_slices(cfg.data, labelled=False).positions("train")), "slices"
     if max(cfg.pretrain_epochs) * max(1, images // cfg.pretrain.batch_size) > cfg.pretrain.steps:
-        what = f"{cfg.pretrain.steps} steps with batch size {cfg.pretrain.batch_size}, of {images} "
-        raise epochs_beyond(cfg, f"{what}{'exams' if exams else 'slices'}, and without --pretrain.steps")
+        steps = f"the {cfg.pretrain.steps} steps of --pretrain.steps"
+        raise epochs_beyond(cfg, f"{steps} (batch size {cfg.pretrain.batch_size}, {images} {kind})")
 
 
 def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
@@ -108,7 +114,7 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
         raise UserError(f"every run of the study in {cfg.out} failed; the first: {next(iter(errors.values()))}")
     from sweep.report.page import report
 
-    return report(cfg.out)
+    return report(cfg.out, cfg.measure)
 
 
 def decided(cfg: SweepConfig) -> SweepConfig:
