@@ -61,14 +61,23 @@ def predict_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str
     return predictions
 
 
-def split_dice(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) -> float:
-    """The mean Dice of `score_split` alone, cheap enough to follow training with; 0 if no class was counted."""
-    rows = [
-        {"subject": volume.subject} | dice_per_class(prediction, volume.reference, dataset.classes)
-        for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True)
-    ]
-    patients = pd.DataFrame(rows).groupby("subject").mean()
-    return float(np.nan_to_num(patients.mean(axis=1).mean()))
+def split_scores(predictions: Sequence[np.ndarray], dataset: Dataset, split: str) -> dict[str, float]:
+    """The mean Dice and Jaccard of `score_split` alone, cheap enough to follow training with.
+
+    Returns:
+        dice and jaccard; 0 if no class was counted.
+    """
+    volumes = list(labelled_volumes(dataset, split))
+    subjects = [volume.subject for volume in volumes]
+    dice = pd.DataFrame(
+        [
+            dice_per_class(prediction, volume.reference, dataset.classes)
+            for volume, prediction in zip(volumes, predictions, strict=True)
+        ]
+    )
+    tables = {"dice": dice, "jaccard": dice / (2 - dice)}  # of one class of one volume each follows from the other
+    patients = {name: table.groupby(subjects).mean().mean(axis=1) for name, table in tables.items()}
+    return {name: float(np.nan_to_num(of_patients.mean())) for name, of_patients in patients.items()}
 
 
 def score_split(

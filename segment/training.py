@@ -38,7 +38,7 @@ from segment.config import SegmentConfig
 from segment.inference import padded_sizes
 from segment.loss_of_sums import SampleSums, loss_of_sums
 from segment.model import ModelCard, build_unet, load_unet, require_unet, segmentation_loss
-from segment.scoring import predict_split, score_split, split_dice
+from segment.scoring import predict_split, score_split, split_scores
 
 log = logging.getLogger("fewslice")
 
@@ -173,7 +173,7 @@ def _fit(
 
     def validate(network: nn.Module) -> Metrics:
         last[:] = predict_split(network, card, dataset, "val")
-        return {"validation_dice": split_dice(last, dataset, "val")}
+        return {f"validation_{name}": score for name, score in split_scores(last, dataset, "val").items()}
 
     def save(network: nn.Module) -> None:
         save_model(network, run.path, card)
@@ -189,7 +189,7 @@ def _fit(
         data=dataset.store.key,
         validate=validate,
         save=save,
-        columns=["validation_dice"],
+        columns=["validation_dice", "validation_jaccard"],
         score="validation_dice",
         select=cfg.select,
         rank=None if cfg.select == "last" else lambda metrics: (metrics["validation_dice"],),

@@ -33,7 +33,7 @@ from segment.inference import segment_stack
 from segment.loss_of_sums import SampleSums, loss_of_sums
 from segment.metrics import dice_per_class
 from segment.model import ModelCard, build_unet, load_unet, segmentation_loss
-from segment.scoring import labelled_volumes, predict_split, score_split, split_dice
+from segment.scoring import labelled_volumes, predict_split, score_split, split_scores
 from segment.training import run
 
 CLASSES = ["background", "RV", "MYO", "LV"]
@@ -253,14 +253,14 @@ def test_select(tiny_acdc, tmp_path, monkeypatch, select, kept):
         return predict_split(unet, *others)
 
     monkeypatch.setattr(segment.training, "predict_split", seen)
-    monkeypatch.setattr(segment.training, "split_dice", lambda *_: scores[2 * len(weights)])
+    monkeypatch.setattr(segment.training, "split_scores", lambda *_: {"dice": scores[2 * len(weights)], "jaccard": 0})
     cfg = tiny(tiny_acdc, tmp_path / "a", steps=6, select=select)
     run(cfg)
     saved = load_file(cfg.run_folder / "model.safetensors")
     assert len(weights) == 3  # the kept network's predictions are scored, not made again
     assert [step for step in weights if all(torch.equal(weights[step][key], saved[key]) for key in saved)] == [kept]
     note = json.loads((cfg.run_folder / "kept.json").read_text())
-    assert note == {"validation_dice": scores[kept], "step": kept, "selected_by": cfg.select}
+    assert note == {"validation_dice": scores[kept], "validation_jaccard": 0, "step": kept, "selected_by": cfg.select}
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_killed_and_resumed(tiny_acdc, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segment", *options, "--resume"])
     main()
     assert same_weights(whole.run_folder, killed.run_folder)
-    columns = ["step", "loss", "validation_dice"]
+    columns = ["step", "loss", "validation_dice", "validation_jaccard"]
     curves = [pd.read_csv(cfg.run_folder / "metrics.csv")[columns] for cfg in (whole, killed)]
     pd.testing.assert_frame_equal(*curves, check_exact=True)
 
@@ -480,13 +480,14 @@ def blobs(x: Tensor) -> Tensor:
     return -100 * (x - levels) ** 2
 
 
-def test_validation_dice_is_the_summarys(tiny_acdc, tmp_path):
+def test_validation_scores_are_the_summarys(tiny_acdc, tmp_path):
     dataset = load_dataset("acdc", tiny_acdc)
     fake, own = Fake(blobs), card(classes=CLASSES)
     predictions = predict_split(fake, own, dataset, "val")
     summary = score_split(predictions, dataset, "val", tmp_path)
     assert 0.2 < summary["dice"]["mean"] < 1
-    assert split_dice(predictions, dataset, "val") == pytest.approx(summary["dice"]["mean"], abs=1e-12)
+    means = {name: summary[name]["mean"] for name in ("dice", "jaccard")}
+    assert split_scores(predictions, dataset, "val") == pytest.approx(means, abs=1e-12)
     assert fake.training  # as training goes on after it
 
 

@@ -51,8 +51,12 @@ def read_results(folder: Path) -> pd.DataFrame:
     return rows
 
 
-def read_curves(folder: Path) -> pd.DataFrame:
+def read_curves(folder: Path, measure: str = "dice") -> pd.DataFrame:
     """Rows of curves.parquet, the validation curves of all cells.
+
+    Args:
+        folder: folder of the study.
+        measure: "jaccard" for that of a segmentation as `score`, if every run has it (`curve_measure`).
 
     Raises:
         UserError: if there is no such table, or it is damaged.
@@ -62,14 +66,20 @@ def read_curves(folder: Path) -> pd.DataFrame:
         rows = pd.read_parquet(file)
         if missing := [name for name in (*KEY, "step", "score") if name not in rows]:
             raise ValueError(f"it has no column {missing[0]!r}")
-        numbers = [name for name in ("pretrain_epochs", "fraction", "step", "score") if name in rows]
+        numbers = [name for name in ("pretrain_epochs", "fraction", "step", "score", "jaccard") if name in rows]
         rows = rows.astype(dict.fromkeys(numbers, float))
         if not np.isfinite(rows["step"]).all():
             raise ValueError("a step is not finite")
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{file} is no table of validation curves ({reason}); {ADVICE}") from None
-    return _checked(file, rows)
+    rows = _checked(file, rows)
+    return rows.assign(score=rows["jaccard"]) if curve_measure(rows, measure) == "jaccard" else rows
+
+
+def curve_measure(curves: pd.DataFrame, measure: str) -> str:
+    """The measure that validation curves can show: Jaccard only if every run has it; those of version 0.1 do not."""
+    return "dice" if measure == "jaccard" and ("jaccard" not in curves or curves["jaccard"].isna().any()) else measure
 
 
 def require_all_cells(folder: Path, results: pd.DataFrame) -> None:

@@ -30,7 +30,7 @@ def analyse(folder: Path, measure: str = "dice", draws: int = 2000, seed: int = 
         UserError: if the study has no scores.
     """
     boot = bootstrap(study_scores(folder, measure), draws, seed)
-    runs = convergence.runs_from(read_curves(folder))
+    runs = convergence.runs_from(read_curves(folder, measure))
     tables = {
         "by_size": statistics.by_size(boot),
         "pairs": statistics.pairs(boot),

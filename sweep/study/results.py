@@ -214,13 +214,14 @@ def _details(cfg: SweepConfig, job: Job) -> Iterator[pd.DataFrame]:
 
 
 def _curve(cfg: SweepConfig, job: Job) -> pd.DataFrame:
-    """step, score (validation Dice or AUC) and loss at every validation."""
+    """step, score (validation Dice or AUC), jaccard of a segmentation, and loss at every validation."""
     name = "validation_dice" if cfg.task == "segment" else "validation_auc"
     table = read_table(job.folder / "metrics.csv", ("step", name, "loss"), "it is damaged")
-    table = table.loc[table[name].notna(), ["step", name, "loss"]]
+    columns = ["step", name, *({"validation_jaccard"} & {*table}), "loss"]  # version 0.1 did not follow Jaccard
+    table = table.loc[table[name].notna(), columns]
     if table.empty or not table[name].between(0, 1).all() or not table["step"].is_monotonic_increasing:
         raise UserError(f"{job.folder / 'metrics.csv'} is damaged ({name} is missing or impossible)")
-    return table.rename(columns={name: "score"})
+    return table.rename(columns={name: "score", "validation_jaccard": "jaccard"})
 
 
 def _keyed(table: pd.DataFrame, key: dict[str, Any]) -> pd.DataFrame:
