@@ -38,8 +38,8 @@ class Forecast(Settings):
     """Current number of labels; None: the largest size of the study."""
     more: float = 10
     """Number of labels to add, above 0."""
-    measure: Literal["dice", "jaccard"] = "dice"
-    """Score of a segmentation; exams are always scored by AUC."""
+    measure: Literal["dice", "jaccard"] | None = None
+    """Score of a segmentation; None: that of the study. Exams are always scored by AUC."""
     draws: int = 2000
     """Number of bootstrap resamples, 100 or more."""
     seed: int = 0
@@ -65,16 +65,16 @@ def run(cfg: Forecast) -> tuple[pd.DataFrame, pd.DataFrame]:
     Raises:
         UserError: if the folder holds no study or no scores.
     """
-    read_settings(cfg.results)
+    measure = cfg.measure or read_settings(cfg.results).get("measure") or "dice"
     results, plan = read_results(cfg.results), read_plan(cfg.results)
     require_all_cells(cfg.results, results)
-    boot = bootstrap(study_scores(cfg.results, cfg.measure), cfg.draws, cfg.seed)
+    boot = bootstrap(study_scores(cfg.results, measure), cfg.draws, cfg.seed)
     curves, unit = fit(boot), plan["unit"]
     at = float(boot.scores.labels[-1]) if cfg.at is None else cfg.at
     needed, gains = labels_needed(curves, cfg.target, unit), next_labels(curves, at, cfg.more, unit)
 
     console = terminal(highlight=False, soft_wrap=True)
-    score, split = "AUC" if plan["task"] == "classify" else NAMES[cfg.measure], scored_split(cfg.results)
+    score, split = "AUC" if plan["task"] == "classify" else NAMES[measure], scored_split(cfg.results)
     for title, table in (
         (f"labels needed for {score} {cfg.target:g} on the {NAMES.get(split, split)} split", needed),
         (f"gain in {score} from {cfg.more:g} more {unit} at {at:g}", gains),

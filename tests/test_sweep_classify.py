@@ -9,6 +9,10 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import sweep.__main__
+from classify.config import ClassifyConfig
+from classify.training import prepare
+from core.errors import UserError
+from data.sources import MrnetSource, open_exams
 
 SETTINGS = """--recipe demo --task classify --pipelines random hierarchical --fractions 0.2 1 --seeds 0 1 --processes 1
 --threads 1 --device cpu --test
@@ -48,3 +52,17 @@ def test_a_study_of_exams_end_to_end(tiny_knees, tmp_path, monkeypatch, no_stale
     table = pd.read_csv(out / "statistics" / "by_size.csv")
     assert np.isfinite(table["mean"]).all()
     assert "AUC" in (out / "report.html").read_text()
+
+
+def test_rates_are_tried_on_training_exams_alone(tiny_knees):
+    """Of the 27 training exams 9 validate, as many of each class as in proportion; the others are not scored."""
+    data = MrnetSource(data_root=tiny_knees)
+    settings = {"encoder": "resnet10t", "image_size": 32, "clip_frames": 2, "data": data}
+    exams, _, card = prepare(ClassifyConfig(**settings, inner_split=True, test=False))
+    whole = open_exams(data, labelled=True)
+    inner = exams.positions("val")
+    assert {*exams.positions("train"), *inner} == {*whole.positions("train")}
+    assert (len(inner), exams.labels[inner].sum()) == (9, 3)
+    assert len(card.subjects["subjects"]["train"].split()) == 18
+    with pytest.raises(UserError, match="--inner-split goes without a score of the test split"):
+        ClassifyConfig(**settings, inner_split=True)

@@ -5,6 +5,7 @@ import re
 import runpy
 import sys
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ from PIL import Image
 from core.errors import UserError
 from core.files import write_json
 from sweep.analysis.statistics import oriented
+from sweep.analysis.study_files import curve_measure, read_curves
 from sweep.report.figures.differences import differences
 from sweep.report.figures.style import INK, MUTED, NARROW, WIDE, drawing, legend, pipeline_styles, selected, to_svg
 from sweep.report.filters import interval, number, p_value, prose
@@ -190,6 +192,86 @@ def test_natural_image_starts_are_what_the_cards_say(tmp_path):
     assert [bool(caveat) for caveat in starts.values()] == [False, True]
 
 
+def test_short_pretraining_and_what_is_left_of_the_start(tmp_path):
+    out = made_up_study(tmp_path, pipelines=("random", "specialist"), fractions=(0.02, 0.1))
+    stage = {"stage": "specialist", "data": {"name": "acdc"}, "batch_size": 64}
+    for seed in (0, 1):  # told once
+        write_card(out / "encoders" / f"specialist-pretrained{seed}", stage | {"steps": 106, "start_share": 0.583})
+    write_card(out / "encoders" / "hierarchical", {"stage": "foreign", "source": "a.pth"}, stage | {"steps": 1500})
+    study = read_study(out, "dice", 100, 0)
+    sentence = (
+        "Pretraining: hierarchical 1,500 optimiser steps, specialist 106 optimiser steps (58.3% of the initial weights "
+        "are left in the encoder); with fewer than 1,000 steps scores say little about a method."
+    )
+    assert study.facts.pretraining == sentence
+    assert sentence in caveats(study.facts)
+    for seed in (0, 1):
+        write_card(out / "encoders" / f"specialist-pretrained{seed}", stage | {"steps": 1000, "start_share": 0.01})
+    facts = read_study(out, "dice", 100, 0).facts
+    assert "specialist 1,000 optimiser steps (1.0% of the initial" in facts.pretraining
+    assert facts.pretraining not in caveats(facts)
+
+
+def test_choices_on_the_reported_split_are_named(tmp_path):
+    training = {"encoder": "resnet50", "image_size": 224, "steps": 1050, "batch_size": 192}
+    segment = made_up_study(tmp_path / "a", fractions=(0.02, 0.1), segment=training | {"select": "best"})
+    chosen = "Chosen on the split that is reported, so that scores are too high: "
+    weights = "the weights that are kept, those of the best Dice during training"
+    facts = read_study(segment, "dice", 100, 0).facts
+    assert f"{chosen}{weights}." in caveats(facts)
+    rows = pd.read_csv(segment / "results.csv"), pd.read_csv(segment / "per_volume.csv")
+    for table, name in zip(rows, ("results", "per_volume"), strict=True):  # the same study, scored on test as well
+        pd.concat([table, table.assign(split="test")]).to_csv(segment / f"{name}.csv", index=False)
+    assert not any(chosen in limit for limit in caveats(read_study(segment, "dice", 100, 0).facts))
+    classifier = training | {"select": "last", "threshold": "youden"}
+    exams = made_up_study(tmp_path / "b", task="classify", fractions=(0.02, 0.1), scored=9, classify=classifier)
+    limits = caveats(read_study(exams, "dice", 100, 0).facts)
+    assert f"{chosen}the threshold of accuracy, sensitivity and specificity, by Youden's index." in limits
+
+
+def test_pretraining_seeds_in_words():
+    one, two, many = (replace(FACTS, pretrainings=count) for count in (1, 2, 5))
+    assert any(limit.startswith("One encoder per pipeline: the intervals do not cover") for limit in caveats(one))
+    assert any(limit.startswith("2 pretraining seeds are few") for limit in caveats(two))
+    assert not any("pretraining" in limit for limit in caveats(many))
+    assert not any("encoder" in limit for limit in caveats(replace(one, pipelines=("random",))))
+
+
+@pytest.mark.slow
+def test_a_page_in_jaccard_with_learning_rates_and_short_pretraining(tmp_path):
+    out = made_up_study(tmp_path, fractions=(0.02, 0.1), lr=[1e-4, 1e-3, 1e-2], measure="jaccard")
+    results, curves = pd.read_csv(out / "results.csv"), pd.read_parquet(out / "curves.parquet")
+    rate = results["pipeline"].map({"random": 1e-2, "generalist": 1e-3})
+    results.assign(lr=rate).to_csv(out / "results.csv", index=False)
+    curves.assign(jaccard=curves["score"] / 2).to_parquet(out / "curves.parquet")
+    rates = {"pipeline": "random", "lr": [1e-4, 1e-2], "score": [np.nan, 0.5], "chosen": [False, True]}
+    pd.DataFrame(rates).to_csv(out / "rates.csv", index=False)
+    stage = {"stage": "specialist", "data": {"name": "acdc"}, "batch_size": 64, "steps": 24, "start_share": 0.5}
+    write_card(out / "encoders" / "specialist", stage)
+    page = Page(report(out, draws=100))
+    assert (
+        "Learning rate 0.01 (random), 0.001 (generalist), each the best of 0.0001, 0.001, 0.01 on a third of the "
+        "labelled training patients, which nothing reported was scored on; at the edge of those tried, so that a "
+        "better one may lie beyond: random: highest"
+    ) in page.text
+    assert "random 0.0001 failed random 0.01 0.500 ●" in page.text
+    assert "scored by Jaccard" in page.text
+    assert "Jaccard on the validation split during training" in page.text  # as in the paper's figure 3
+    assert page.text.count("Pretraining: specialist 24 optimiser steps (50.0%") == 2  # a limit, and above the tables
+
+
+def test_curves_in_jaccard(tmp_path):
+    out = made_up_study(tmp_path, fractions=(0.02, 0.1))
+    curves = pd.read_parquet(out / "curves.parquet")
+    assert curve_measure(curves, "jaccard") == "dice"  # of version 0.1: they stay in Dice
+    with_jaccard = curves.assign(jaccard=curves["score"] / 2)
+    with_jaccard.to_parquet(out / "curves.parquet")
+    assert curve_measure(with_jaccard, "jaccard") == "jaccard"
+    np.testing.assert_allclose(read_curves(out, "jaccard")["score"], curves["score"] / 2)
+    np.testing.assert_allclose(read_curves(out)["score"], curves["score"])
+    assert read_curves(out, "auc")["score"].equals(read_curves(out)["score"])
+
+
 @pytest.mark.slow
 def test_exams_pretrained_for_several_epochs(tmp_path):
     """Scores by length of pretraining, AUC in place of Dice, no masks; and two sizes are not enough for a fit."""
@@ -313,6 +395,7 @@ SUMMARY = [
     "One data set (ACDC, real images), # patients of the validation split and one set of settings (resnet50, # pixels, "
     "# steps with batch size #): other data and other settings may give another order.",
     "# seeds are few: the intervals themselves are rough.",
+    "One encoder per pipeline: the intervals do not cover how much another pretraining would differ.",
     "Scored on the validation split, on which settings may have been chosen; the test split was not used.",
     "Only the comparison over all sizes was declared beforehand and is corrected for the number of pairs (Holm); the "
     "other intervals are not.",

@@ -20,7 +20,7 @@ from sweep.analysis.convergence import LEVEL, runs_from
 from sweep.analysis.curve_fitting import OFFSET_POWER_LAW
 from sweep.analysis.scores import longest_pretraining
 from sweep.analysis.statistics import decided, oriented
-from sweep.analysis.study_files import read_curves
+from sweep.analysis.study_files import curve_measure, read_curves
 from sweep.analysis.tables import study_scores
 from sweep.report import filters
 from sweep.report.figures.curve_areas import VIOLIN_FROM, curve_areas
@@ -43,8 +43,8 @@ class Report(Settings):
 
     folder: tyro.conf.Positional[Path]
     """Folder of a study (`--out` of `python -m sweep`)."""
-    measure: Measure = "dice"
-    """Score of a segmentation; exams are always scored by AUC."""
+    measure: Measure | None = None
+    """Score of a segmentation; None: that of the study. Exams are always scored by AUC."""
     draws: int = 2000
     """Number of bootstrap resamples, 100 or more."""
     seed: int = 0
@@ -55,10 +55,10 @@ class Report(Settings):
         require_resamples(self.draws, self.seed)
 
 
-def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int = 0) -> Path:
+def report(folder: Path, measure: Measure | None = None, draws: int = 2000, seed: int = 0) -> Path:
     """Analyse a study, write its tables and figures, and put all of it on one page; missing runs are marked.
 
-    The arguments are those of `sweep.analysis.tables.analyse`.
+    The arguments are those of `read_study`.
 
     Returns:
         The path of report.html.
@@ -75,7 +75,7 @@ def report(folder: Path, measure: Measure = "dice", draws: int = 2000, seed: int
 def render(study: Study) -> str:
     """The page of a study, after its figures are drawn and saved."""
     facts, tables = study.facts, study.tables
-    styles, curves = pipeline_styles(facts.pipelines), read_curves(study.folder)
+    styles, curves = pipeline_styles(facts.pipelines), read_curves(study.folder, study.measure)
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     for name in ("number", "interval", "p_value", "bounded", "labels_needed", "listed"):
@@ -83,7 +83,7 @@ def render(study: Study) -> str:
     page.filters["pipeline"] = partial(filters.pipeline, pipelines=facts.pipelines)
     page.filters["prose"] = partial(filters.prose, pipelines=facts.pipelines)
     page.tests["decided"] = decided
-    validation_score = "AUC" if study.measure == "auc" else "Dice"
+    validation_score = {"auc": "AUC", "jaccard": "Jaccard"}.get(curve_measure(curves, study.measure), "Dice")
     directed = {name: oriented(tables[name], facts.pipelines) for name in ("pairs", "primary")}
     return page.get_template("report.html.j2").render(
         facts=facts,
@@ -95,6 +95,7 @@ def render(study: Study) -> str:
         tables={name: rows.to_dict("records") for name, rows in {**tables, **directed}.items()},
         shapes=dict(_shapes(tables["fits"], tables["bends"])),
         saved=_labels_saved(tables["multipliers"]),
+        rates=study.rates.to_dict("records"),
         figures=dict(_figures(study, styles, curves, validation_score, **directed)),
         pictures=list(_pictures(study)),
         cells=[run for run in study.runs if run["is_cell"]],

@@ -1,14 +1,15 @@
 """A study as its folder describes it: settings, plan, results and encoder cards, read as plain files."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas as pd
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, model_validator
 
 from core.errors import UserError
+from core.tables import read_table
 from sweep.analysis.study_files import (
     ADVICE,
     display_name,
@@ -20,6 +21,7 @@ from sweep.analysis.study_files import (
     require_all_cells,
 )
 from sweep.analysis.tables import analyse, scored_split
+from sweep.report.encoder_cards import natural_image_starts, pretraining_lengths
 
 LAYOUTS = {"segment": "acdc", "classify": "mrnet"}
 NAMES = {"acdc": "ACDC", "mrnet": "MRNet", "dice": "Dice", "jaccard": "Jaccard", "val": "validation"}
@@ -50,6 +52,14 @@ class Facts:
     """The main settings of the runs."""
     natural_image_starts: Mapping[str, str]
     """Origin of each natural-image encoder, and what limits results with it (may be empty)."""
+    pretrainings: int = 1
+    """Number of pretraining seeds."""
+    pretraining: str = ""
+    """Steps of each encoder's pretraining and the share of its initial weights that is left; empty if unknown."""
+    is_short: bool = False
+    """Whether a pretraining was so short that scores say little about its method."""
+    chosen_in_sample: str = ""
+    """What was chosen on the split that is reported; empty if nothing was."""
     warnings: Sequence[str] = ()
     """Reasons why scores may be too high: leakage that the study's settings allowed."""
     missing: int = 0
@@ -60,6 +70,11 @@ class Facts:
     def labels(self, count: int) -> str:
         """A number of labels with its unit."""
         return f"{count:,} {self.unit if count != 1 else self.unit.removesuffix('s')}"
+
+    @property
+    def resampled(self) -> str:
+        """What the bootstrap resamples besides patients or exams."""
+        return "seeds and pretraining seeds" if self.pretrainings > 1 else "seeds"
 
     @property
     def count_scored(self) -> str:
@@ -88,16 +103,25 @@ class Study:
     tables: Mapping[str, pd.DataFrame]
     """Tables of `sweep.analysis.tables.analyse`."""
     facts: Facts
+    rates: pd.DataFrame
+    """Learning rates tried: pipeline, lr, score and chosen; empty if none were."""
 
 
-def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
-    """Read a study's files and analyse them. The arguments are those of `sweep.analysis.tables.analyse`.
+def read_study(folder: Path, measure: str | None = None, draws: int = 2000, seed: int = 0) -> Study:
+    """Read a study's files and analyse them.
+
+    Args:
+        folder: folder of the study.
+        measure: "dice" or "jaccard"; None: that of the study's settings.
+        draws: number of bootstrap resamples.
+        seed: random seed of the bootstrap.
 
     Raises:
         UserError: if the folder holds no study, no finished run, or no plan.
     """
     settings, results, plan = read_settings(folder), read_results(folder), read_plan(folder)
     settings = read_json(folder / "study.json", _Settings)
+    measure = measure or settings.get("measure") or "dice"
     settings["pipelines"] = [display_name(pipeline) for pipeline in settings["pipelines"]]
     for job in plan["jobs"]:
         if job.get("pipeline"):
@@ -114,6 +138,7 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
         runs = [{**run, "error": run["error"] and f"see {run['name']}/error.txt"} for run in runs]
     cells = [run for run in runs if run["is_cell"]]
     results = results[results["split"] == split]
+    pretraining, is_short = pretraining_lengths(folder)
     facts = Facts(
         pipelines=tuple(name for name in settings["pipelines"] if name in scored),
         score="AUC" if exams else NAMES[measure],
@@ -125,15 +150,45 @@ def read_study(folder: Path, measure: str, draws: int, seed: int) -> Study:
         dataset=_dataset(settings, plan["task"], is_synthetic(results)),
         synthetic=is_synthetic(results),
         settings=f"{run_settings['encoder']}, {_pixels(run_settings['image_size'])}, {_length(run_settings)}",
-        natural_image_starts=dict(_natural_image_starts(folder)),
+        natural_image_starts=dict(natural_image_starts(folder)),
+        pretrainings=int(results.groupby("pipeline")["pretrain_seed"].nunique().max()),
+        pretraining=pretraining,
+        is_short=is_short,
+        chosen_in_sample=_chosen_in_sample(run_settings) if split == "val" else "",
         warnings=warnings_of(results),
         missing=sum(run["state"] != "done" for run in cells),
         cells=len(cells),
     )
     column = "auc" if exams else measure
     return Study(
-        folder=folder, measure=column, settings=settings, runs=runs, results=results, tables=tables, facts=facts
+        folder=folder,
+        measure=column,
+        settings=settings,
+        runs=runs,
+        results=results,
+        tables=tables,
+        facts=facts,
+        rates=_read_rates(folder),
     )
+
+
+def _read_rates(folder: Path) -> pd.DataFrame:
+    columns = ("pipeline", "lr", "score", "chosen")
+    if not (folder / "rates.csv").is_file():
+        return pd.DataFrame(columns=columns)
+    rates = read_table(folder / "rates.csv", columns, ADVICE)
+    return rates.assign(pipeline=[display_name(str(pipeline)) for pipeline in rates["pipeline"]])
+
+
+def _chosen_in_sample(run: Mapping[str, Any]) -> str:
+    """What runs of these settings choose on the validation split, in words."""
+    choices = []
+    if (select := run.get("select", "last")) != "last":
+        best = {"best": "Dice", "auc": "AUC", "loss": "loss (lowest)"}.get(select, select)
+        choices.append(f"the weights that are kept, those of the best {best} during training")
+    if run.get("threshold") == "youden":
+        choices.append("the threshold of accuracy, sensitivity and specificity, by Youden's index")
+    return " and ".join(choices)
 
 
 def _inside(name: str) -> str:
@@ -209,35 +264,6 @@ class _Plan(BaseModel):
     jobs: list[_Job]
 
 
-class _Images(BaseModel):
-    name: str
-
-
-class _Stage(BaseModel):
-    """A stage of an encoder's card."""
-
-    stage: str
-    source: str | None = None
-    data: _Images | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-
-    @model_validator(mode="after")
-    def _says_its_images(self) -> "_Stage":
-        trained = self.data is not None and self.steps is not None and self.batch_size is not None
-        if (self.stage == "foreign" and not self.source) or (
-            self.stage == "generalist" and not (self.source or trained)
-        ):
-            raise ValueError("the origin of the encoder is missing")
-        return self
-
-
-class _Card(BaseModel):
-    """encoder.json of an encoder."""
-
-    lineage: Annotated[list[_Stage], Field(min_length=1)]
-
-
 def read_settings(folder: Path) -> dict[str, Any]:
     """The configuration of a study, study.json."""
     if not (folder / "study.json").is_file():
@@ -294,26 +320,6 @@ def _dataset(settings: Mapping[str, Any], task: str, synthetic: bool) -> str:
     return f"a synthetic phantom in the layout of {name}" if synthetic else name
 
 
-def _natural_image_starts(folder: Path) -> Iterator[tuple[str, str]]:
-    """What the cards of a study's encoders say about the first stage of those that began with natural images."""
-    for card in sorted(folder.glob("encoders/*/encoder.json")):
-        first = read_json(card, _Card)["lineage"][0]
-        if first["stage"] == "foreign":
-            yield (
-                first["source"],
-                f"The natural-image start is the file {first['source']}, whose card does not name its training data: "
-                "results that start from it hold for these weights only.",
-            )
-        elif first["stage"] == "generalist" and "source" in first:
-            yield first["source"], ""
-        elif first["stage"] == "generalist":
-            trained = f"{first['data']['name']} images, {first['steps']:,} steps with batch size {first['batch_size']}"
-            yield (
-                f"trained in this study on {trained}",
-                f"The natural-image start was trained in this study ({trained}): it is not an ImageNet encoder.",
-            )
-
-
 def what_was_run(study: Study) -> dict[str, str]:
     """The settings of a study in words, for the page."""
     facts, settings = study.facts, study.settings
@@ -339,7 +345,9 @@ def what_was_run(study: Study) -> dict[str, str]:
     epochs = {job["stage"]: job["epochs"] for job in study.runs if job.get("stage") in ("specialist", "hierarchical")}
     if epochs:
         if counts := settings.get("pretrain_epochs"):
-            length = f"{_commas(counts)} epochs"
+            whole = ", ".join(f"{count:g} ({stage})" for stage, count in epochs.items())
+            whole = f"{pretraining['steps']:,} steps" if pretraining["steps"] else f"{whole} epochs"
+            length = f"{_commas(counts)} epochs of a schedule of {whole}"
         elif pretraining["steps"]:
             length = f"{pretraining['steps']:,} steps"
         else:
@@ -348,11 +356,30 @@ def what_was_run(study: Study) -> dict[str, str]:
         rows["Domain pretraining (BYOL)"] = f"{length} with batch size {pretraining['batch_size']}, {size}"
     if facts.natural_image_starts:
         rows["Natural-image start"] = "; ".join(facts.natural_image_starts)
+    if rates := _rates(study):
+        rows["Learning rate"] = rates
+    if run.get("keep_largest_component") == "yes":
+        rows["Predictions"] = "only the largest connected component of each volume's foreground is kept"
     if len(settings["pretrain_seeds"]) > 1:
         rows["Pretraining seeds"] = _commas(settings["pretrain_seeds"])
     if "versions" in study.results:
         rows["Versions"] = str(study.results["versions"].iloc[0]).replace(" ", ", ").replace("=", " ")
     return rows
+
+
+def _rates(study: Study) -> str:
+    """The learning rate of each pipeline and how it was chosen; empty if all have one rate."""
+    tried = study.settings.get("lr") or []
+    if len(tried) < 2 or "lr" not in study.results:
+        return ""
+    rates = study.results.groupby("pipeline", sort=False)["lr"].first()
+    texts = [f"{rate:g} ({pipeline})" for pipeline, rate in rates.items()]
+    unit = study.facts.unit_scored
+    how = f"each the best of {_commas([f'{rate:g}' for rate in tried])} on a third of the labelled training {unit}"
+    ends = [f"{pipeline}: {'highest' if rate == max(tried) else 'lowest'}" for pipeline, rate in rates.items()
+            if rate in (min(tried), max(tried))]  # fmt: skip
+    edge = f"; at the edge of those tried, so that a better one may lie beyond: {', '.join(ends)}" if ends else ""
+    return f"{', '.join(texts)}, {how}, which nothing reported was scored on{edge}"
 
 
 def _commas(values: Sequence[Any]) -> str:

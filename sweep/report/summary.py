@@ -229,11 +229,22 @@ def caveats(facts: Facts) -> list[str]:
         texts.append("One seed: no interval, so nothing here is decided.")
     elif facts.seeds < 5:
         texts.append(f"{facts.seeds} seeds are few: the intervals themselves are rough.")
+    if facts.pretrainings == 1 and any(name != "random" for name in facts.pipelines):
+        texts.append("One encoder per pipeline: the intervals do not cover how much another pretraining would differ.")
+    elif 1 < facts.pretrainings < 5:
+        texts.append(
+            f"{facts.pretrainings} pretraining seeds are few: the intervals cover only roughly how much another "
+            "pretraining would differ."
+        )
+    if facts.is_short:
+        texts.append(facts.pretraining)
     texts += [caveat for caveat in facts.natural_image_starts.values() if caveat]
     if facts.split == "validation":
         texts.append(
             "Scored on the validation split, on which settings may have been chosen; the test split was not used."
         )
+    if facts.chosen_in_sample:
+        texts.append(f"Chosen on the split that is reported, so that scores are too high: {facts.chosen_in_sample}.")
     texts.append(
         "Only the comparison over all sizes was declared beforehand and is corrected for the number of pairs (Holm); "
         "the other intervals are not."

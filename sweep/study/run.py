@@ -114,7 +114,7 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
         raise UserError(f"every run of the study in {cfg.out} failed; the first: {next(iter(errors.values()))}")
     from sweep.report.page import report
 
-    return report(cfg.out, cfg.measure)
+    return report(cfg.out)
 
 
 def decided(cfg: SweepConfig) -> SweepConfig:
