@@ -13,6 +13,7 @@ from core.files import write_json
 from data.sources import MrnetSource
 from data.splits import labelled_exams
 from encoders import hub
+from engine.command_line import parse
 from engine.config import plain, read_config
 from segment.config import demo as demo_unet
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
@@ -129,6 +130,12 @@ def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_
         assert not cell.config.inner_split
     assert {job.config.lr for job in jobs_of(**settings, lr=(0.02,)) if job.is_cell} == {0.02}
     assert not any(job.is_trial for job in jobs_of(**settings, lr=(0.02,)))
+
+
+def test_rates_of_a_study_and_of_its_runs_on_the_command_line():
+    flags = ["--recipe", "demo", "--lr", "1e-4", "1e-3", "--segment.lr", "0.5", "--pretrain.lr", "0.1"]
+    cfg = parse(presets_for, "", flags)
+    assert (cfg.lr, cfg.segment.lr, cfg.pretrain.lr) == ((1e-4, 1e-3), 0.5, 0.1)
 
 
 def test_the_best_rate_is_chosen_once(tmp_path):

@@ -295,7 +295,8 @@ def _with_states(folder: Path, jobs: Sequence[Mapping[str, Any]], finished: set[
         if not (job["is_cell"] and done):
             note = folder / name / "error.txt"
             error = relative_paths(first_line(note), folder)
-            failed = [need for need in job["needs"] if need in runs and runs[need]["error"]]
+            stopped = [need for need in job["needs"] if not need.startswith("rates/")]  # another rate is chosen
+            failed = [need for need in stopped if need in runs and runs[need]["error"]]
             error = error or (f"needs {failed[0]}, which failed" if failed else "")
         state = "failed" if error else "done" if done else "not run"
         runs[name] = {**job, "state": state, "error": error}
