@@ -74,6 +74,28 @@ def test_jobs_come_after_what_they_need_and_start_from_its_file():
     assert seen["cells/random-n749-seed0"].config.init == "random"
 
 
+def test_masked_image_modelling_from_random_weights_and_from_a_generalist(tmp_path):
+    """Cells start from the whole U-Net; settings of another method's optimiser do not reach it."""
+    pretraining = replace(SweepConfig().pretrain, lr=0.5, optimiser="lars", generalist="imagenet")
+    settings = {"fractions": (0.5,), "seeds": (0,), "out": tmp_path, "pretrain": pretraining}
+    jobs = {job.name: job for job in jobs_of(pipelines=("specialist", "masked", "masked=procedural"), **settings)}
+    random, given = jobs["encoders/masked"], jobs["encoders/masked=procedural"]
+    assert (random.config.method, random.config.stage, random.needs) == ("masked", "specialist", ())
+    assert (given.config.method, given.config.stage) == ("masked", "hierarchical")
+    assert given.needs == ("encoders/generalist-procedural",)
+    assert given.config.generalist == str(tmp_path / "encoders/generalist-procedural/encoder.safetensors")
+    assert jobs["encoders/generalist-procedural"].config.method == "byol"
+    assert [job.config.peak_lr(False) for job in (random, given)] == [1e-3, 1e-3]
+    assert jobs["encoders/specialist"].config.lr == 0.5
+    for name in ("masked", "masked=procedural"):
+        assert jobs[f"cells/{name}-n749-seed0"].config.init == str(tmp_path / "encoders" / name / "unet.safetensors")
+    own = replace(pretraining, method="masked", lr=3e-4, optimiser=None)
+    jobs = {job.name: job for job in jobs_of(pipelines=("masked",), **settings | {"pretrain": own})}
+    assert jobs["encoders/masked"].config.lr == 3e-4
+    with pytest.raises(UserError, match="--pipelines masked: masked image modelling takes single images, not exams"):
+        replace(EXAM_PRESETS["demo"](), pipelines=("masked",))
+
+
 def test_crossed_seeds():
     cells = jobs_of(pipelines=("random",), fractions=(1.0,), seeds=(0, 1, 2), cross_seeds=True)
     assert {(job.config.subset_seed, job.config.seed) for job in cells} == {(a, b) for a in range(3) for b in range(3)}

@@ -54,8 +54,9 @@ class SweepConfig(Settings):
     """What the labels are for: the U-Net's label maps, or the classes of whole exams."""
     pipelines: Annotated[tuple[str, ...], MayGrow] = PIPELINES
     """random, generalist, specialist, hierarchical; generalist=SOURCE and hierarchical=SOURCE start from other
-    weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`. For exams with a 3D encoder
-    also kinetics: torchvision's weights of videos."""
+    weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`. For slices also masked and
+    masked=SOURCE: masked image modelling of a whole U-Net from random weights or from those of SOURCE. For exams with a
+    3D encoder also kinetics: torchvision's weights of videos."""
     fractions: Annotated[tuple[float, ...], MayGrow] = FRACTIONS
     """Shares of the labelled training slices (patients, exams), each in (0, 1]."""
     sizes: Annotated[tuple[int, ...], MayGrow] = ()
@@ -133,11 +134,14 @@ class SweepConfig(Settings):
         super().__post_init__()
         for pipeline in self.pipelines:
             name, _, source = pipeline.partition("=")
-            if name not in (*PIPELINES, "kinetics") or (source and name not in ("generalist", "hierarchical")):
+            named = (*PIPELINES, "kinetics", "masked")
+            if name not in named or (source and name not in ("generalist", "hierarchical", "masked")):
                 raise UserError(
                     f"--pipelines {pipeline}: there is no such pipeline; choose among {', '.join(PIPELINES)}, "
-                    "kinetics, generalist=SOURCE, hierarchical=SOURCE"
+                    "kinetics, masked, generalist=SOURCE, hierarchical=SOURCE, masked=SOURCE"
                 )
+            if name == "masked" and self.task == "classify":
+                raise UserError(f"--pipelines {pipeline}: masked image modelling takes single images, not exams")
             if name == "kinetics" and not (self.task == "classify" and is_video(self.classify.encoder)):
                 raise UserError(
                     f"--pipelines kinetics: these are weights of {', '.join(VIDEO_ENCODERS)}; pass --task classify "

@@ -12,6 +12,7 @@ from classify.config import ClassifyConfig
 from core.errors import UserError
 from data.sources import FolderSource
 from data.splits import FEWEST_EXAMS, labelled_count
+from encoders.card import UNET
 from engine.config import result_settings
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
@@ -133,6 +134,11 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
         return [_Start("random")]
     if stage == "kinetics":
         stage, source = "generalist", "kinetics"
+    pretraining, file = cfg.pretrain, "encoder.safetensors"
+    if stage == "masked":
+        stage, file = "hierarchical" if source else "specialist", UNET
+        if pretraining.method != "masked":  # rates of another method and optimiser mean nothing to this one
+            pretraining = replace(pretraining, method="masked", optimiser=None, lr=None, export=None)
     source = source or cfg.pretrain.generalist
     starts: list[_Start] = []
     for seed in cfg.pretrain_seeds:
@@ -151,7 +157,7 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
         settings: dict[str, Any] = {"stage": stage, "generalist": initial, "seed": seed}
         if cfg.pretrain_epochs:  # warm-up, cosine and tau are those of the whole stage, of which the rest is left out
             settings |= {"keep_epochs": cfg.pretrain_epochs, "stop_after_epochs": max(1, *cfg.pretrain_epochs)}
-        config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
+        config = _configured(cfg, pretraining, out=cfg.out / name, **settings)
         if not config.steps and max(cfg.pretrain_epochs, default=0) > config.target_epochs:
             raise epochs_beyond(cfg, f"{config.target_epochs:g} epochs ({stage})")
         encoders[name] = Job(name=name, config=config, needs=needs, key={})
@@ -161,7 +167,7 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
                 for epochs in cfg.pretrain_epochs
             ]
         else:
-            starts.append(_Start(str(_encoder(cfg, name)), (name,), seed, None, suffix))
+            starts.append(_Start(str(cfg.out / name / file), (name,), seed, None, suffix))
     return starts
 
 
