@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 from core.errors import UserError
 from core.settings import Output, Settings
+from data.readers.class_images import ClassImages, read_class_images, read_digits
 from data.readers.exams import ExamSet, load_exams, load_mrnet
 from data.readers.geometry import SliceAxis
 from data.readers.label_maps import ReadingOptions
@@ -90,16 +91,50 @@ class ExamsSource(Settings):
     the one with the clearly largest spacing, else 2."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImagesSource(Settings):
+    """Images with classes, grey or in colour."""
+
+    dataset: Literal["images"] = "images"
+    """Layout of the data set: PNG, JPEG or TIFF files in train/CLASS/ and test/CLASS/, or torchvision's CIFAR-10
+    files."""
+    data_root: Output[Path | None] = None
+    """Folder that holds train/ and test/, or cifar-10-batches-py/; default: the digits that come with scikit-learn."""
+    imbalance: float = 1.0
+    """Long-tailed part of the training images: images of the last class over those of the first, in (0, 1], falling
+    exponentially between them (classes sorted by name); 1 keeps every image."""
+    total: int | None = None
+    """Number of training images of a balanced part; None: every image."""
+    draw_seed: int = 0
+    """Random seed that draws the images of such a part, 0 or more; a smaller part lies within a larger one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.imbalance <= 1:
+            raise UserError(f"--imbalance {self.imbalance}: must lie in (0, 1], e.g. 0.01 for 100 to 1")
+        if self.total is not None and self.total < 1:
+            raise UserError(f"--total {self.total}: must be above 0")
+        if self.total is not None and self.imbalance < 1:
+            raise UserError(
+                f"--total {self.total} makes a balanced set and --imbalance {self.imbalance} a long-tailed one: "
+                "pass one of them"
+            )
+        if self.draw_seed < 0:
+            raise UserError(f"--draw-seed {self.draw_seed}: must be 0 or more")
+
+
 log = logging.getLogger("fewslice")
 
 SliceSource = AcdcSource | FolderSource
 ExamSource = MrnetSource | ExamsSource
 
-S = TypeVar("S", AcdcSource, FolderSource, MrnetSource, ExamsSource)
+S = TypeVar("S", AcdcSource, FolderSource, MrnetSource, ExamsSource, ImagesSource)
 
 
 def with_demo_data(source: S) -> S:
-    """Fill in `data_root` where it is None, see `find_root`."""
+    """Fill in `data_root` where it is None, see `find_root`; the digits of scikit-learn lie in no folder."""
+    if isinstance(source, ImagesSource):
+        return source
     return replace(source, data_root=find_root(source.dataset, source.data_root, getattr(source, "labels", None)))
 
 
@@ -139,6 +174,19 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
             slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
         ),
     )
+
+
+def open_images(source: ImagesSource) -> ClassImages:
+    """Read the images of a source and keep the part of the training images that it asks for.
+
+    Raises:
+        UserError: for anything wrong with the folder, the files or the part.
+    """
+    images = read_digits() if source.data_root is None else read_class_images(source.data_root)
+    images = images.selected(source.imbalance, source.total, source.draw_seed)
+    if source.imbalance < 1 or source.total is not None:
+        log.info("training images by class: %s", " ".join(map(str, images.counts)))
+    return images
 
 
 def save_requested_splits(source: object, splits: Mapping[str, str]) -> None:

@@ -292,8 +292,9 @@ def _merged(default: Any, values: Mapping[str, Any], error: str) -> dict[str, An
 
 
 def alternatives(kind: type, name: str) -> dict[str, Any]:
-    """The classes of a field that is a union of data set layouts, by their `dataset`; empty for other fields."""
-    return {each.dataset: each for each in get_args(get_type_hints(kind)[name]) if hasattr(each, "dataset")}
+    """The classes of a field that is a data set layout or a union of some, by their `dataset`; empty for others."""
+    hint = get_type_hints(kind)[name]
+    return {each.dataset: each for each in get_args(hint) or (hint,) if hasattr(each, "dataset")}
 
 
 def _in_present_spelling(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,21 @@ def grey_pages(image: Image.Image, path: Path, *, label_map: bool) -> list[np.nd
     return pages
 
 
+def grey_or_rgb(image: Image.Image, path: Path) -> np.ndarray:
+    """The first page of an opened image in the depth of the file: (rows, columns) if it is grey, else RGB
+    (rows, columns, 3).
+
+    A palette is applied; transparency is dropped.
+    """
+    if has_deep_colour(image):
+        return _deep_pages(image, path)[0]
+    if image.mode in ("1", "L") or image.mode[0] in "IF":
+        values = np.asarray(image)
+        return values.astype(np.uint8) if values.dtype == bool else values
+    grey = image.mode in ("LA", "La") or (image.mode == "P" and _is_grey(image))
+    return np.asarray(image.convert("L" if grey else "RGB"))
+
+
 def has_deep_colour(image: Image.Image) -> bool:
     """Whether an opened image has several channels of 16 bits, of which Pillow would drop 8."""
     tiles = getattr(image, "tile", [])  # (decoder, box, offset, arguments) of each part of the file
