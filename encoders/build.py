@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from core.errors import UserError
 from encoders.names import is_video
 from encoders.norm import Norm, replace_norm
+from encoders.stem import Stem, use_small_stem
 
 
-def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.Module:
+def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch", stem: Stem = "standard") -> nn.Module:
     """Build a randomly initialised encoder: (N, in_channels, H, W) -> (N, feature_width).
 
     Args:
@@ -27,12 +28,15 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch") -> nn.M
             ``tu-`` encoders take too.
         in_channels: channels of the images.
         norm: see ``replace_norm``.
+        stem: see ``encoders.stem.Stem``; "small" is for ResNets.
 
     Raises:
-        UserError: see ``require_encoder``.
+        UserError: see ``require_encoder`` and ``use_small_stem``.
     """
     require_encoder(name)
     encoder = timm.create_model(name, pretrained=False, in_chans=in_channels, num_classes=0)
+    if stem == "small":
+        use_small_stem(encoder, name)
     return replace_norm(encoder, norm)
 
 

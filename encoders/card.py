@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from core.errors import UserError, first_violation
 from core.hashes import sha256
 from encoders.norm import Norm
+from encoders.stem import Stem
 
 log = logging.getLogger("fewslice")
 
@@ -20,7 +21,7 @@ UNET = "unet.safetensors"
 NO_FILES = ("random", "imagenet", "kinetics")
 """Initial weights that are not a file."""
 
-Network = Literal["target", "online", "masked", "segmentation", "foreign"]
+Network = Literal["target", "online", "masked", "segmentation", "supervised", "foreign"]
 
 
 class EncoderCard(BaseModel):
@@ -33,9 +34,11 @@ class EncoderCard(BaseModel):
     """timm's name of the network, or torchvision's of a video network."""
     in_channels: int
     norm: Norm
+    stem: Stem = "standard"
+    """Stem of a ResNet; cards before version 0.2 have none, as there was only the standard one."""
     network: Network
-    """BYOL's target (moving average) or online network, a U-Net of masked image modelling, one of segmentation, or a
-    network that was not trained here."""
+    """BYOL's target (moving average) or online network, a U-Net of masked image modelling, one of segmentation, a
+    classifier of images, or a network that was not trained here."""
     part: Literal["encoder", "unet"] = "encoder"
     """What the file holds: an encoder, or the encoder and the decoder of a U-Net."""
     normalisation: dict[str, Any]

@@ -30,6 +30,8 @@ class Identity(NamedTuple):
     architecture: str
     norm: str | None
     """None if the file does not specify it."""
+    stem: str | None = None
+    """None if the file does not specify it."""
 
 
 def identify(path: Path) -> Identity | None:
@@ -46,7 +48,7 @@ def identify(path: Path) -> Identity | None:
         return None
     try:
         if card := read_card(path):
-            return Identity(card.architecture, card.norm)
+            return Identity(card.architecture, card.norm, card.stem)
         if path.name == "model.safetensors" and (path.parent / "model.json").is_file():
             return _of_model(path.parent / "model.json")
         return recognise(read_weights(path))

@@ -28,6 +28,7 @@ from encoders.hub import kinetics_weights, timm_weights
 from encoders.identify import recognise
 from encoders.names import is_video
 from encoders.norm import Norm, norm_of
+from encoders.stem import stem_of
 
 log = logging.getLogger("fewslice")
 
@@ -134,9 +135,10 @@ def save_encoder(
 ) -> Path:
     """Write ``encoder.safetensors`` and ``encoder.json``, each atomically.
 
-    ``timm.create_model(name, in_chans=in_channels, num_classes=0, checkpoint_path=FILE)`` loads the file. If its norm
-    is "group", timm's ResNets take it with ``norm_layer=timm.layers.GroupNorm``; for "group+ws" their convolutions must
-    then become ``timm.layers.StdConv2d`` (docs/methods.md). Of a ``MaxPoolFrames`` the 2D encoder is written.
+    ``timm.create_model(name, in_chans=in_channels, num_classes=0, checkpoint_path=FILE)`` loads the file, unless its
+    stem is "small", which timm does not build by itself. If its norm is "group", timm's ResNets take it with
+    ``norm_layer=timm.layers.GroupNorm``; for "group+ws" their convolutions must then become ``timm.layers.StdConv2d``
+    (docs/methods.md). Of a ``MaxPoolFrames`` the 2D encoder is written.
 
     Args:
         encoder: from ``build_encoder`` or ``build_clip_encoder``, or the ``encoder`` of a ``tu-`` U-Net of
@@ -149,12 +151,14 @@ def save_encoder(
     """
     path = Path(folder_or_file)
     path = path if path.suffix == ".safetensors" else path / "encoder.safetensors"
-    state = getattr(encoder, "frame_encoder", encoder).state_dict()
+    network_2d = getattr(encoder, "frame_encoder", encoder)
+    state = network_2d.state_dict()
     if hasattr(encoder, "out_channels"):  # of segmentation_models
         features: Any = encoder.model
         names = _timm_names(features, name)
         state = {names[key]: value for key, value in features.state_dict().items()}
     facts = {"network": network, "normalisation": normalisation, "norm": norm, "lineage": lineage}
+    facts["stem"] = stem_of(network_2d)
     return _save(path, state, architecture=name, in_channels=in_channels, **facts)
 
 
@@ -210,6 +214,11 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
         declared = card.architecture if card else payload.get("arch")
     if card:
         _require_architecture(card, name, source)
+    if card and card.stem != (stem := stem_of(network)):
+        raise UserError(
+            f"{source} has the {card.stem} stem and the network here the {stem} one: pass --stem {card.stem} where "
+            "there is such a setting, or an encoder that was pretrained with the other"
+        )
 
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})

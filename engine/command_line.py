@@ -26,7 +26,8 @@ Presets = Mapping[str, Callable[[], C]]
 Field = tuple[str, Any, Any]
 """Name, type and default of a field of a dataclass that is built for tyro."""
 
-EARLY = ("recipe", "config", "dataset", "data-root", "task", "method", "encoder", "norm", "init", "generalist")
+EARLY = ("recipe", "config", "dataset", "data-root", "task", "method")
+EARLY += ("encoder", "norm", "stem", "init", "generalist")
 """Flags that determine the defaults of the others, read before the command line is parsed."""
 
 MOVED_FLAGS = {"classify.task": "data.task", "classify.split-seed": "split-seed"}
@@ -74,7 +75,8 @@ def parse(
         default = read_config(type(default), Path(early["config"]).expanduser(), default)
     default = _with_dataset(default, early)
     _refuse_settings_of_other_layouts(default, arguments)
-    default = replace(default, **{k: v for k, v in identity.items() if k not in early})  # type: ignore[type-var]
+    identity = {k: v for k, v in identity.items() if k not in early and hasattr(default, k)}
+    default = replace(default, **identity)  # type: ignore[type-var]
     line = _class_for_tyro(default, tuple(presets), name)
     description += (
         "\n\nA preset (--recipe) or the config.json of a run (--config) sets every default below; flags change single "
@@ -122,7 +124,7 @@ def _in_present_spelling(arguments: Sequence[str]) -> list[str]:
 
 
 def _identity(early: Mapping[str, str]) -> dict[str, str]:
-    """The encoder and its norm that the file of `--init` or `--generalist` determines."""
+    """The encoder, its norm and its stem that the file of `--init` or `--generalist` determines."""
     source = early.get("init") or early.get("generalist")
     if source is None or not Path(source).expanduser().exists():
         return {}
@@ -131,7 +133,8 @@ def _identity(early: Mapping[str, str]) -> dict[str, str]:
     identity = identify(Path(source).expanduser())
     if identity is None:
         return {}
-    return {"encoder": identity.architecture} | ({"norm": identity.norm} if identity.norm else {})
+    known = {"encoder": identity.architecture, "norm": identity.norm, "stem": identity.stem}
+    return {name: value for name, value in known.items() if value}
 
 
 def _with_dataset(config: C, early: Mapping[str, str]) -> C:
