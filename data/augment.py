@@ -79,9 +79,18 @@ class Augmentation:
     """Probability of Gaussian noise."""
     noise_sd: tuple[float, float] = (0.0, 0.3)
     """Range of the noise's standard deviation, in standard deviations of the slice."""
+    colour: float = 0.0
+    """Probability of a random change of saturation and hue; RGB images only."""
+    saturation: float = 0.4
+    """Largest relative change of saturation: 0.4 is a factor of 0.6 to 1.4."""
+    hue: float = 0.1
+    """Largest turn of the hue in either direction, as a share of the whole circle, in [0, 0.5]."""
+    grey: float = 0.0
+    """Probability of making an RGB image grey; it keeps its three channels."""
 
     def __post_init__(self) -> None:
-        for name in ("foreground", "flip", "affine", "jitter", "blur", "solarise", "gamma", "bias_field", "noise"):
+        probabilities = ("foreground", "flip", "affine", "jitter", "blur", "solarise", "gamma", "bias_field", "noise")
+        for name in (*probabilities, "colour", "grey"):
             if not 0 <= (value := getattr(self, name)) <= 1:
                 raise UserError(f"--augmentation.{_flag(name)} {value}: must lie in [0, 1], a probability")
         if not 0 < self.area[0] <= self.area[1] <= 1:
@@ -94,7 +103,9 @@ class Augmentation:
             raise UserError(f"--augmentation.noise-sd {self.noise_sd[0]} {self.noise_sd[1]}: must rise from 0 or more")
         if not 0 <= self.bias_strength <= 5:
             raise UserError(f"--augmentation.bias-strength {self.bias_strength}: must lie in [0, 5]")
-        for name in ("rotate_degrees", "brightness", "contrast"):
+        if not 0 <= self.hue <= 0.5:
+            raise UserError(f"--augmentation.hue {self.hue}: must lie in [0, 0.5], half of the circle")
+        for name in ("rotate_degrees", "brightness", "contrast", "saturation"):
             if not (value := getattr(self, name)) >= 0:
                 raise UserError(f"--augmentation.{_flag(name)} {value}: must be 0 or more")
 

@@ -114,6 +114,24 @@ def unet_source(source: str | Path) -> str | Path:
     return file if file.is_file() else source
 
 
+def require_channels(source: str | Path, channels: int, what: str) -> None:
+    """Raise a UserError if the card of an encoder file says that it takes images of another number of channels.
+
+    Args:
+        source: any source of `encoders.weights.load_weights`; those without a card are adapted when they are loaded.
+        channels: channels of the images.
+        what: name of the images in the message.
+    """
+    if str(source) in NO_FILES:
+        return
+    path = Path(source).expanduser()
+    card = read_card(path / "encoder.safetensors" if path.is_dir() else path)
+    if card and card.in_channels != channels:
+        kinds = {1: "grey images (one channel)", 3: "RGB images (three channels)"}
+        trained, now = (kinds.get(n, f"images of {n} channels") for n in (card.in_channels, channels))
+        raise UserError(f"{source} takes {trained} and {what} are {now}: pass an encoder that was pretrained on such")
+
+
 def say_normalisation(card: EncoderCard | None, over: str) -> None:
     """Log one line if an encoder was trained on images that were normalised in another way than those of this run.
 

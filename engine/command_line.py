@@ -46,6 +46,7 @@ def parse(
     arguments: Sequence[str] | None = None,
     *,
     examples: Sequence[str] = (),
+    program: str | None = None,
 ) -> C:
     """Parse a command line into a configuration.
 
@@ -58,6 +59,7 @@ def parse(
         description: shown at the top of the help.
         arguments: the command line; None: that of this process.
         examples: command lines shown at the end of the help.
+        program: name of the command in the help; None: that of the configuration's package.
 
     Raises:
         UserError: if a preset, data set, configuration file or setting is wrong.
@@ -70,7 +72,7 @@ def parse(
     if name not in presets:
         raise UserError(f"--recipe {name}: there is no such preset; choose {', '.join(presets)}")
     default = presets[name]()
-    program = "python -m " + type(default).__module__.partition(".")[0]
+    program = program or "python -m " + type(default).__module__.partition(".")[0]
     if "config" in early:
         default = read_config(type(default), Path(early["config"]).expanduser(), default)
     default = _with_dataset(default, early)

@@ -447,7 +447,7 @@ def test_video_files_of_torchvision_are_identified(tmp_path, name):
 
 def test_our_card_tells_architecture_and_norm(tmp_path):
     save(replace_norm(lively(), "group"), tmp_path, norm="group")
-    assert identify(tmp_path) == Identity("resnet18", "group")
+    assert identify(tmp_path) == Identity("resnet18", "group", "standard")
     assert identify(tmp_path / "nowhere.pth") is None
     torch.save({"weight": torch.ones(2)}, tmp_path / "other.pth")
     assert identify(tmp_path / "other.pth") is None

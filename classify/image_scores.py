@@ -1,0 +1,102 @@
+"""Scores of a classifier of images: accuracy by class and by frequency, and the confusion matrix."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
+from sklearn.metrics import confusion_matrix
+
+from classify.statistics import interval_text, proportion
+from core.files import save_figure, write_csv
+from core.terminal import terminal
+from data.readers.class_images import ClassImages
+
+GROUPS = ("frequent", "medium", "rare")
+
+
+def frequency_groups(counts: Sequence[int]) -> dict[str, list[int]]:
+    """Class indices of the frequent, medium and rare third of the classes by training images.
+
+    The first thirds are larger by one where three does not divide. Empty if all classes are equally frequent, to within
+    one image.
+    """
+    if len(counts) < 3 or max(counts) - min(counts) <= 1:
+        return {}
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    return {name: sorted(map(int, part)) for name, part in zip(GROUPS, np.array_split(order, 3), strict=True)}
+
+
+def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[int], folder: Path) -> dict[str, Any]:
+    """Score the test images; write `per_image.csv`, `confusion.csv` and `confusion.png`.
+
+    Args:
+        images: the data set.
+        predicted: (test images,) class indices.
+        counts: images of each class that the encoder was trained on, which make the groups.
+        folder: the run folder.
+
+    Returns:
+        accuracy (value, low, high: 95 % interval by Wilson), per_class (the same of each class, with training and test
+        images; a class without test images is left out), groups (the same of frequent, medium and rare classes).
+    """
+    labels, names = images.labels[images.test], images.classes
+    matrix = confusion_matrix(labels, predicted, labels=range(len(names)))
+    table = pd.DataFrame({"file": [images.files[k] for k in images.test], "label": labels, "predicted": predicted})
+    write_csv(folder / "per_image.csv", table)
+    write_csv(
+        folder / "confusion.csv", pd.DataFrame(matrix, index=names, columns=names), index=True, index_label="class"
+    )
+    confusion_figure(matrix, names, folder / "confusion.png")
+    right, total = matrix.diagonal(), matrix.sum(axis=1)
+    return {
+        "accuracy": proportion(int(right.sum()), int(total.sum())),
+        "per_class": [
+            {"class": name, "training_images": int(counts[k]), "test_images": int(total[k])}
+            | proportion(int(right[k]), int(total[k]))
+            for k, name in enumerate(names)
+            if total[k]
+        ],
+        "groups": {
+            group: {"classes": [names[k] for k in members]}
+            | proportion(int(right[members].sum()), int(total[members].sum()))
+            for group, members in frequency_groups(counts).items()
+            if total[members].sum()
+        },
+    }
+
+
+def confusion_figure(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix, each row as shares of its class, with percentages where they are legible."""
+    count = len(names)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(12.0, 2.2 + 0.45 * count)
+    figure = Figure(figsize=(side, side), layout="constrained", facecolor="white")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if count <= 20:
+        for row, column in np.ndindex(count, count):
+            if matrix[row, column]:
+                colour = "white" if shares[row, column] > 0.5 else "black"
+                text = f"{100 * shares[row, column]:.0f}"
+                axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.set_xticks(range(count), names, rotation=45, ha="right")
+        axis.set_yticks(range(count), names)
+    axis.set(xlabel="predicted class", ylabel="true class", title="percent of the true class")
+    save_figure(path, figure, dpi=150)
+
+
+def print_scores(result: dict[str, Any], folder: Path) -> None:
+    """Print the scores of a finished run."""
+    console = terminal()
+    table = Table("", "training images", "accuracy (95 %)", title=f"{result['dataset']}: test images")
+    for row in result["per_class"]:
+        table.add_row(row["class"], str(row["training_images"]), interval_text(row))
+    for name, row in result["groups"].items():
+        table.add_row(f"{name} classes", "", interval_text(row))
+    table.add_row("all classes", "", interval_text(result["accuracy"]))
+    console.print(table)
+    console.print(f"result:  {folder}: result.json, per_image.csv, confusion.csv, confusion.png", soft_wrap=True)
