@@ -27,6 +27,8 @@ def main() -> None:
         if cfg.on_exams:
             following = ["python", "-m", "classify", "--encoder", cfg.encoder]
             following += ["--plane", cfg.data.plane] if cfg.data.dataset == "mrnet" else []
+        if cfg.on_images:
+            following = ["python", "-m", "classify.probe"]
         following += ["--init", start]
         following += ["--dataset", cfg.data.dataset] if cfg.data.dataset not in ("acdc", "mrnet") else []
         following += ["--data-root", str(cfg.data.data_root)] if cfg.data.data_root else []

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from core.errors import UserError
 from core.settings import Execution, Group, SetBySweep
 from data.augment import Augmentation
-from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
+from data.sources import AcdcSource, ExamsSource, FolderSource, ImagesSource, MrnetSource
 from encoders.names import Norm, is_video
 from engine.config import RunSettings, memory_in_gigabytes
 
@@ -53,10 +53,11 @@ class PretrainConfig(RunSettings):
     """End after this many epochs of a stage that keeps its schedule: warm-up, learning rate and tau are those of the
     whole stage, of which the first epochs are trained; None: train it to its end."""
 
-    data: Annotated[AcdcSource | FolderSource | MrnetSource | ExamsSource, SetBySweep] = field(
+    data: Annotated[AcdcSource | FolderSource | MrnetSource | ExamsSource | ImagesSource, SetBySweep] = field(
         default_factory=AcdcSource
     )
-    """Data set: acdc or folder for slices, mrnet or exams for clips of whole exams, which have presets of their own."""
+    """Data set: acdc or folder for slices, mrnet or exams for clips of whole exams, images for images with classes;
+    exams and images have presets of their own."""
     unlabelled_splits: Annotated[Literal["train", "all"], Group("data")] = "train"
     """Splits to pretrain on: train, or all (validation and test subjects too, without their labels; they can then not
     be scored without `--allow-leakage`)."""
@@ -84,6 +85,8 @@ class PretrainConfig(RunSettings):
     norm: Norm = "batch"
     """Normalisation layers: batch norm; group norm (independent of the batch), group+ws with standardised weights as in
     Richemond et al. 2020; or batch norm with frozen statistics."""
+    stem: Literal["standard", "small"] = "standard"
+    """Stem of a ResNet: standard, or small (3 x 3, no max-pooling) for images of about 32 pixels, not for segment."""
     projector_hidden: int | None = None
     """Hidden width of the projector; None: 4096 for byol, 2048 for simclr and moco, 8192 for barlow."""
     predictor_hidden: int = 8192
@@ -184,6 +187,23 @@ class PretrainConfig(RunSettings):
             raise UserError(
                 f"--positives {self.positives} is for slices: both views of an exam show one clip; leave it at same"
             )
+        if self.on_exams and self.stem != "standard":
+            raise UserError(f"--stem {self.stem} is for single images: leave it out for exams")
+        if self.on_images and self.unlabelled_splits == "all":
+            raise UserError(
+                "--unlabelled-splits all: of images with classes only training images are pretrained on"
+            )
+        for_slices = {
+            "--probe-every": self.probe_every,
+            "--cache-on-device yes": self.cache_on_device == "yes",
+            "--crop-towards": self.crop_towards != "none",
+            "--positives": self.positives != "same",
+            "--dense": self.dense,
+            "--method masked": self.method == "masked",
+        }
+        for flag in for_slices if self.on_images else ():
+            if for_slices[flag]:
+                raise UserError(f"{flag} is for slices: leave it out with --dataset images")
         if self.on_exams and self.probe_every:
             raise UserError("--probe-every needs labelled slices: leave it at 0 for exams and use classify")
 
@@ -191,6 +211,11 @@ class PretrainConfig(RunSettings):
     def on_exams(self) -> bool:
         """Whether the target images are clips of exams."""
         return isinstance(self.data, MrnetSource | ExamsSource)
+
+    @property
+    def on_images(self) -> bool:
+        """Whether the target images are images with classes, of one or three channels."""
+        return isinstance(self.data, ImagesSource)
 
     @property
     def on_clips(self) -> bool:
@@ -343,6 +368,10 @@ EXAMPLES = (
 def presets_for(flags: Mapping[str, str]) -> Presets:
     """The presets for the data set, the method and the encoder ("" if neither flag nor file sets it) of a command
     line."""
+    if flags.get("dataset") == "images":
+        from pretrain.image_presets import IMAGE_PRESETS
+
+        return IMAGE_PRESETS
     if flags.get("dataset") not in EXAMS:
         return {**PRESETS, "paper": masked_paper} if flags.get("method") == "masked" else PRESETS
     return {**EXAM_PRESETS, "demo": video_demo} if is_video(flags["encoder"]) else EXAM_PRESETS

@@ -18,10 +18,12 @@ from data.cines import neighbours as neighbours_of
 from data.duplicates import duplicates_of_other_splits, fingerprint
 from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
+from data.readers.class_images import ClassImages
 from data.readers.exams import ExamSet
 from data.readers.natural import FolderImages
 from data.samples.boxes import TwoViewsWithBoxes
 from data.samples.clips import TwoClips
+from data.samples.images import ViewsOfImages
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
 from data.samples.slices import Images, Pairing, Standardised, TwoViews
@@ -50,6 +52,8 @@ class StageImages:
     """Whether the views are made on the device."""
     count: int
     unit: str = "images"
+    channels: int = 1
+    """Channels of an image: 3 for RGB."""
     name: str
     """Name of the data set."""
     hash: str
@@ -58,6 +62,8 @@ class StageImages:
     """The `core.subjects.SubjectRecord` of the pool; natural images have none."""
     splits: Mapping[str, str] | None = None
     """subject -> split, which fine-tuning keeps; None if the data set determines it."""
+    by_class: Mapping[str, int] | None = None
+    """Images of each class; None if the images have no classes."""
 
 
 def natural_images(
@@ -172,6 +178,19 @@ def _pairing(dataset: Dataset, slices: Slices, crop_towards: CropTowards, positi
         if alone := neighbours.count(()):
             log.info(f"{alone} of {len(slices)} slices have no neighbouring {positives}: both views show the same one")
     return Pairing(neighbours=neighbours, centres=centres)
+
+
+def target_images(images: ClassImages, augmenters: Augmenters) -> StageImages:
+    """The training images of a data set with classes, which pretraining does not look at."""
+    log.info(f"pretraining on {len(images.train)} images of {images.name} with {images.channels} channels")
+    return StageImages(
+        samples=ViewsOfImages(images, augmenters),
+        count=len(images.train),
+        channels=images.channels,
+        name=images.name,
+        hash=images.digest,
+        by_class=dict(zip(images.classes, images.counts, strict=True)),
+    )
 
 
 def target_exams(

@@ -9,9 +9,18 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from core.errors import UserError
 from data.augment import Augmenter
 from data.reserved_split import reserve_split
-from data.sources import ExamsSource, MrnetSource, open_exams, open_slices, save_requested_splits
+from data.sources import (
+    ExamsSource,
+    ImagesSource,
+    MrnetSource,
+    open_exams,
+    open_images,
+    open_slices,
+    save_requested_splits,
+)
 from data.splits import save_splits
 from encoders.build import (
     build_clip_encoder,
@@ -22,7 +31,7 @@ from encoders.build import (
     require_image_size,
     require_unet,
 )
-from encoders.card import UNET, say_normalisation
+from encoders.card import UNET, require_channels, say_normalisation
 from encoders.names import is_video
 from encoders.weights import load_into_unet, load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
@@ -30,7 +39,7 @@ from engine.run_folder import RunFolder
 from pretrain.config import PretrainConfig
 from pretrain.methods.build import require_method, trains_unet, views_of
 from pretrain.probe import Probe
-from pretrain.sources import Augmenters, StageImages, natural_images, target_exams, target_slices
+from pretrain.sources import Augmenters, StageImages, natural_images, target_exams, target_images, target_slices
 from pretrain.train import facts_of_encoder, train_stage
 
 log = logging.getLogger("fewslice")
@@ -61,13 +70,19 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             cfg.generalist, cfg.encoder, _augmenters(cfg), cfg.generalist_images, cfg.seed, boxes=cfg.dense > 0
         )
     target, probe = _target(cfg, fabric.device) if cfg.stage != "generalist" else (None, None)
-    start = _start(cfg, cfg.generalist) if natural is None and cfg.stage != "specialist" else None
+    channels = target.channels if target else 1
+    if natural is not None and channels > natural.channels:
+        raise UserError(
+            f"--stage {cfg.stage}: the images of {cfg.data.dataset} are RGB and those of --generalist {cfg.generalist} "
+            "grey: pass --stage specialist, or --generalist imagenet or an encoder file"
+        )
+    start = _start(cfg, cfg.generalist, channels) if natural is None and cfg.stage != "specialist" else None
 
     with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run_folder:
         fabric.barrier()
         if cfg.stage == "hierarchical" and natural is not None:
-            start = _start(cfg, _generalist_file(cfg, fabric))
-        encoder, lineage = start or _start(cfg)
+            start = _start(cfg, _generalist_file(cfg, fabric), channels)
+        encoder, lineage = start or _start(cfg, None, channels)
         if target and target.splits and run_folder.main:
             save_splits(run_folder.path / "splits.json", target.splits)
             save_requested_splits(cfg.data, target.splits)
@@ -89,6 +104,8 @@ def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Pro
             "pretraining on validation and test subjects, too: segment and classify refuse to score them with this "
             "encoder, unless --allow-leakage is passed"
         )
+    if isinstance(cfg.data, ImagesSource):
+        return target_images(open_images(cfg.data), _augmenters(cfg)), None
     if isinstance(cfg.data, MrnetSource | ExamsSource):
         exams = open_exams(cfg.data, labelled=False)
         if splits == ("train",) and not {"val", "test"} & {*exams.splits.values()}:
@@ -116,7 +133,7 @@ def _augmenters(cfg: PretrainConfig) -> Augmenters:
     return tuple(Augmenter(augmentation, cfg.image_size) for augmentation in both[: views_of(cfg.method)])
 
 
-def _start(cfg: PretrainConfig, source: str | None = None) -> tuple[nn.Module, list[dict[str, Any]]]:
+def _start(cfg: PretrainConfig, source: str | None, channels: int) -> tuple[nn.Module, list[dict[str, Any]]]:
     """The encoder or, for methods that train one, the U-Net; and the stages that trained its weights.
 
     These are random, or come from a file or a download.
@@ -128,16 +145,18 @@ def _start(cfg: PretrainConfig, source: str | None = None) -> tuple[nn.Module, l
     elif cfg.on_clips:
         encoder = build_clip_encoder(cfg.encoder, cfg.norm)
     else:
-        encoder = build_encoder(cfg.encoder, norm=cfg.norm)
+        encoder = build_encoder(cfg.encoder, channels, cfg.norm, cfg.stem)
     if cfg.checkpoint_activations:
         recompute_activations(encoder.encoder.model if trains_unet(cfg.method) else encoder)
     if source is None:
         return encoder, []
+    if cfg.on_images:
+        require_channels(source, channels, "the images here")
     with torch.random.fork_rng(devices=[]):
         if trains_unet(cfg.method):
             report = load_into_unet(encoder, source, cfg.encoder)
         else:
-            report = load_weights(encoder, source, name=cfg.encoder, in_channels=1)
+            report = load_weights(encoder, source, name=cfg.encoder, in_channels=channels)
     say_normalisation(report.card, "exam" if cfg.on_clips else "image")
     return encoder, list(report.lineage)
 

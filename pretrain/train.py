@@ -99,7 +99,7 @@ def train_stage(
         if run.main:
             now = resolved | start_share(step)
             stages = [*lineage, _lineage_entry(cfg, images, step) | now]
-            method.save(folder, exported, lineage=stages, **facts_of_encoder(cfg))
+            method.save(folder, exported, lineage=stages, **facts_of_encoder(cfg, images.channels))
 
     epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, last_step)
     columns = [*method.metrics, "probe_jaccard"]
@@ -173,10 +173,10 @@ def train_stage(
     }
 
 
-def facts_of_encoder(cfg: PretrainConfig) -> dict[str, Any]:
+def facts_of_encoder(cfg: PretrainConfig, channels: int = 1) -> dict[str, Any]:
     """The arguments of `save_encoder` that are the same for all encoders of a run."""
     normalisation = {"kind": "z-score", "over": "exam" if cfg.on_clips else "image"}
-    return {"name": cfg.encoder, "in_channels": 1, "norm": cfg.norm, "normalisation": normalisation}
+    return {"name": cfg.encoder, "in_channels": channels, "norm": cfg.norm, "normalisation": normalisation}
 
 
 def _one_epoch(images: StageImages, sampler: StepSampler, fabric: Fabric) -> Iterator[Tensor]:
@@ -203,6 +203,8 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
     }
     if views_of(cfg.method) == 2:
         entry["second_augmentation"] = plain(cfg.second_augmentation)
+    if images.by_class:
+        entry["data"] |= {"classes": [*images.by_class], "by_class": [*images.by_class.values()]}
     if images.subjects:
         entry["subjects"] = images.subjects
     if images.unit == "exams":
