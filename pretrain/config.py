@@ -190,9 +190,7 @@ class PretrainConfig(RunSettings):
         if self.on_exams and self.stem != "standard":
             raise UserError(f"--stem {self.stem} is for single images: leave it out for exams")
         if self.on_images and self.unlabelled_splits == "all":
-            raise UserError(
-                "--unlabelled-splits all: of images with classes only training images are pretrained on"
-            )
+            raise UserError("--unlabelled-splits all: of images with classes only training images are pretrained on")
         for_slices = {
             "--probe-every": self.probe_every,
             "--cache-on-device yes": self.cache_on_device == "yes",

@@ -11,13 +11,19 @@ def main() -> None:
     """Parse the command line, run the study and print where its report is."""
     with user_errors():
         from engine.command_line import parse, with_data
+        from sweep.imbalance.config import ImbalanceConfig
         from sweep.study.config import EXAMPLES, presets_for
 
         cfg = with_data(parse(presets_for, __doc__ or "", examples=EXAMPLES))
-        from sweep.study.run import run
-
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # runs are saved, as after Ctrl-C
         try:
+            if isinstance(cfg, ImbalanceConfig):
+                import sweep.imbalance.run
+
+                print(f"report:  {sweep.imbalance.run.run(cfg).resolve().as_uri()}")
+                return
+            from sweep.study.run import run
+
             report = run(cfg)
         except KeyboardInterrupt:
             print(f"stopped; the same command continues the study in {cfg.out}", file=sys.stderr)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import classify.config
 import pretrain.config
 import segment.config
+import sweep.imbalance.config
 from classify.config import ClassifyConfig
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Invocation, MayGrow, OfStudyAlone, Output, SetBySweep, Settings
@@ -19,6 +20,7 @@ from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
+from sweep.imbalance.config import ImbalanceConfig
 
 PIPELINES = ("random", "generalist", "specialist", "hierarchical")
 BYOL_IMAGENET = "resnet50_byol_imagenet2012.pth.tar"
@@ -305,9 +307,12 @@ EXAMPLES = (
     "--data-root ACDC --pipelines random generalist --pretrain.generalist imagenet --out runs/study",
     "--sizes 2 4 8 --label-unit patient --seeds 0 13 42 --dry-run",
     "--task classify --data-root MRNET --pipelines random specialist",
+    "--task imbalance --data-root CIFAR --ratios 0.1 0.01",
 )
 
 
-def presets_for(flags: Mapping[str, str]) -> Presets:
+def presets_for(flags: Mapping[str, str]) -> Mapping[str, Callable[[], SweepConfig | ImbalanceConfig]]:
     """The presets for the task that the command line names."""
+    if flags.get("task") == "imbalance":
+        return sweep.imbalance.config.PRESETS
     return EXAM_PRESETS if flags.get("task") == "classify" else PRESETS

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from classify.config import ClassifyConfig
+from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
 from data.sources import FolderSource
 from data.splits import FEWEST_EXAMS, labelled_count
@@ -23,7 +24,7 @@ from sweep.study.rates import fraction_to_try
 MOST_CELLS = 100_000
 """More cells are a mistake: each is a training run."""
 
-RunConfig = PretrainConfig | SegmentConfig | ClassifyConfig
+RunConfig = PretrainConfig | SegmentConfig | ClassifyConfig | ImagesConfig | ProbeConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from classify.config import ClassifyConfig
+from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
 from core.files import remove_leftovers, write_text
 from data.sources import open_exams, open_slices
@@ -105,6 +106,14 @@ def _run(config: Any) -> None:
         import classify.training
 
         classify.training.run(config, fabric, _opened_exams(config.data))
+    elif isinstance(config, ImagesConfig):
+        import classify.images
+
+        classify.images.run(config, fabric)
+    elif isinstance(config, ProbeConfig):
+        import classify.probe
+
+        classify.probe.run(config, fabric)
     else:
         import pretrain.stages
 

@@ -1,0 +1,1 @@
+"""The study of class imbalance: configuration and running."""
