@@ -58,7 +58,7 @@ class ImbalanceConfig(Settings):
     threads: Execution[int | None] = None
     """CPU threads of one run; None: the machine's cores divided by the processes."""
 
-    pretrain: PretrainConfig = field(default_factory=pretrain.image_presets.default)
+    pretrain: PretrainConfig = field(default_factory=lambda: _part(pretrain.image_presets.default()))
     """How encoders are pretrained."""
     supervised: ImagesConfig = field(default_factory=ImagesConfig)
     """How encoders are trained with labels."""
