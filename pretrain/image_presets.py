@@ -6,7 +6,7 @@ from data.augment import Augmentation
 from data.sources import ImagesSource
 from pretrain.config import MethodName, Presets, PretrainConfig
 
-METHOD: MethodName = "byol"
+METHOD: MethodName = "simclr"
 COLOURS = Augmentation(brightness=0.8, contrast=0.4, colour=0.8, saturation=0.4, hue=0.1, grey=0.2)
 """Views of Chen et al. 2020 (SimCLR), appendix B.9: crops of 8 to 100 % of the area, flips, colour jitter of strength
 0.5, grey with probability 0.2, no blur. Their brightness, a factor of 0.6 to 1.4, comes to about 0.8 standard

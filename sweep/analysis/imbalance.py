@@ -105,14 +105,15 @@ def analyse(folder: Path, draws: int = 2000, seed: int = 0) -> dict[str, pd.Data
 
 
 def weighted_mean(correct: np.ndarray, seed_weights: np.ndarray, image_weights: np.ndarray) -> np.ndarray:
-    """(1 + draws,) accuracy of each draw; with one seed all but the first, the accuracy itself, are NaN.
+    """(1 + draws,) accuracy of each draw, NaN for one without images; with one seed all but the first are.
 
     Args:
         correct: (seeds, images), 1 where right.
         seed_weights: (1 + draws, seeds).
         image_weights: (1 + draws, images).
     """
-    by_seed = image_weights @ correct.T / image_weights.sum(axis=1, keepdims=True)  # (1 + draws, seeds)
+    with np.errstate(invalid="ignore"):  # a draw may hold no image of a small class
+        by_seed = image_weights @ correct.T / image_weights.sum(axis=1, keepdims=True)  # (1 + draws, seeds)
     means = (by_seed * seed_weights).sum(axis=1) / seed_weights.sum(axis=1)
     if len(correct) < 2:
         means[1:] = np.nan

@@ -116,8 +116,8 @@ def _shared(config: Any) -> set[str]:
 def _set_by_study(config: Any) -> dict[str, Any]:
     """The settings of a part that the study sets in every run, with their initial values."""
     initial = type(config)()
-    names = {*marked(type(config), SetBySweep), *_shared(config)} | ({"method"} & {f.name for f in fields(config)})
-    return {name: getattr(initial, name) for name in sorted(names)}
+    own = {"method": pretrain.image_presets.METHOD} if isinstance(config, PretrainConfig) else {}
+    return {name: getattr(initial, name) for name in {*marked(type(config), SetBySweep), *_shared(config)}} | own
 
 
 def _part(config: Any, **settings: Any) -> Any:
@@ -152,8 +152,8 @@ def demo() -> ImbalanceConfig:
     return ImbalanceConfig(
         ratios=(0.1, 0.02),
         encoder="resnet10t",
-        pretrain=_part(pretrain.image_presets.demo(), steps=60),
-        supervised=_part(ImagesConfig(), augmentation=still, steps=100, batch_size=64, checkpoint_every=0),
+        pretrain=_part(pretrain.image_presets.demo(), steps=50),
+        supervised=_part(ImagesConfig(), augmentation=still, steps=60, batch_size=64, checkpoint_every=0),
         probe=_part(ProbeConfig(), regularisation=(1e-3, 1e-2, 1e-1)),
     )
 

@@ -1,0 +1,101 @@
+"""Pretraining on images with classes: presets, channels, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from test_class_images import write_classes
+
+from core.errors import UserError
+from data.sources import ImagesSource
+from encoders.weights import load_weights
+from engine.command_line import parse
+from pretrain.config import PretrainConfig, presets_for
+from pretrain.image_presets import demo, thesis
+from pretrain.stages import run
+
+
+def test_preset_of_the_thesis():
+    """Ray 2022, section 3.3: SimCLR, 200 epochs, Adam, 0.001."""
+    cfg = parse(
+        presets_for, "", ["--dataset", "images", "--data-root", "X", "--imbalance", "0.01", "--recipe", "thesis"]
+    )
+    assert (cfg.method, cfg.epochs, cfg.optimiser, cfg.lr) == ("simclr", 200, "adam", 1e-3)
+    assert (cfg.encoder, cfg.stem, cfg.image_size, cfg.stage) == ("resnet18", "small", 32, "specialist")
+    assert (cfg.data.imbalance, str(cfg.data.data_root)) == (0.01, "X")
+    assert cfg.peak_lr(given_start=False) == 1e-3
+    assert replace(thesis(), data=cfg.data) == cfg
+
+
+@pytest.fixture(scope="module")
+def rgb(tmp_path_factory):
+    return write_classes(tmp_path_factory.mktemp("images") / "rgb", [6, 5], size=16)
+
+
+def tiny(root, out, **settings):
+    data = ImagesSource(data_root=root)
+    defaults = {"steps": 2, "batch_size": 4, "projector_hidden": 16, "projection": 8, "device": "cpu", "out": out}
+    return replace(demo(), data=data, **(defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def pretrained(rgb, tmp_path_factory):
+    """The run folder of an encoder of RGB images with the small stem."""
+    out = tmp_path_factory.mktemp("images") / "run"
+    run(tiny(rgb, out, stem="small"))
+    return out
+
+
+def test_encoder_of_rgb_images(pretrained):
+    card = json.loads((pretrained / "encoder.json").read_text())
+    assert (card["in_channels"], card["stem"], card["lineage"][0]["method"]) == (3, "small", "simclr")
+    assert card["lineage"][0]["data"] | {"hash": ""} == {
+        "name": "rgb",
+        "hash": "",
+        "images": 11,
+        "classes": ["a", "b"],
+        "by_class": [6, 5],
+    }
+
+
+def test_encoder_loads_in_plain_timm(rgb, tmp_path):
+    run(tiny(rgb, tmp_path / "run"))
+    file = tmp_path / "run/encoder.safetensors"
+    network = timm.create_model("resnet10t", in_chans=3, num_classes=0, checkpoint_path=str(file))
+    assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
+    ours = timm.create_model("resnet10t", in_chans=3, num_classes=0)
+    assert not load_weights(ours, file, name="resnet10t", in_channels=3).unexpected
+
+
+def test_channels_and_stems_must_agree(rgb, pretrained, tmp_path):
+    start = {"stage": "hierarchical", "generalist": str(pretrained / "encoder.safetensors")}
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"takes RGB images \(three channels\) and the images here are grey"):
+        run(tiny(None, out, stem="small", **start))
+    with pytest.raises(UserError, match="has the small stem and the network here the standard one: pass --stem small"):
+        run(tiny(rgb, out, **start))
+    with pytest.raises(UserError, match=r"are RGB and those of --generalist procedural grey: pass --stage specialist"):
+        run(tiny(rgb, out, stage="hierarchical"))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"unlabelled_splits": "all"}, "--unlabelled-splits all: of images with classes only training images"),
+        ({"probe_every": 5}, "--probe-every is for slices"),
+        ({"cache_on_device": "yes"}, "--cache-on-device yes is for slices"),
+    ],
+)
+def test_settings_of_slices_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        PretrainConfig(data=ImagesSource(), **settings)
+
+
+def test_views_of_slices_have_no_stem_for_clips():
+    from data.sources import MrnetSource
+
+    with pytest.raises(UserError, match="--stem small is for single images"):
+        PretrainConfig(data=MrnetSource(), stem="small", stage="specialist")
