@@ -157,9 +157,8 @@ def save_encoder(
         features: Any = encoder.model
         names = _timm_names(features, name)
         state = {names[key]: value for key, value in features.state_dict().items()}
-    facts = {"network": network, "normalisation": normalisation, "norm": norm, "lineage": lineage}
-    facts["stem"] = stem_of(network_2d)
-    return _save(path, state, architecture=name, in_channels=in_channels, **facts)
+    facts: dict[str, Any] = {"network": network, "normalisation": normalisation, "norm": norm, "lineage": lineage}
+    return _save(path, state, architecture=name, in_channels=in_channels, stem=stem_of(network_2d), **facts)
 
 
 def save_unet(unet: nn.Module, folder: str | Path, *, name: str, in_channels: int, **facts: Any) -> Path:

@@ -93,7 +93,8 @@ def run_job(job: Job, *, threads: int | None = None, keep_model: bool = False) -
 
 def run_config(job: Job) -> Any:
     """The configuration of a job's run, with the learning rate that its trials decide on."""
-    return replace(job.config, lr=chosen_rate(job.trials)) if job.trials else job.config
+    config: Any = job.config
+    return replace(config, lr=chosen_rate(job.trials)) if job.trials else config
 
 
 def _run(config: Any) -> None:
