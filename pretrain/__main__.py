@@ -1,7 +1,6 @@
 """`python -m pretrain --stage generalist|specialist|hierarchical`: pretrain an encoder on unlabelled images."""
 
 import shlex
-from pathlib import Path
 
 from core.errors import user_errors
 
@@ -13,23 +12,20 @@ def main() -> None:
         from pretrain.config import EXAMPLES, presets_for
 
         cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
-        from encoders.card import UNET
         from pretrain.stages import run
 
         # a generalist stage reads no data set: do not make the synthetic one
         result = run(cfg if cfg.stage == "generalist" else with_data(cfg))
         print(f"encoder: {result['encoder']}")
-        unet = Path(result["encoder"]).with_name(UNET)
-        start = str(unet) if unet.is_file() else result["encoder"]
-        if start != result["encoder"]:
-            print(f"U-Net:   {start}")
+        if "unet" in result:
+            print(f"U-Net:   {result['unet']}")
         following = ["python", "-m", "segment", "--labelled-fraction", "0.02"]
         if cfg.on_exams:
             following = ["python", "-m", "classify", "--encoder", cfg.encoder]
             following += ["--plane", cfg.data.plane] if cfg.data.dataset == "mrnet" else []
         if cfg.on_images:
             following = ["python", "-m", "classify.probe"]
-        following += ["--init", start]
+        following += ["--init", result.get("unet", result["encoder"])]
         following += ["--dataset", cfg.data.dataset] if cfg.data.dataset not in ("acdc", "mrnet") else []
         following += ["--data-root", str(cfg.data.data_root)] if cfg.data.data_root else []
         for name in ("task", "split_seed", "labels", "subject_pattern", "splits_file"):  # the subjects and their split

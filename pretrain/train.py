@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from core.errors import UserError
-from encoders.card import versions
+from encoders.card import UNET, versions
 from engine.compiling import compile_method
 from engine.config import plain
 from engine.devices import channels_last, scales_gradients, synchronise_norms
@@ -21,7 +21,7 @@ from engine.run_folder import RunFolder
 from engine.sampler import StepSampler, sampler_of
 from pretrain.collapse import FLOOR, collapse_metrics
 from pretrain.config import PretrainConfig
-from pretrain.methods.build import build_method, views_of
+from pretrain.methods.build import build_method, trains_unet, views_of
 from pretrain.methods.whole_batch import WholeBatchMethod
 from pretrain.probe import Probe
 from pretrain.sources import StageImages
@@ -66,11 +66,12 @@ def train_stage(
         UserError: if a finished run has lost both its encoder and its checkpoint.
     """
     file = run.path / "encoder.safetensors"
+    written = {"encoder": str(file)} | ({"unet": str(run.path / UNET)} if trains_unet(cfg.method) else {})
     if run.finished is not None and not file.exists() and not run.checkpoint.exists():
         raise UserError(f"{run.path} has lost {file.name} and its checkpoint; start again with --overwrite")
     if run.finished is not None and file.exists():
         run.note_data(images.hash)
-        return {**run.finished, "encoder": str(file)}  # the folder may have been moved
+        return {**run.finished, **written}  # the folder may have been moved
     sampler = sampler_of(cfg, fabric, images.count, cfg.batch_size)
     _warn_of_small_batches(cfg.norm, sampler)
     epochs = cfg.generalist_epochs if cfg.stage == "generalist" else cfg.target_epochs
@@ -168,7 +169,7 @@ def train_stage(
         **start_share(last_step),
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
-        "encoder": str(file),
+        **written,
         "subjects": images.subjects,
     }
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import segment.training
 from core.errors import UserError
-from data.sources import AcdcSource, MrnetSource
+from data.sources import AcdcSource, ImagesSource, MrnetSource
 from encoders.build import build_encoder, build_unet
 from encoders.card import read_card, read_lineage, unet_source
 from encoders.identify import Identity, identify
@@ -188,6 +188,7 @@ def test_a_run_writes_encoder_and_unet(pretrained):
     assert all(torch.equal(timms[key], value) for key, value in encoder.items())
     assert identify(folder / "unet.safetensors") == identify(folder) == Identity("resnet10t", "batch")
     assert result["learning_rate"] == 1e-3
+    assert result["unet"] == str(folder / "unet.safetensors")
     assert result["probe_jaccard"] >= 0
 
 
@@ -319,6 +320,8 @@ def test_mistakes_name_the_way_out(tmp_path):
     )
     with pytest.raises(UserError, match="--method masked takes single images, not clips of exams"):
         run(exams)
+    with pytest.raises(UserError, match="--method masked is for slices: leave it out with --dataset images"):
+        run(PretrainConfig(method="masked", encoder="resnet18", data=ImagesSource(), out=tmp_path / "a"))
     with pytest.raises(UserError, match="--export target: masked has no target network"):
         run(tiny(tmp_path, tmp_path / "a", export="target"))
     for settings, message in (
