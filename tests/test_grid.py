@@ -77,6 +77,7 @@ def test_jobs_come_after_what_they_need_and_start_from_its_file():
 def test_masked_image_modelling_from_random_weights_and_from_a_generalist(tmp_path):
     """Cells start from the whole U-Net; settings of another method's optimiser do not reach it."""
     pretraining = replace(SweepConfig().pretrain, lr=0.5, optimiser="lars", generalist="imagenet")
+    pretraining = replace(pretraining, method="simclr", temperature=0.1)
     settings = {"fractions": (0.5,), "seeds": (0,), "out": tmp_path, "pretrain": pretraining}
     jobs = {job.name: job for job in jobs_of(pipelines=("specialist", "masked", "masked=procedural"), **settings)}
     random, given = jobs["encoders/masked"], jobs["encoders/masked=procedural"]
@@ -84,12 +85,12 @@ def test_masked_image_modelling_from_random_weights_and_from_a_generalist(tmp_pa
     assert (given.config.method, given.config.stage) == ("masked", "hierarchical")
     assert given.needs == ("encoders/generalist-procedural",)
     assert given.config.generalist == str(tmp_path / "encoders/generalist-procedural/encoder.safetensors")
-    assert jobs["encoders/generalist-procedural"].config.method == "byol"
+    assert jobs["encoders/generalist-procedural"].config.method == "simclr"
     assert [job.config.peak_lr(False) for job in (random, given)] == [1e-3, 1e-3]
     assert jobs["encoders/specialist"].config.lr == 0.5
     for name in ("masked", "masked=procedural"):
         assert jobs[f"cells/{name}-n749-seed0"].config.init == str(tmp_path / "encoders" / name / "unet.safetensors")
-    own = replace(pretraining, method="masked", lr=3e-4, optimiser=None)
+    own = replace(pretraining, method="masked", lr=3e-4, optimiser=None, temperature=None)
     jobs = {job.name: job for job in jobs_of(pipelines=("masked",), **settings | {"pretrain": own})}
     assert jobs["encoders/masked"].config.lr == 3e-4
     with pytest.raises(UserError, match="--pipelines masked: masked image modelling takes single images, not exams"):

@@ -15,7 +15,7 @@ from data.sources import FolderSource
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
-from pretrain.config import PretrainConfig
+from pretrain.config import OF_METHODS, PretrainConfig
 from segment.config import SegmentConfig
 from sweep.analysis.study_files import source_name
 from sweep.study.config import SweepConfig
@@ -138,8 +138,10 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
     pretraining, file = cfg.pretrain, "encoder.safetensors"
     if stage == "masked":
         stage, file = "hierarchical" if source else "specialist", UNET
-        if pretraining.method != "masked":  # rates of another method and optimiser mean nothing to this one
-            pretraining = replace(pretraining, method="masked", optimiser=None, lr=None, export=None)
+        if pretraining.method != "masked":  # rates and terms of another method mean nothing to this one
+            defaults: dict[str, Any] = {name: getattr(PretrainConfig, name) for name in OF_METHODS}
+            defaults |= {"optimiser": None, "lr": None, "export": None}
+            pretraining = replace(pretraining, method="masked", **defaults)
     source = source or cfg.pretrain.generalist
     starts: list[_Start] = []
     for seed in cfg.pretrain_seeds:
