@@ -172,7 +172,7 @@ def test_what_was_run(phantom, page):
     assert rows["Labelled slices"] == "6 (2 %), 15 (5 %), 30 (10 %), 120 (40 %)"
     assert rows["Encoder"], rows["Images"] == ("resnet50", "224 pixels")
     assert rows["Training"] == "1,050 steps with batch size 192"
-    assert rows["Domain pretraining (BYOL)"] == "25 epochs (hierarchical) with batch size 128, 224 x 192 pixels"
+    assert rows["Domain pretraining (byol)"] == "25 epochs (hierarchical) with batch size 128, 224 x 192 pixels"
     assert rows["Natural-image start"] == "resnet18.pth"
     assert all(f"{name} {text}" in page.text for name, text in rows.items())
 

@@ -354,7 +354,9 @@ def what_was_run(study: Study) -> dict[str, str]:
         else:
             length = ", ".join(f"{count:g} epochs ({stage})" for stage, count in epochs.items())
         size = _pixels(pretraining["image_size"])
-        rows["Domain pretraining (BYOL)"] = f"{length} with batch size {pretraining['batch_size']}, {size}"
+        masked = ["masked"] if any(each.startswith("masked") for each in settings["pipelines"]) else []
+        methods = ", ".join(dict.fromkeys([pretraining.get("method", "byol"), *masked]))
+        rows[f"Domain pretraining ({methods})"] = f"{length} with batch size {pretraining['batch_size']}, {size}"
     if facts.natural_image_starts:
         rows["Natural-image start"] = "; ".join(facts.natural_image_starts)
     if rates := _rates(study):
