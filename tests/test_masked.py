@@ -186,7 +186,7 @@ def test_a_run_writes_encoder_and_unet(pretrained):
         "resnet10t", in_chans=1, num_classes=0, checkpoint_path=str(folder / "encoder.safetensors")
     ).state_dict()
     assert all(torch.equal(timms[key], value) for key, value in encoder.items())
-    assert identify(folder / "unet.safetensors") == identify(folder) == Identity("resnet10t", "batch")
+    assert identify(folder / "unet.safetensors") == identify(folder) == Identity("resnet10t", "batch", "standard")
     assert result["learning_rate"] == 1e-3
     assert result["unet"] == str(folder / "unet.safetensors")
     assert result["probe_jaccard"] >= 0
