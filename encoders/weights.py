@@ -272,9 +272,7 @@ def _check_norm(source: str | Path, trained: Norm | None, norm: Norm | None) -> 
         return
     if trained == "group+ws" or (trained == "group" and norm != "group+ws"):
         standardised = " and weight standardisation" if trained == "group+ws" else ""
-        raise UserError(
-            f"{source} was trained with group normalisation{standardised}; build the encoder with norm {trained!r}."
-        )
+        raise UserError(f"{source} was trained with group normalisation{standardised}: pass --norm {trained}")
     log.warning(
         f"{source} was trained with {'batch' if trained != 'group' else 'group'} norm and gives other features with "
         f"--norm {norm}, which training has to repair"

@@ -68,4 +68,5 @@ def update_average(target: Iterable[Tensor], online: Iterable[Tensor], tau: floa
     For BYOL, pass parameters only: the target network runs in training mode, so its batch norms gather running
     statistics of their own activations. For an average that is only evaluated, pass the running statistics as well.
     """
-    torch._foreach_lerp_(list(target), list(online), 1 - tau)
+    if tensors := list(target):  # a network with group norm has no running statistics
+        torch._foreach_lerp_(tensors, list(online), 1 - tau)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from engine.ema import Decay, chosen_tau, cosine_tau, update_average
+from engine.supervised import Supervised
 
 
 def test_the_average_by_hand():
@@ -71,3 +72,11 @@ def test_chosen_decay_rates_leave_at_most_one_percent(schedule, largest):
     assert chosen_tau(3925, schedule, largest) == pytest.approx(largest if largest < 0.999 else 0.01 ** (1 / 3925))
     assert chosen_tau(2, schedule, largest) == 0.5
     assert chosen_tau(60, "cosine", 0.99) == pytest.approx(1 - 9.2 / 60)
+
+
+def test_a_network_without_running_statistics_has_none_to_average():
+    supervised = Supervised(nn.Sequential(nn.Linear(2, 2), nn.GroupNorm(1, 2)), nn.MSELoss(), averaged=True)
+    with torch.no_grad():
+        supervised.average[0].weight.zero_()
+    supervised.move_average(0.5)
+    torch.testing.assert_close(supervised.average[0].weight, supervised.network[0].weight.detach() / 2)
