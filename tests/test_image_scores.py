@@ -144,7 +144,7 @@ def test_training_and_linear_evaluation(trained):
     assert losses.iloc[-1] < 1.5  # log(10) = 2.3 by chance
     assert sum(row["test_images"] for row in result["per_class"]) == 359
     assert set(result["groups"]) == {"frequent", "medium", "rare"}
-    assert probed["accuracy"]["value"] > 0.85  # the digits are easy once all their labels are used
+    assert probed["accuracy"]["value"] > 0.6  # 0.1 by chance; 30 images of each digit suffice for more
     assert probed["image_size"] == 32
     assert probed["train"]["images"] == 300
     assert [row["training_images"] for row in probed["per_class"]] == counts  # of the encoder, not of the regression
