@@ -16,6 +16,8 @@ COMMANDS = {
     "classify": "train a classifier of exams and score it with intervals",
     "classify.predict": "write probabilities of exams with a trained classifier",
     "classify.compare": "compare two classifiers on the same exams",
+    "classify.images": "train a classifier of images with classes",
+    "classify.probe": "evaluate an encoder by a linear classifier of images",
     "sweep": "run a study of scores against numbers of labels",
     "sweep.report": "rebuild the report of a study",
     "sweep.forecast": "labels needed for a target score, and the worth of the next ones",

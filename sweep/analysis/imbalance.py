@@ -16,6 +16,9 @@ from sweep.analysis.bootstrap import estimate, require_resamples, resampled
 BALANCED, LONG_TAILED = "balanced", "long-tailed"
 SETS = (BALANCED, LONG_TAILED)
 GROUPS = ("frequent", "medium", "rare")
+SUPERVISED, HEAD = "supervised", "supervised, own head"
+"""The encoder of supervised training, evaluated linearly; and the predictions of the network itself, whose last layer
+was trained on the same images as its encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ def read_correct(folder: Path, plan: Mapping[str, Any]) -> Correct:
         UserError: if no ratio has a seed that finished in every method, or tables do not fit together.
     """
     cells = {(c["ratio"], c["method"], c["set"], c["seed"]): folder / c["name"] for c in plan["cells"]}
+    for (ratio, method, kind, seed), place in list(cells.items()):
+        encoder = folder / "encoders" / place.name
+        if method == SUPERVISED and (encoder / "per_image.csv").is_file():
+            cells[ratio, HEAD, kind, seed] = encoder
     labels: np.ndarray | None = None
     values: dict[tuple[float, str, str], np.ndarray] = {}
     for ratio in plan["ratios"]:
@@ -43,7 +50,9 @@ def read_correct(folder: Path, plan: Mapping[str, Any]) -> Correct:
             for seed in plan["seeds"]
             if all((cells[ratio, m, s, seed] / "result.json").is_file() for m in plan["methods"] for s in SETS)
         ]
-        for method in plan["methods"] if seeds else ():
+        for method in (*plan["methods"], HEAD) if seeds else ():
+            if not all((ratio, method, kind, seed) in cells for kind in SETS for seed in seeds):
+                continue
             for kind in SETS:
                 rows = []
                 for seed in seeds:
@@ -78,8 +87,9 @@ def analyse(folder: Path, draws: int = 2000, seed: int = 0) -> dict[str, pd.Data
     images = {cell["ratio"]: cell["images"] for cell in plan["cells"]}
     accuracy, gaps, differences, per_class = [], [], [], []
     for ratio in dict.fromkeys(ratio for ratio, _, _ in correct.by_run):
-        of_ratio = {(m, s): correct.by_run[ratio, m, s] for m in plan["methods"] for s in SETS}
-        seeds = len(of_ratio[plan["methods"][0], BALANCED])
+        of_ratio = {(m, s): values for (r, m, s), values in correct.by_run.items() if r == ratio}
+        methods = list(dict.fromkeys(method for method, _ in of_ratio))
+        seeds = len(of_ratio[methods[0], BALANCED])
         seed_weights = resampled(seeds, draws, np.random.default_rng([seed, 0]))
         counts = plan["counts"][f"{ratio:g}"]
         key = {"ratio": ratio, "images": images[ratio], "seeds": seeds}
@@ -94,11 +104,11 @@ def analyse(folder: Path, draws: int = 2000, seed: int = 0) -> dict[str, pd.Data
                 if members.any():
                     drawn = weighted_mean(values[:, members], seed_weights, image_weights[:, members])
                     per_class.append(row | estimate("accuracy", drawn))
-        losses = {m: relative_gap(means[m, BALANCED], means[m, LONG_TAILED]) for m in plan["methods"]}
+        losses = {m: relative_gap(means[m, BALANCED], means[m, LONG_TAILED]) for m in methods}
         gaps += [{"method": method} | key | estimate("gap", drawn) for method, drawn in losses.items()]
         differences += [
             {"method": first, "baseline": second} | key | estimate("difference", losses[first] - losses[second])
-            for first, second in combinations(plan["methods"], 2)
+            for first, second in combinations(methods, 2)
         ]
     tables = {"accuracy": accuracy, "gaps": gaps, "differences": differences, "per_class": per_class}
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
@@ -137,4 +147,4 @@ def thirds(counts: Sequence[int]) -> dict[str, np.ndarray]:
 
 def _mean_of(correct: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:
     members = np.isin(labels, classes)
-    return float(correct[:, members].mean()) if members.any() else float("nan")
+    return float(correct[:, members].mean(dtype=float)) if members.any() else float("nan")

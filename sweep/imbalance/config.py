@@ -89,6 +89,8 @@ class ImbalanceConfig(Settings):
         if self.data.imbalance != 1 or self.data.total is not None:
             flag, value = ("imbalance", self.data.imbalance) if self.data.total is None else ("total", self.data.total)
             raise UserError(f"--{flag} {value} belongs to single runs: the study makes its sets itself, pass --ratios")
+        if self.data.draw_seed:
+            raise UserError(f"--draw-seed {self.data.draw_seed} belongs to single runs: the study draws with --seeds")
         for part in ("pretrain", "supervised", "probe"):
             config = getattr(self, part)
             for name, initial in _set_by_study(config).items():

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from core.files import write_csv, write_text
 from core.text import read_json
-from sweep.analysis.imbalance import BALANCED, SETS, analyse
+from sweep.analysis.imbalance import BALANCED, HEAD, SETS, analyse
 from sweep.analysis.statistics import decided
 from sweep.analysis.study_files import first_line, relative_paths
 from sweep.report import filters
@@ -52,11 +52,20 @@ def report(folder: Path, draws: int = 2000, seed: int = 0) -> Path:
     return path
 
 
+def is_of_imbalance(folder: Path) -> bool:
+    """Whether a folder holds a study of class imbalance."""
+    try:
+        plan = read_json(folder / "plan.json")
+    except (OSError, ValueError):
+        return False
+    return isinstance(plan, dict) and plan.get("task") == "imbalance"
+
+
 def render(
     folder: Path, plan: Mapping[str, Any], settings: Mapping[str, Any], tables: Mapping[str, pd.DataFrame]
 ) -> str:
     """The page of a study, after its figures are drawn and saved."""
-    methods = plan["methods"]
+    methods = list(dict.fromkeys(tables["gaps"]["method"]))
     styles = pipeline_styles(methods)
     loader = FileSystemLoader(Path(__file__).parent)
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -88,18 +97,24 @@ def render(
 def sentences(tables: Mapping[str, pd.DataFrame]) -> Iterator[str]:
     """What each ratio says, one sentence about the gaps and one about each of their differences."""
     for (ratio, images), rows in tables["gaps"].groupby(["ratio", "images"], sort=False):
-        parts = [f"{row['method']} loses {_percent(row, 'gap')}" for row in rows.to_dict("records")]
+        parts = [f"{_percent(row, 'gap')} for {_named(row['method'])}" for row in rows.to_dict("records")]
         yield (
-            f"With {images:,} images of ratio {ratio:g} in place of as many balanced ones, {filters.join(parts)} of "
-            "its accuracy."
+            f"With {images:,} images of ratio {ratio:g} in place of as many balanced ones, the relative gap is "
+            f"{filters.join(parts)}."
         )
     for row in tables["differences"].to_dict("records"):
+        if HEAD in (row["method"], row["baseline"]):
+            continue
         if decided(row):
             less, more = (row["method"], row["baseline"]) if row["difference"] < 0 else (row["baseline"], row["method"])
             verdict = f"{less} loses less than {more}"
         else:
             verdict = f"whether {row['method']} or {row['baseline']} loses less is undecided"
         yield f"At ratio {row['ratio']:g} {verdict}: the gaps differ by {_percent(row, 'difference', '+.1f')}."
+
+
+def _named(method: str) -> str:
+    return "the supervised network with its own head" if method == HEAD else method
 
 
 def caveats(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
@@ -113,7 +128,7 @@ def caveats(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[st
         yield "Digits are small and easy: this checks that the software runs; it is little evidence about any method."
     yield (
         "The linear evaluation uses labels of a balanced set whatever the encoder was trained on, so it measures the "
-        "encoder alone; the classifier that supervised training makes itself is in results.csv (accuracy_of_head)."
+        "encoder alone. The supervised network with its own head saw no other labels than its encoder."
     )
     if settings["pretrain"]["steps"] is None and (settings["pretrain"]["epochs"] or 0) < 200:
         yield f"{settings['pretrain']['epochs']:g} epochs of pretraining; Ray 2022 took 200."
@@ -202,7 +217,9 @@ def per_class_figure(rows: pd.DataFrame, styles: Styles, *, width: int = WIDE) -
     ratios = list(dict.fromkeys(rows["ratio"]))
     columns = 1 if width <= NARROW else min(len(ratios), 2)
     with drawing(width, 60 + 260 * -(-len(ratios) // columns)) as figure:
-        for axis, ratio in panels(figure, ratios, columns, share=True, ylabel="accuracy"):
+        lowest = rows["accuracy"].min()
+        for axis, ratio in panels(figure, ratios, columns, ylabel="accuracy"):
+            axis.set_ylim(lowest - 0.05 * (1.01 - lowest), 1.01)
             for (method, style), kind in ((item, kind) for item in styles.items() for kind in SETS):
                 of = rows[(rows["ratio"] == ratio) & (rows["method"] == method) & (rows["set"] == kind)]
                 balanced = kind == BALANCED

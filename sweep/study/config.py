@@ -53,7 +53,8 @@ class SweepConfig(Settings):
     """Train every pipeline on every number of labels with several seeds, and estimate the worth of further labels."""
 
     task: Annotated[Literal["segment", "classify"], Group("grid")] = "segment"
-    """What the labels are for: the U-Net's label maps, or the classes of whole exams."""
+    """What the labels are for: the U-Net's label maps, or the classes of whole exams. `--task imbalance` is a study of
+    its own, with other options: add `--help` to see them."""
     pipelines: Annotated[tuple[str, ...], MayGrow] = PIPELINES
     """random, generalist, specialist, hierarchical; generalist=SOURCE and hierarchical=SOURCE start from other
     weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`. For slices also masked and
