@@ -366,7 +366,7 @@ def test_files_without_batch_norm_load_in_plain_timm(tmp_path, trained):
     torch.manual_seed(0)
     ours = build_encoder("resnet18", norm=trained)
     path = save(ours, tmp_path, norm=trained)
-    assert identify(path) == Identity("resnet18", trained)
+    assert identify(path) == Identity("resnet18", trained, "standard")
     settings = {"in_chans": 1, "num_classes": 0, "norm_layer": timm.layers.GroupNorm}
     theirs = timm.create_model("resnet18", **settings, checkpoint_path=str(path))
     if trained == "group+ws":
