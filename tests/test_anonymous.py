@@ -84,6 +84,7 @@ def test_montages_without_names(tiny_knees, tmp_path, monkeypatch):
     assert path.stem == pseudonyms()("train/0001")
 
 
+@pytest.mark.slow
 def test_evaluation_without_names(tmp_path, capsys):
     for name in ("prediction", "reference"):
         (tmp_path / name).mkdir()

@@ -81,6 +81,7 @@ def test_every_file_is_a_noun():
     assert not [file for file in FILES if file.name in vague]
 
 
+@pytest.mark.slow
 def test_only_augment_knows_albumentations():
     users = {
         file.relative_to(ROOT).as_posix() for file in FILES if "albumentations" in imported(ast.parse(file.read_text()))

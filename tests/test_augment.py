@@ -206,6 +206,7 @@ def test_cut_views_equal_the_reference_step_by_step(recipe, dtype):
         np.testing.assert_allclose(view, -np.abs(expected) if crop.solarise else expected, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(120, 100), (60, 200), (300, 40)], ids=["slice", "wide", "tall"])
 def test_cut_views_follow_the_distribution_of_the_reference(shape):
     """Kolmogorov-Smirnov tests against albumentations of traits read from views of coordinates and of constants."""

@@ -92,6 +92,7 @@ def test_missing_root(refused, command, tmp_path):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @BOTH
 def test_root_without_patients(refused, command, tmp_path):
     (tmp_path / "empty").mkdir()
@@ -115,6 +116,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_image(refused, command, damage, acdc):
@@ -134,6 +136,7 @@ LABEL_DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize("damage", LABEL_DAMAGES)
 def test_damaged_label_map(refused, command, damage, acdc):
@@ -176,6 +179,7 @@ def test_images_without_labels(refused, tmp_path):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @BOTH
 def test_a_subject_in_two_splits(refused, command, tmp_path):
     for kind in ("images", "labels"):
@@ -214,6 +218,7 @@ def test_fraction(refused, fraction, tiny_acdc):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(
     ("flag", "value", "sentence"),
@@ -243,6 +248,7 @@ def test_setting(refused, command, flag, value, sentence, tiny_acdc):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_one_value_has_no_statistics(refused, tiny_acdc):
     main, few = COMMANDS["segment"]
     for sizes in (("--batch-size", "1"), ("--batch-size", "5", "--micro-batch-size", "4")):
@@ -251,6 +257,7 @@ def test_one_value_has_no_statistics(refused, tiny_acdc):
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 @BOTH
 def test_unknown_encoder(refused, command, tiny_acdc):
     main, few = COMMANDS[command]
@@ -336,6 +343,7 @@ def test_encoder_file(refused, command, tiny_acdc, narrow, tmp_path):
 # Nothing is lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_output_folder_in_use(refused, command, tiny_acdc, tmp_path, monkeypatch):
     main, few = COMMANDS[command]
@@ -368,6 +376,7 @@ def test_an_earlier_run_is_kept(refused, tiny_acdc, narrow, monkeypatch, capsys)
     assert {file: file.read_bytes() for file in before} == before
 
 
+@pytest.mark.slow
 def test_a_mistake_beside_overwrite_keeps_the_encoder(refused, tiny_acdc, narrow):
     """Pretraining reads what it starts from before it removes anything."""
     out = Path("run")
@@ -399,6 +408,7 @@ def test_help(command, monkeypatch, capsys):
     assert "/some/where" not in message
 
 
+@pytest.mark.slow
 def test_values_keep_their_underscores(monkeypatch, tiny_acdc, refused):
     main, few = COMMANDS["segment"]
     message = refused(main, *few, f"--data_root={tiny_acdc}", "--out", "run", "--init=my_new_encoder.pth")

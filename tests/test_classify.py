@@ -402,6 +402,7 @@ def test_a_table_of_labels_is_not_replaced_by_predictions(tmp_path):
         classify.predict.run(Predict(run=tmp_path, input=tmp_path, output=tmp_path / "labels.csv", device="cpu"))
 
 
+@pytest.mark.slow
 def test_predicting_one_file_nifti_and_explanations(finished, tmp_path, capsys):
     cfg, _ = finished
     frames = exam_frames(1, np.random.default_rng(5))
@@ -573,6 +574,7 @@ def refused(monkeypatch, capsys, tmp_path):
     return refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -632,6 +634,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage(refused, damage, knees, tmp_path):
     root = damaged(knees, tmp_path)
@@ -661,6 +664,7 @@ def test_the_command_line_prints_the_figures(knees, tmp_path, monkeypatch, capsy
     assert "synthetic data" not in output
 
 
+@pytest.mark.slow
 def test_exams_of_nifti_files(tmp_path):
     rows = ["path,label,split"]
     for k in range(16):

@@ -80,6 +80,7 @@ def test_clips_do_not_mix():
         assert_close(model(batch)[1:2], model(batch[1:2]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "frames"), [("r3d_18", 1), ("mc3_18", 8), ("r2plus1d_18", 1)])
 def test_video_encoders_give_one_vector_per_clip(name, frames):
     model = build_clip_encoder(name).eval()
@@ -140,6 +141,7 @@ def test_a_saved_encoder_is_loaded_unchanged(name, tmp_path):
     assert torch.equal(other(clips()), model(clips()))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_file_of_a_max_pool_model_is_the_2d_encoders(tmp_path):
     import segmentation_models_pytorch as smp
@@ -154,6 +156,7 @@ def test_the_file_of_a_max_pool_model_is_the_2d_encoders(tmp_path):
     assert_close(unet.encoder(frame)[-1], plain.forward_features(frame))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_2d_encoder_file_starts_the_max_pool_model(tmp_path):
     """Hierarchical pretraining of exams: from one-channel files of ours and from three-channel foreign ones."""
@@ -207,6 +210,7 @@ def test_kinetics_without_a_network_asks_for_a_file(monkeypatch, tmp_path):
         load_weights(build_clip_encoder("r3d_18"), "kinetics", name="r3d_18", in_channels=1)
 
 
+@pytest.mark.slow
 def test_kinetics_from_the_hub(monkeypatch, caplog):
     theirs = torchvision.models.video.r3d_18()
     kind = torchvision.models.get_model_weights("r3d_18").KINETICS400_V1
@@ -218,6 +222,7 @@ def test_kinetics_from_the_hub(monkeypatch, caplog):
     assert torch.equal(model.layer4[1].conv2[0].weight, theirs.layer4[1].conv2[0].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["group", "frozen"])
 def test_norms_in_three_dimensions_do_not_look_at_the_batch(norm):
     model = build_clip_encoder("r3d_18", norm=norm).train()
@@ -247,6 +252,7 @@ def test_recomputed_activations_leave_gradients_and_statistics_equal(name, norm)
             torch.testing.assert_close(other[key], value, rtol=0, atol=0, msg=key)
 
 
+@pytest.mark.slow
 def test_recomputing_keeps_fewer_activations():
     """Bytes that autograd keeps between the passes, counted on tensors held by the graph."""
     held = []

@@ -18,6 +18,7 @@ def test_every_command_is_a_module_that_explains_itself():
         assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
 
 
+@pytest.mark.slow
 def test_commands_run_from_any_folder(tmp_path):
     """A folder named like one of our packages in the working directory is not in the way."""
     (tmp_path / "data").mkdir()

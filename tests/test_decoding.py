@@ -138,6 +138,7 @@ def damaged(content: bytes, count: int) -> Iterator[bytes]:
         yield bytes((changed, changed[:last], changed[:first] + changed[last:], changed + changed)[rng.integers(4)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nii", "nii.gz", "PNG", "TIFF", "JPEG", "npy"])
 def test_random_damage_is_a_user_error_or_an_image(tmp_path, kind):
     content = nifti() if kind.startswith("nii") else encoded(kind) if kind != "npy" else b""

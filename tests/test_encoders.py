@@ -143,6 +143,7 @@ def test_norm_of_heads_and_of_fused_activations():
     assert replace_norm(nn.BatchNorm2d(1), "group").num_groups == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dimensions"), [("resnet10t", 2), ("r3d_18", 3)])
 def test_weights_are_standardised_where_they_are_used(name, dimensions):
     torch.manual_seed(0)

@@ -170,6 +170,7 @@ def test_masks_that_cannot_be_scored(tmp_path, labels, message):
         run(Evaluate(prediction=tmp_path / "p", reference=tmp_path / "r", classes=("RV", "MYO", "LV")))
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_ends_in_one_sentence(acdc):
     command = [sys.executable, "-m", "segment.evaluate", "--prediction", str(acdc / "prediction")]
     done = subprocess.run([*command, "--reference", "nowhere"], capture_output=True, text=True, check=False)

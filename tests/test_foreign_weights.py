@@ -86,6 +86,7 @@ def test_wrappers_around_a_unet_of_segmentation_models(tmp_path, prefix):
 UNETS = (*("convnext_atto", "vgg11_bn", "regnety_002", "mobilenetv3_small_100", "efficientnet_b0", "pvt_v2_b0"),)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", some_slow([NAME, *UNETS], 1))
 @pytest.mark.parametrize("wrapper", ["", "model.module."])
 def test_a_trained_unet_starts_another_and_a_pretraining(tmp_path, name, wrapper):
@@ -106,6 +107,7 @@ def test_a_trained_unet_starts_another_and_a_pretraining(tmp_path, name, wrapper
             assert_close(encoder.forward_features(images), unet.eval().encoder(images)[-1])
 
 
+@pytest.mark.slow
 def test_layers_after_the_last_feature_map_are_named(tmp_path, caplog):
     unet = build_unet("mobilenetv3_small_050", 2)
     save_file(unet.state_dict(), tmp_path / "a.safetensors")
@@ -171,6 +173,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch about sparse and quantised tensors
 @pytest.mark.parametrize("case", some_slow(BAD, 8))
 def test_tensors_that_are_no_weights_are_refused(tmp_path, state, case):
@@ -228,6 +231,7 @@ def test_files_that_are_no_weights_are_refused(tmp_path, case):
     assert sorted(tmp_path.iterdir()) == [tmp_path / "a.pth"]
 
 
+@pytest.mark.slow
 def test_mappings_in_each_other_are_read_once(tmp_path):
     inner: dict = {}
     for _ in range(60):

@@ -155,6 +155,7 @@ def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_
     assert not any(job.is_trial for job in jobs_of(**settings, lr=(0.02,)))
 
 
+@pytest.mark.slow
 def test_rates_of_a_study_and_of_its_runs_on_the_command_line():
     flags = ["--recipe", "demo", "--lr", "1e-4", "1e-3", "--segment.lr", "0.5", "--pretrain.lr", "0.1"]
     cfg = parse(presets_for, "", flags)

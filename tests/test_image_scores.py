@@ -136,6 +136,7 @@ def trained(tmp_path_factory):
     return cfg, result, evaluation, probe.run(evaluation)
 
 
+@pytest.mark.slow
 def test_training_and_linear_evaluation(trained):
     cfg, result, evaluation, probed = trained
     counts = [int(139 * 0.2 ** (i / 9)) for i in range(10)]
@@ -153,18 +154,21 @@ def test_training_and_linear_evaluation(trained):
     assert json.loads((evaluation.out / "result.json").read_text())["accuracy"] == probed["accuracy"]
 
 
+@pytest.mark.slow
 def test_linear_evaluation_repeats(trained, tmp_path):
     evaluation, probed = trained[2:]
     again = probe.run(replace(evaluation, out=tmp_path))
     assert again["accuracy"] == probed["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_resumed_without_training(trained, monkeypatch):
     cfg, result = trained[:2]
     monkeypatch.setattr(training, "_fit", None)
     assert training.run(replace(cfg, resume=True))["accuracy"] == result["accuracy"]
 
 
+@pytest.mark.slow
 def test_channels_must_agree(trained, tmp_path):
     root = write_classes(tmp_path / "rgb", [4, 4])
     evaluation = replace(trained[2], data=ImagesSource(data_root=root), out=tmp_path / "probe")

@@ -116,6 +116,7 @@ def test_one_seed_has_no_interval(tmp_path):
     assert tables["gaps"]["gap"].tolist() == pytest.approx([0.1, 0.3])
 
 
+@pytest.mark.slow
 def test_report_says_who_loses_less(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["sweep.report", str(made_up(tmp_path, WRONG)), "--draws", "200"])
     rebuild()
@@ -130,6 +131,7 @@ def test_report_says_who_loses_less(tmp_path, monkeypatch):
     assert str(tmp_path) not in page
 
 
+@pytest.mark.slow
 def test_report_of_an_unfinished_study(tmp_path):
     made_up(tmp_path, WRONG)
     (tmp_path / "cells/byol-balanced-seed1/result.json").unlink()
@@ -185,6 +187,7 @@ def test_settings_of_single_runs_are_refused():
         replace(base, pretrain=replace(base.pretrain, encoder="resnet18"))
 
 
+@pytest.mark.slow
 def test_command_line():
     line = ["--task", "imbalance", "--methods", "byol", "--ratios", "0.5", "--pretrain.steps", "3", "--seeds", "1", "2"]
     cfg = parse(presets_for, "", line)

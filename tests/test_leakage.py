@@ -316,6 +316,7 @@ def leaky_encoder(folder: Path, *stages: dict) -> str:
     return str(save_encoder(build_encoder("resnet10t"), folder, lineage=list(stages), **about))
 
 
+@pytest.mark.slow
 def test_segment_refuses_a_leak_before_it_writes(tiny_acdc, tmp_path):
     data = load_dataset("acdc", tiny_acdc)
     init = leaky_encoder(tmp_path / "enc", stage(data, "patient001"), stage(data, "patient003"))
@@ -325,6 +326,7 @@ def test_segment_refuses_a_leak_before_it_writes(tiny_acdc, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_classify_refuses_a_leak_before_it_writes(tiny_knees, tmp_path):
     exams = load_mrnet(tiny_knees)
     test, train = (exams.table["subject"].iloc[exams.positions(split)[0]] for split in ("test", "train"))

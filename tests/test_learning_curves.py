@@ -103,6 +103,7 @@ def test_fit_skips_draws_that_lack_a_size():
     assert np.isnan(parameters[:, 1]).all()
 
 
+@pytest.mark.slow
 def test_known_power_law_is_recovered_in_90_of_100_studies():
     gamma, held_out = 0, 0
     for seed in range(100):

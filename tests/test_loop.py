@@ -236,6 +236,7 @@ def test_resuming_a_finished_run_keeps_its_weights(fabric, tmp_path):
     assert torch.equal(weights(network), weights(expected))
 
 
+@pytest.mark.slow
 def test_loading_processes_change_nothing_and_ignore_interrupts(fabric, tmp_path):
     """Ctrl-C in a terminal reaches the loading processes as well; the step under way still gets its samples."""
 

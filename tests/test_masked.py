@@ -168,6 +168,7 @@ def test_one_image_alone_is_trained_on_under_batch_norm():
     assert all(value.isfinite().all() for value in masked.state_dict().values())
 
 
+@pytest.mark.slow
 def test_a_run_writes_encoder_and_unet(pretrained):
     cfg, result = pretrained
     folder = cfg.run_folder
@@ -192,6 +193,7 @@ def test_a_run_writes_encoder_and_unet(pretrained):
     assert result["probe_jaccard"] >= 0
 
 
+@pytest.mark.slow
 def test_collapse_and_moving_average_do_not_apply(pretrained):
     cfg, result = pretrained
     absent = {"projection_std", "effective_rank", "start_share"}
@@ -202,6 +204,7 @@ def test_collapse_and_moving_average_do_not_apply(pretrained):
     assert "initial weights are left" not in (cfg.run_folder / "train.log").read_text()
 
 
+@pytest.mark.slow
 def test_all_but_the_output_layer_travels(pretrained):
     folder = pretrained[0].run_folder
     saved = load_file(folder / "unet.safetensors")
@@ -225,6 +228,7 @@ def test_all_but_the_output_layer_travels(pretrained):
     assert torch.equal(classifier.state_dict()["layer1.0.conv1.weight"], saved["encoder.model.layer1.0.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_a_unet_that_does_not_fit_is_refused(pretrained, tmp_path):
     folder = pretrained[0].run_folder
     with pytest.raises(UserError, match=r"unet\.safetensors holds a resnet10t, not a resnet18"):

@@ -213,6 +213,7 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     return PretrainConfig(**({"data": AcdcSource(data_root=root), "out": out} | few | settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_pretrains_and_its_encoder_loads_in_timm(tiny_acdc, tmp_path, method):
     result = run(tiny(tiny_acdc, tmp_path / "run", method=method))
@@ -229,6 +230,7 @@ def test_every_method_pretrains_and_its_encoder_loads_in_timm(tiny_acdc, tmp_pat
         assert all(float(row["effective_rank"]) > 1 for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", OTHERS)
 def test_a_run_that_is_resumed_ends_bit_for_bit_alike(tiny_acdc, tmp_path, monkeypatch, method):
     """The queue, its order and the target included: stopped after two of three steps."""

@@ -27,6 +27,7 @@ def load(file):
     return np.asarray(nib.load(file).dataobj)
 
 
+@pytest.mark.slow
 def test_layout_is_acdcs(root):
     folder = root / "training" / "patient001"
     info = read_info(folder)
@@ -46,6 +47,7 @@ def test_layout_is_acdcs(root):
         np.testing.assert_array_equal(np.unique(label), [0, RV, MYO, LV])
 
 
+@pytest.mark.slow
 def test_the_index_reads_it(root):
     table = index_acdc(root)
     firsts = table.drop_duplicates("subject").set_index("subject")
@@ -56,6 +58,7 @@ def test_the_index_reads_it(root):
     assert len(table) == FRAMES * sum(slices.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, 6))
 def test_volumes_of_the_labels_are_the_groups(root, number):
     folder = root / "training" / f"patient{number:03d}"
@@ -73,6 +76,7 @@ def test_volumes_of_the_labels_are_the_groups(root, number):
     assert 1 - rv_es / rv == pytest.approx(heart.rv_fraction, abs=0.05)
 
 
+@pytest.mark.slow
 def test_labels_nest_and_blood_is_brighter_than_muscle(root):
     for folder in sorted((root / "training").iterdir()):
         base = folder / f"{folder.name}_frame{int(read_info(folder)['ED']):02d}"
@@ -95,6 +99,7 @@ def test_traps_are_there():
     assert all(96 <= side <= 144 for s in subjects for side in (s.scan.rows, s.scan.columns))
 
 
+@pytest.mark.slow
 def test_traps_reach_the_files(root):
     for number in range(1, 6):
         subject = draw_subject(0, number)
@@ -120,6 +125,7 @@ def test_end_diastole_is_not_always_first(tmp_path):
     assert lv["ED"] > lv["ES"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_whatever_the_number_of_subjects(root, tmp_path):
     write_acdc(tmp_path / "one", 1, seed=0, frames=FRAMES)
     write_acdc(tmp_path / "other", 1, seed=1, frames=FRAMES)
@@ -181,6 +187,7 @@ def test_other_files_are_never_marked_as_synthetic(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(root, tmp_path):
     with pytest.raises(UserError, match="training exists already"):
         write_acdc(root, 1, seed=0)
@@ -231,6 +238,7 @@ def test_a_demo_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.glob("[!.]*")) == []
 
 
+@pytest.mark.slow
 def test_contact_sheet(root, tmp_path):
     write_sheet(root, tmp_path / "new" / "sheet.png")
     assert 10_000 < (tmp_path / "new" / "sheet.png").stat().st_size < 400_000

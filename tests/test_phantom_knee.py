@@ -40,6 +40,7 @@ def notch(exam, plane="sagittal"):
     return stack[frame, row - 4 : row + 5, column - 4 : column + 5].mean() / stack[stack > 20].mean()
 
 
+@pytest.mark.slow
 def test_layout_is_mrnets(root):
     tables = [f"{split}-{task}.csv" for split in ("train", "valid") for task in TASKS]
     assert sorted(entry.name for entry in root.iterdir()) == sorted(["SYNTHETIC.txt", "train", "valid", *tables])
@@ -59,12 +60,14 @@ def test_layout_is_mrnets(root):
             assert {line[1] for line in lines} <= {"0", "1"}
 
 
+@pytest.mark.slow
 def test_large_is_mrnets_own_size():
     stack = image_exam(draw_exam(0, "train", 0), 0, "axial", "large")
     assert stack.shape[1:] == (256, 256)
     assert 17 <= len(stack) <= 61
 
 
+@pytest.mark.slow
 def test_tables_say_what_was_drawn(root):
     for split, count in (("train", 3), ("valid", 1)):
         for task in TASKS:
@@ -72,6 +75,7 @@ def test_tables_say_what_was_drawn(root):
             assert (root / f"{split}-{task}.csv").read_text() == expected
 
 
+@pytest.mark.slow
 def test_same_seed_same_exam_whatever_the_number_of_exams(root):
     for plane in PLANES:
         written = np.load(root / "train" / plane / "0001.npy")
@@ -116,6 +120,7 @@ def test_sides_and_frame_counts_vary():
     assert len(frames) > 2
 
 
+@pytest.mark.slow
 def test_planes_show_the_same_knee():
     """At the same places of the body two fat-saturated planes agree, and T1 shows their fluid dark and fat bright."""
     x, y, z = np.meshgrid(np.arange(-36, 37, 4.0), np.arange(-50, 40, 3.0), np.arange(-36, 28, 4.0))
@@ -172,6 +177,7 @@ def test_drawing_needs_no_state():
     assert np.diff(LEVELS) == pytest.approx(0.5)
 
 
+@pytest.mark.slow
 def test_mistakes_are_named(root, tmp_path):
     with pytest.raises(UserError, match="train exists already"):
         write_mrnet(root, 3, seed=0)
@@ -183,6 +189,7 @@ def test_mistakes_are_named(root, tmp_path):
         run(PhantomConfig(out=tmp_path, dataset="mrnet", frames=9))
 
 
+@pytest.mark.slow
 def test_contact_sheet(tmp_path):
     write_knee_sheet(tmp_path / "new" / "sheet.png", seed=0)
     assert 10_000 < (tmp_path / "new" / "sheet.png").stat().st_size < 400_000

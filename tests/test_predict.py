@@ -66,6 +66,7 @@ def same_grid(mask: Path, image: Path) -> np.ndarray:
 OBLIQUE = np.array([[1.4, 0.2, 0, -50], [-0.2, 1.4, 0, 30], [0, 0, 8, 12], [0, 0, 0, 1.0]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "zooms", "dtype", "affine"),
     [
@@ -178,6 +179,7 @@ def test_the_images_are_never_overwritten(trained, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["images", "images/a.nii.gz"])
 def test_label_maps_of_others_are_never_overwritten(trained, tmp_path, source):
     for folder in ("images", "labels"):
@@ -247,6 +249,7 @@ def with_card(trained: Path, folder: Path, **changes) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "numbered", "channels", "names"),
     [
@@ -270,6 +273,7 @@ def test_names_of_nnunet(trained, tmp_path, capsys, folder, numbered, channels, 
     )
 
 
+@pytest.mark.slow
 def test_the_channel_of_a_4d_image(trained, tmp_path):
     image = scan((33, 40, 2, 3), (1.5, 1.25, 10, 1))
     image.to_filename(tmp_path / "modalities.nii.gz")

@@ -82,6 +82,7 @@ def hierarchical(tiny_acdc, tmp_path_factory) -> tuple[PretrainConfig, dict]:
     return cfg, run(cfg)
 
 
+@pytest.mark.slow
 def test_hierarchical_writes_both_stages(hierarchical):
     cfg, result = hierarchical
     out = cfg.run_folder
@@ -112,6 +113,7 @@ def test_a_finished_run_that_was_moved_or_lost_its_encoder(hierarchical, tmp_pat
         run(resumed)
 
 
+@pytest.mark.slow
 def test_the_lineage_names_every_stage_from_the_first(hierarchical):
     cfg, _ = hierarchical
     card = card_of(cfg.run_folder)
@@ -124,6 +126,7 @@ def test_the_lineage_names_every_stage_from_the_first(hierarchical):
     assert {"augmentation", "versions", "seed", "batch_size"} <= card.lineage[1].keys()
 
 
+@pytest.mark.slow
 def test_metrics_of_every_step(hierarchical, caplog):
     cfg, result = hierarchical
     table = rows(cfg.run_folder)
@@ -135,6 +138,7 @@ def test_metrics_of_every_step(hierarchical, caplog):
     assert float(table[3]["epoch"]) == 1  # 30 slices in batches of 8, 8, 8, 6
 
 
+@pytest.mark.slow
 def test_epochs_are_kept(hierarchical):
     """Epoch 0 is the generalist itself, whichever network is exported; the last is the result."""
     cfg, _ = hierarchical
@@ -152,6 +156,7 @@ def test_epochs_are_kept(hierarchical):
     assert kept == [0, 4, 8]
 
 
+@pytest.mark.slow
 def test_an_exported_encoder_loads_again(hierarchical):
     cfg, _ = hierarchical
     encoder = build_encoder("resnet10t")
@@ -188,6 +193,7 @@ def test_the_pool_is_of_training_patients(tiny_acdc, tmp_path):
         assert (~table["labelled"]).sum() == 6
 
 
+@pytest.mark.slow
 def test_specialist_sees_target_images_only(tiny_acdc, tmp_path, caplog):
     cfg = tiny(tiny_acdc, tmp_path / "run", stage="specialist", steps=None, epochs=0.5, micro_batch_size=3)
     result = run(cfg)
@@ -207,6 +213,7 @@ def test_crops_towards_motion_and_positives_of_other_phases(tiny_acdc, tmp_path)
     assert rows(tmp_path / "moving")[0]["loss"] != rows(tmp_path / "plain")[0]["loss"]
 
 
+@pytest.mark.slow
 def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in_float64):
     """The whole stage, LARS and both networks: 30 slices in batches of 21 and 9, whole or in micro-batches of 5."""
     states = []
@@ -220,6 +227,7 @@ def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in
         torch.testing.assert_close(value, states[1][key], rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_generalist_adopts_a_file(tmp_path, hierarchical):
     source = hierarchical[0].run_folder / "generalist" / "encoder.safetensors"
     cfg = tiny(None, tmp_path / "run", stage="generalist", generalist=str(source))
@@ -230,6 +238,7 @@ def test_generalist_adopts_a_file(tmp_path, hierarchical):
     assert [stage["stage"] for stage in card.lineage] == ["generalist"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "images"), [("paper", 20_000), ("default", 1_498), ("exam paper", 1_017), ("exam default", 1_017)]
 )
@@ -245,6 +254,7 @@ def test_presets_leave_at_most_one_percent_of_their_start(name, images, stage):
     assert method.start_share("online", steps) == 0
 
 
+@pytest.mark.slow
 def test_a_given_start_has_its_own_rate(tiny_acdc, tmp_path, hierarchical):
     """A tenth of the rate from random weights, for the second stage, a file and downloaded weights alike."""
     cfg, result = hierarchical
@@ -257,6 +267,7 @@ def test_a_given_start_has_its_own_rate(tiny_acdc, tmp_path, hierarchical):
     assert replace(PRESETS["default"](), optimiser="adam").peak_lr(False) == 1e-3
 
 
+@pytest.mark.slow
 def test_the_share_of_the_start_is_said(tiny_acdc, tmp_path, caplog):
     """In the metrics, the result and the card; a warning from 5 % on; the online network holds none."""
     short = run(tiny(tiny_acdc, tmp_path / "short", stage="specialist", tau=0.9, steps=2, keep_epochs=(0,)))
@@ -274,6 +285,7 @@ def test_the_share_of_the_start_is_said(tiny_acdc, tmp_path, caplog):
     assert "starts from" not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_stage_that_is_cut_short_keeps_its_schedule(tiny_acdc, tmp_path, hierarchical):
     """Stopping after one of two epochs gives, bit for bit, the encoder that the whole stage has after one epoch."""
     cfg, _ = hierarchical
@@ -287,6 +299,7 @@ def test_a_stage_that_is_cut_short_keeps_its_schedule(tiny_acdc, tmp_path, hiera
     assert "stopping after 4 of the schedule's 8 steps" in text
 
 
+@pytest.mark.slow
 def test_a_specialist_shorter_than_the_papers_says_so(tiny_acdc, tmp_path, caplog):
     caplog.set_level("INFO", "fewslice")
     run(tiny(tiny_acdc, tmp_path / "run", stage="specialist", steps=None, epochs=0.25, batch_size=29, optimiser="adam"))

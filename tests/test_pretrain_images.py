@@ -48,6 +48,7 @@ def pretrained(rgb, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_encoder_of_rgb_images(pretrained):
     card = json.loads((pretrained / "encoder.json").read_text())
     assert (card["in_channels"], card["stem"], card["lineage"][0]["method"]) == (3, "small", "simclr")
@@ -69,6 +70,7 @@ def test_encoder_loads_in_plain_timm(rgb, tmp_path):
     assert not load_weights(ours, file, name="resnet10t", in_channels=3).unexpected
 
 
+@pytest.mark.slow
 def test_channels_and_stems_must_agree(rgb, pretrained, tmp_path):
     start = {"stage": "hierarchical", "generalist": str(pretrained / "encoder.safetensors")}
     out = tmp_path / "out"

@@ -9,6 +9,7 @@ import sweep.study.config
 from engine.command_line import parse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "old", "new"),
     [

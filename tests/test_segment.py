@@ -75,6 +75,7 @@ def finished(tiny_acdc, tmp_path_factory) -> tuple[SegmentConfig, dict]:
     return cfg, run(cfg)
 
 
+@pytest.mark.slow
 def test_result(finished):
     cfg, result = finished
     assert json.loads((cfg.run_folder / "result.json").read_text()) == result
@@ -90,6 +91,7 @@ def test_result(finished):
     assert result["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_files_of_a_run(finished):
     folder = finished[0].run_folder
     pictures = ("learning_curve.png", "predictions.png", "test/predictions.png")
@@ -108,6 +110,7 @@ def test_files_of_a_run(finished):
     assert rows[["subject", "phase", "frame"]].to_numpy().tolist() == [["patient002", "ED", 1], ["patient002", "ES", 3]]
 
 
+@pytest.mark.slow
 def test_the_test_split_is_scored_when_asked(finished, tiny_acdc, tmp_path):
     cfg, result = finished
     assert result["test"]["volumes"] == 2
@@ -117,6 +120,7 @@ def test_the_test_split_is_scored_when_asked(finished, tiny_acdc, tmp_path):
     assert not (plain_run.run_folder / "test").exists()
 
 
+@pytest.mark.slow
 def test_validation_during_training_is_the_score_of_the_result(finished):
     cfg, result = finished
     curve = pd.read_csv(cfg.run_folder / "metrics.csv").dropna(subset="validation_dice")
@@ -139,6 +143,7 @@ class Stop(Exception):
     """Raised in place of training."""
 
 
+@pytest.mark.slow
 def test_runs_of_one_seed_differ_in_their_encoder_alone(tiny_acdc, tmp_path, monkeypatch):
     torch.manual_seed(9)
     encoder = build_encoder("resnet10t")
@@ -480,6 +485,7 @@ def blobs(x: Tensor) -> Tensor:
     return -100 * (x - levels) ** 2
 
 
+@pytest.mark.slow
 def test_validation_scores_are_the_summarys(tiny_acdc, tmp_path):
     dataset = load_dataset("acdc", tiny_acdc)
     fake, own = Fake(blobs), card(classes=CLASSES)
@@ -511,6 +517,7 @@ def test_labelled_volumes_are_whole(tiny_acdc):
     assert areas == sorted(areas, reverse=True)  # slices in order: the fixture's hearts taper
 
 
+@pytest.mark.slow
 def test_a_saved_unet_comes_back(tmp_path):
     torch.manual_seed(0)
     unet = build_unet("resnet10t", 4, "group")

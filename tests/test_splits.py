@@ -119,6 +119,7 @@ def test_only_the_seed_matters(unit):
     assert chosen != keys(table, labelled_subset(table, 0.1, unit, seed=8))
 
 
+@pytest.mark.slow
 def test_patients_come_whole_and_balanced_over_groups():
     table = make_table()
     for patients in range(1, 81):

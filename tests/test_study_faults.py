@@ -76,6 +76,7 @@ def write(name, content):
     return lambda folder: (folder / name).write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -103,6 +103,7 @@ def page(phantom) -> Page:
     return Page(phantom / "report.html")
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched(page):
     assert page.addresses
     assert all(address.startswith(("#", "data:image/png;base64,")) for address in page.addresses)
@@ -114,6 +115,7 @@ def test_nothing_is_fetched(page):
     assert len(set(page.ids)) == len(page.ids)
 
 
+@pytest.mark.slow
 def test_one_page_for_light_and_dark_wide_and_narrow(page):
     assert "@media (prefers-color-scheme: dark)" in page.source
     assert "@media (max-width: 640px)" in page.source
@@ -125,6 +127,7 @@ def test_one_page_for_light_and_dark_wide_and_narrow(page):
     assert page.source.count('<div class="wide"') == page.source.count('<div class="narrow"') == 6
 
 
+@pytest.mark.slow
 def test_figures_are_files_as_well(phantom):
     names = {"error_by_labels", "forecasts", "differences", "validation_curves", "curve_areas", "steps_reached"}
     assert {file.stem for file in (phantom / "figures").iterdir()} == names
@@ -135,6 +138,7 @@ def test_figures_are_files_as_well(phantom):
             assert image.width == pytest.approx(WIDE * 150 / 72, abs=1)
 
 
+@pytest.mark.slow
 def test_numbers_are_on_the_page(phantom, page):
     tables = {name: pd.read_csv(phantom / "statistics" / f"{name}.csv") for name in ("by_size", "primary", "fits")}
     for row in tables["by_size"].dropna(subset=["low"]).to_dict("records"):
@@ -144,6 +148,7 @@ def test_numbers_are_on_the_page(phantom, page):
     assert f"generalist random {first['area_difference']:+.3f}" in page.text
 
 
+@pytest.mark.slow
 def test_gaps_are_marked(phantom, page):
     runs = {run["name"]: run for run in read_study(phantom, "dice", 100, 0).runs}
     assert Counter(run["state"] for run in runs.values() if run["is_cell"]) == {"done": 20, "failed": 3, "not run": 1}
@@ -159,6 +164,7 @@ def test_gaps_are_marked(phantom, page):
     assert "Traceback" not in page.text
 
 
+@pytest.mark.slow
 def test_facts_of_a_phantom(phantom):
     facts = read_study(phantom, "dice", 100, 0).facts
     assert (facts.synthetic, facts.scored, facts.unit_scored, facts.unit) == (True, 8, "patients", "slices")
@@ -167,6 +173,7 @@ def test_facts_of_a_phantom(phantom):
     assert list(facts.natural_image_starts) == ["resnet18.pth"]
 
 
+@pytest.mark.slow
 def test_what_was_run(phantom, page):
     rows = what_was_run(read_study(phantom, "dice", 100, 0))
     assert rows["Labelled slices"] == "6 (2 %), 15 (5 %), 30 (10 %), 120 (40 %)"

@@ -19,6 +19,7 @@ def entries(table: pd.DataFrame, quantity: str) -> dict[str, str]:
     return dict(zip(rows["pipeline"], rows["ours"], strict=True))
 
 
+@pytest.mark.slow
 def test_findings_of_segmentation_beside_ours(tmp_path, capsys):
     pipelines = ("random", "generalist", "hierarchical")
     out = made_up_study(tmp_path, pipelines=pipelines, pretrain_epochs=(0, 3), scored=5)

@@ -249,6 +249,7 @@ def test_another_architecture_is_refused_and_nothing_changes(tmp_path):
     assert_same(encoder, lively(seed=1))
 
 
+@pytest.mark.slow
 def test_norms_travel(tmp_path):
     group = replace_norm(lively(), "group")
     path = save(group, tmp_path, norm="group")
@@ -316,6 +317,7 @@ def test_other_mistakes_are_named(tmp_path):
         load(tmp_path / "nan.safetensors")
 
 
+@pytest.mark.slow
 def test_the_card_is_checked(tmp_path):
     path = save(lively(), tmp_path)
     card = json.loads((tmp_path / "encoder.json").read_text())
@@ -361,6 +363,7 @@ def test_another_normalisation_is_said_in_one_line(tmp_path, caplog, over, said)
     assert not {"spacing_mm", "image_size"} & set(EncoderCard.model_fields)  # which nothing read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["group", "group+ws"])
 def test_files_without_batch_norm_load_in_plain_timm(tmp_path, trained):
     torch.manual_seed(0)
@@ -376,6 +379,7 @@ def test_files_without_batch_norm_load_in_plain_timm(tmp_path, trained):
     assert_same(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trained", "norm", "message"),
     [
@@ -427,18 +431,21 @@ def test_weights_of_the_hub_are_recorded_by_their_tag(monkeypatch, name, source)
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_architecture_is_told_from_every_layout(tmp_path, layout):
     torch.save(LAYOUTS[layout](lively().state_dict(), lively(seed=1).state_dict()), tmp_path / "foreign.pth")
     assert identify(tmp_path / "foreign.pth") == Identity("resnet18", None)
 
 
+@pytest.mark.slow
 def test_the_published_byol_file_is_a_resnet50(tmp_path):
     state = prefixed(build_encoder("resnet50", in_channels=3).state_dict(), "module.")
     torch.save({"epoch": 1, "target_backbone": state}, tmp_path / "resnet50_byol_imagenet2012.pth.tar")
     assert identify(tmp_path / "resnet50_byol_imagenet2012.pth.tar") == Identity("resnet50", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIDEO_ENCODERS)
 def test_video_files_of_torchvision_are_identified(tmp_path, name):
     torch.save(torchvision.models.get_model(name, weights=None).state_dict(), tmp_path / "video.pth")
