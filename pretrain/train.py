@@ -197,6 +197,8 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
         "data": {"name": images.name, "hash": images.hash, images.unit: images.count},
         "augmentation": plain(cfg.augmentation),
         "image_size": cfg.image_size,
+        "crop_towards": cfg.crop_towards,
+        "positives": cfg.positives,
         "steps": steps,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,

@@ -62,7 +62,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     show_messages(main)
     if dataset is None:
         dataset = _with_reserved_split(open_slices(cfg.data), cfg)
-    whole = dataset  # leaks and duplicates are those of the split that is reported on
+    whole = dataset  # what is said and saved of the split is that of the whole; the inner one serves this run alone
     if cfg.inner_split:
         dataset = with_splits(dataset, inner_splits(dataset))
     positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset)
@@ -96,7 +96,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             rows = anonymised(labelled[columns]) if cfg.anonymous else labelled[columns]
             write_csv(run.path / "labelled_slices.csv", rows)
             save_splits(run.path / "splits.json", dataset.splits, anonymous=cfg.anonymous)
-            save_requested_splits(cfg.data, dataset.splits)
+            save_requested_splits(cfg.data, whole.splits)
         say_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(

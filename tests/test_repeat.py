@@ -48,3 +48,15 @@ def test_a_step_whose_loss_is_not_finite_is_repeated(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as end:
         run_module("engine.replay", [run], monkeypatch)
     assert end.value.code == 2
+
+
+def test_an_inner_split_is_not_the_split_that_is_saved(tmp_path, monkeypatch):
+    write_folder(tmp_path / "data")
+    saved = {}
+    for name, flags in (("whole", []), ("inner", ["--inner-split"])):
+        run, file = tmp_path / name, tmp_path / f"{name}.json"
+        asked = ["--data-root", tmp_path / "data", "--out", run, "--save-splits", file, "--no-figures", *flags]
+        run_module("segment", [*SEGMENT, *asked], monkeypatch)
+        saved[name] = json.loads(file.read_text())
+    assert saved["inner"] == saved["whole"]
+    assert json.loads((tmp_path / "inner/splits.json").read_text()) != saved["whole"]

@@ -11,7 +11,6 @@ from typing import Any
 from classify.config import ClassifyConfig
 from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
-from data.sources import FolderSource
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
@@ -191,8 +190,6 @@ def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: in
         settings |= {"labelled_fraction": fraction_to_try(total, unit(cfg)), "inner_split": True, "test": False}
         if cfg.task == "segment":
             settings |= {"label_unit": cfg.label_unit, "figures": False}
-        if isinstance(cfg.data, FolderSource):
-            settings["data"] = replace(cfg.data, save_splits=None)  # the split to save is that of the cells
         config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
         trials.append(Job(name=name, config=config, needs=start.needs, key={}))
     return trials
