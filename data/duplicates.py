@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError, first_and_count
-from data.splits import SplitTable
+from data.splits import SPLITS, SplitTable
 
 log = logging.getLogger("fewslice")
 
@@ -52,6 +52,7 @@ def duplicates_of_other_splits(images: pd.DataFrame, splits: Sequence[str]) -> s
     """The subjects of some splits that have an image of a subject of another split."""
     duplicates: set[str] = set()
     for rows in identical_images(images):
+        rows = rows[rows["split"].isin(SPLITS)]
         inside = rows["split"].isin(splits)
         if not inside.all():
             duplicates |= {*rows.loc[inside, "subject"]}
@@ -75,7 +76,7 @@ def check_duplicates(data: SplitTable, *, test: bool, allow: bool) -> str | None
         UserError: if there are any, without `allow`.
     """
     images = data.images()
-    labelled = images[images["subject"].isin(data.labelled_subjects)]
+    labelled = images[images["subject"].isin(data.labelled_subjects) & images["split"].isin(SPLITS)]
     apart = [rows for rows in identical_images(labelled) if len({*rows["split"]}) > 1]
     if not test and (unscored := [rows for rows in apart if len({*rows["split"]} - {"test"}) < 2]):
         apart = [rows for rows in apart if len({*rows["split"]} - {"test"}) > 1]
@@ -108,6 +109,6 @@ def duplicate_findings(images: pd.DataFrame) -> list[tuple[str, str, bool]]:
         others = ", ".join(f"{row.file} of subject {row.subject} ({row.split})" for row in rows.iloc[1:].itertuples())
         more = f"; they share {len(groups)} images" if len(groups) > 1 else ""
         first = f"of subject {subjects[0]} ({rows['split'].iloc[0]}) is identical to {others}{more}"
-        apart = len({*rows["split"]}) > 1
+        apart = len({*rows["split"]} & {*SPLITS}) > 1
         findings.append((rows["file"].iloc[0], first + (": one patient in two splits" if apart else ""), apart))
     return findings

@@ -5,18 +5,12 @@ before and lies as `splits.json` beside the encoder.
 """
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
-
 from core.errors import first_and_count
-from data.readers.roles import split_of_folders
-from data.slices import Dataset
+from data.slices import Dataset, with_splits
 from data.sources import SliceSource
 from data.splits import load_splits, split_subjects
-from data.store import SliceStore
 
 log = logging.getLogger("fewslice")
 
@@ -74,14 +68,6 @@ def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, sam
         log.info(f"{len(added)} labelled subjects, added after pretraining, are for training: {first_and_count(added)}")
     log.info(f"split by subject read from {files[0]}, so that no validation or test subject was pretrained on")
     return with_splits(dataset, splits)
-
-
-def with_splits(dataset: Dataset, splits: Mapping[str, str]) -> Dataset:
-    """The data set with another split by subject; subjects it leaves out are for training, or a folder says test."""
-    others = ["test" if split_of_folders(file) == "test" else "train" for file in dataset.table["file"]]
-    subjects = dataset.table["subject"]
-    table = dataset.table.assign(split=subjects.map(splits).fillna(pd.Series(others, index=subjects.index)))
-    return replace(dataset, table=table, store=SliceStore(table, dataset.store.file))
 
 
 def _is_chosen(dataset: Dataset, source: SliceSource) -> bool:

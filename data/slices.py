@@ -1,6 +1,7 @@
 """Slices of a data set: indexed, split by subject, packed, and preprocessed as a network sees them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from data.readers.acdc import ACDC_CLASSES, index_acdc
 from data.readers.folder import description_of, index_folder
 from data.readers.images import Problems
 from data.readers.label_maps import ReadingOptions, with_ignore_label
+from data.readers.roles import split_of_folders
 from data.splits import SplitTable, refuse_overlap
 from data.store import SliceStore, open_store
 
@@ -52,6 +54,14 @@ class Dataset(SplitTable):
     def images(self) -> pd.DataFrame:
         """subject, split, file and digest, a row for each volume and frame."""
         return self.table.drop_duplicates(["file", "frame"])[["subject", "split", "file", "digest"]]
+
+
+def with_splits(dataset: Dataset, splits: Mapping[str, str]) -> Dataset:
+    """The data set with another split by subject; subjects it leaves out are for training, or a folder says test."""
+    others = ["test" if split_of_folders(file) == "test" else "train" for file in dataset.table["file"]]
+    subjects = dataset.table["subject"]
+    table = dataset.table.assign(split=subjects.map(splits).fillna(pd.Series(others, index=subjects.index)))
+    return replace(dataset, table=table, store=SliceStore(table, dataset.store.file))
 
 
 def load_dataset(

@@ -8,11 +8,12 @@ from typing import Literal, TypeVar
 
 from core.errors import UserError
 from core.settings import Output, Settings
+from data.protocols import TestSet, acdc_splits, require_known_split
 from data.readers.class_images import ClassImages, read_class_images, read_digits
 from data.readers.exams import ExamSet, load_exams, load_mrnet
 from data.readers.geometry import SliceAxis
 from data.readers.label_maps import ReadingOptions
-from data.slices import Dataset, load_dataset
+from data.slices import Dataset, load_dataset, with_splits
 from data.splits import save_splits
 
 
@@ -24,6 +25,18 @@ class AcdcSource(Settings):
     """Layout of the data set: that of the ACDC challenge."""
     data_root: Output[Path | None] = None
     """Folder that holds ACDC's training/; default: the embedded synthetic hearts."""
+    split: str = "paper"
+    """Split by patient: paper (80 train, 10 validate, 10 test), ssl4mis (70, 10 and 20, of the SSL4MIS benchmark),
+    five-fold (80 train, 20 validate), or a JSON FILE of the patients of each split."""
+    fold: int = 0
+    """The fold of five-fold, 0 to 4, that validates."""
+    test_set: TestSet = "paper"
+    """Test patients: paper (those of the split), official (101-150 in their place; 118 is left out, since its images
+    are those of 055) or both."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_known_split(self.split, self.fold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +175,8 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
     """
     root = find_root(source.dataset, source.data_root)
     if isinstance(source, AcdcSource):
-        return load_dataset("acdc", root)
+        dataset = load_dataset("acdc", root)
+        return with_splits(dataset, acdc_splits(dataset.splits, source.split, source.fold, source.test_set))
     return load_dataset(
         "folder",
         root,

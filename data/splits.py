@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,10 @@ from core.text import read_json
 from data.synthetic import is_synthetic
 
 SPLITS = ("train", "val", "test")
+UNUSED = "unused"
+"""In place of a split, of subjects that are left out: they are neither trained on nor scored."""
+IMAGES_OF_055 = 118
+"""ACDC's official test patient whose images are, voxel by voxel, those of training patient 055."""
 FEWEST_EXAMS = 2
 """Smallest labelled subset of exams, one of each class."""
 
@@ -63,11 +67,14 @@ class SplitTable:
 def acdc_split(subject: str) -> str:
     """Split of an ACDC patient: test 1, 11, ..., 91; val 2, 12, ..., 92; train the other 80 of 100.
 
-    Patients 101-150 are the challenge's official test set and belong to "test" as well.
+    Patients 101-150 are the challenge's official test set and belong to "test" as well, but for a copy of a training
+    patient, which is `UNUSED`.
 
     Source: official code of Kalapos and Gyires-Tóth 2022, github kaland313/SSL-MedSeg.
     """
     number = int(re.sub(r"\D", "", subject))
+    if number == IMAGES_OF_055:
+        return UNUSED
     if number > 100 or number % 10 == 1:
         return "test"
     return "val" if number % 10 == 2 else "train"
@@ -110,9 +117,7 @@ def save_splits(path: Path, splits: Mapping[str, str], *, anonymous: bool = Fals
 def load_splits(path: Path) -> dict[str, str]:
     """Read subject -> split from a file of ``save_splits``, or raise a UserError that says what is wrong with it."""
     if not path.exists():
-        raise UserError(
-            f"--splits-file {path} does not exist: check the path; --save-splits FILE writes the split that is drawn"
-        )
+        raise UserError(f"{path} does not exist: check the path; --save-splits FILE writes the split that is drawn")
     lists = read_json(path)
     if not isinstance(lists, dict) or not all(
         name in SPLITS and isinstance(subjects, list) for name, subjects in lists.items()
@@ -142,7 +147,11 @@ def labelled_count(fraction: float, total: int, fewest: int = 1) -> int:
 
 
 def labelled_subset(
-    table: pd.DataFrame, fraction: float, unit: Literal["slice", "patient"] = "slice", seed: int = 0
+    table: pd.DataFrame,
+    fraction: float,
+    unit: Literal["slice", "patient"] = "slice",
+    seed: int = 0,
+    order: Callable[[Iterable[str]], list[str]] | None = None,
 ) -> np.ndarray:
     """Draw a share of the labelled training slices.
 
@@ -154,6 +163,7 @@ def labelled_subset(
         table: index or store table, one row per slice.
         fraction: share of the slices (or patients), in (0, 1].
         unit: what is counted: "slice" as in the paper, or "patient", which is how scans are annotated.
+        order: puts patients in the order in which they are drawn; None: at random.
 
     Returns:
         Row positions in ``table``, ascending, int64.
@@ -175,8 +185,9 @@ def labelled_subset(
     if unit == "slice":
         chosen = pool["position"].to_numpy()[rng.permutation(len(pool))[: labelled_count(fraction, len(pool))]]
     else:
-        order = _stratified(pool.drop_duplicates("subject"), rng)
-        patients = order[: labelled_count(fraction, len(order))]
+        pool_of_patients = pool.drop_duplicates("subject")
+        names = order(pool_of_patients["subject"]) if order else _stratified(pool_of_patients, rng)
+        patients = names[: labelled_count(fraction, len(names))]
         chosen = pool.loc[pool["subject"].isin(patients), "position"].to_numpy()
     return np.sort(chosen)
 

@@ -19,10 +19,19 @@ class SegmentConfig(SupervisedSettings):
 
     label_unit: Annotated[Literal["slice", "patient"], Group("labels"), SetBySweep] = "slice"
     """What the labelled fraction counts: slices of all patients (as in the paper) or whole patients."""
+    labelled_list: Annotated[Path | None, Group("labels")] = None
+    """File of what carries labels, which `--labelled-fraction` is then a share of: a subject on each line, or a CSV
+    table with a column subject or file and optionally frame and slice, such as the `labelled_slices.csv` of a run."""
+    label_order: Literal["random", "ssl4mis"] = "random"
+    """Order in which `--label-unit patient` takes patients: random, by `--subset-seed` and in proportion to the groups;
+    or that of the SSL4MIS benchmark, whose first 1, 3 and 7 are the published ones."""
     data: Annotated[AcdcSource | FolderSource, SetBySweep] = field(default_factory=AcdcSource)
     """Data set."""
     test: Annotated[Output[bool], Group("scoring"), SetBySweep] = False
     """Score the test split as well; use it once, after all choices have been made."""
+    parity: Output[Literal["none", "ssl4mis"]] = "none"
+    """Also score as another benchmark does, under names of its own, for comparison with its tables: ssl4mis stretches
+    slices to 256 x 256, measures distances in voxels and averages over volumes."""
     select: Literal["last", "best"] = "last"
     """Weights to keep: the last, or those of the best validation Dice (which then is a biased estimate)."""
     evaluate_every: int = 70
@@ -65,6 +74,8 @@ class SegmentConfig(SupervisedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_above_0("image_size", "spacing_mm", "steps", "max_grad_norm", "evaluate_every")
+        if self.label_order == "ssl4mis" and self.label_unit != "patient":
+            raise UserError("--label-order ssl4mis is an order of patients: pass --label-unit patient")
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup {self.warmup}: must lie in [0, 1], a share of the steps")
         if self.image_size % 32:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -38,6 +38,7 @@ from data.readers.label_maps import (
 from data.readers.roles import keys_of
 from data.readers.subjects import subjects_of
 from segment.metrics import foreground, score_volume, summarise
+from segment.parity import ssl4mis_scores, ssl4mis_summary
 from segment.tables import result_tables
 
 log = logging.getLogger("fewslice")
@@ -70,6 +71,8 @@ class Evaluate(Settings):
     reference folder or the one above it, if any."""
     mask_threshold: float | None = None
     """Value from which a pixel of a grey mask is foreground, e.g. 128; default: masks hold class indices."""
+    parity: Literal["none", "ssl4mis"] = "none"
+    """Also score as another benchmark does, see `python -m segment --help`."""
     anonymous: bool = False
     """Write codes in place of the names of subjects and files into per_volume.csv."""
 
@@ -98,12 +101,13 @@ def run(cfg: Evaluate) -> dict[str, Any]:
     classes = foreground(cfg.classes) or (foreground(ACDC_CLASSES) if is_acdc else _numbered_classes(pairs, options))
     rows: list[dict[str, Any]] = []
     for name, (prediction, reference) in progress(pairs.items(), "scoring"):
-        for row in score_files(name, prediction, reference, classes, options):
+        for row in score_files(name, prediction, reference, classes, options, parity=cfg.parity == "ssl4mis"):
             if cfg.subject_pattern is not None or row["subject"] == name:  # names like ACDC's tell it themselves
                 row["subject"] = subjects[name]
             rows.append({"subject": row["subject"], "file": prediction.relative_to(cfg.prediction).as_posix()} | row)
     per_volume = pd.DataFrame(rows)
     result = summarise(per_volume, classes)
+    result |= {"parity_ssl4mis": ssl4mis_summary(per_volume, classes)} if cfg.parity == "ssl4mis" else {}
     if cfg.anonymous:
         per_volume = anonymised(per_volume)
 
@@ -190,7 +194,13 @@ def _rename_alike(predicted: dict[Path, Path], true: dict[Path, Path]) -> None:
 
 
 def score_files(
-    name: str, prediction: Path, reference: Path, classes: Sequence[str], options: ReadingOptions
+    name: str,
+    prediction: Path,
+    reference: Path,
+    classes: Sequence[str],
+    options: ReadingOptions,
+    *,
+    parity: bool = False,
 ) -> list[dict[str, Any]]:
     """Score one pair of files on the grid of the reference, with its spacing.
 
@@ -200,6 +210,7 @@ def score_files(
         reference: label map on the same grid, but for the order and direction of its axes.
         classes: foreground names of labels 1, 2, ...
         options: how the values of both are read.
+        parity: whether to add the scores of `segment.parity`.
 
     Returns:
         A row per frame: ``subject``, ``group``, ``phase``, ``frame`` and the scores of `score_volume`.
@@ -217,7 +228,9 @@ def score_files(
         refuse_mixed_masks([file] if labels.scaled else [], len(classes))
     frames = zip(predicted_labels.indices, true_labels.indices, strict=True)
     return [
-        _identity(name, number, reference) | score_volume(predicted_frame, true_frame, spacing, classes)
+        _identity(name, number, reference)
+        | score_volume(predicted_frame, true_frame, spacing, classes)
+        | (ssl4mis_scores(predicted_frame, true_frame, classes) if parity else {})
         for number, (predicted_frame, true_frame) in enumerate(frames, start=1)
     ]
 

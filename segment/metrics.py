@@ -153,7 +153,7 @@ def summarise(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any
         result["phases"] = {phase: _scores(rows, classes) for phase, rows in phases.items()}
     if len(phases) == 2 and {"RV", "MYO", "LV"} <= set(classes):
         result["clinical"] = clinical_errors(per_volume)
-    return _clean(result)
+    return plain_numbers(result)
 
 
 def mean_dice(per_volume: pd.DataFrame, classes: Sequence[str]) -> pd.Series:
@@ -178,10 +178,10 @@ def _scores(rows: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
     return result | {"patients": rows["subject"].nunique(), "volumes": len(rows)}
 
 
-def _clean(value: Any) -> Any:
+def plain_numbers(value: Any) -> Any:
     """A nested result with plain Python numbers, None for NaN."""
     if isinstance(value, Mapping):
-        return {key: _clean(item) for key, item in value.items()}
+        return {key: plain_numbers(item) for key, item in value.items()}
     if isinstance(value, float | np.floating):
         return None if math.isnan(value) else float(value)
     return int(value)

@@ -16,6 +16,7 @@ from segment.figures import panel_case, prediction_panel, worst_median_best
 from segment.inference import segment_stack
 from segment.metrics import dice_per_class, mean_dice, score_volume, summarise
 from segment.model import ModelCard
+from segment.parity import ssl4mis_scores, ssl4mis_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +89,22 @@ def score_split(
     *,
     figures: bool = True,
     anonymous: bool = False,
+    parity: bool = False,
 ) -> dict[str, Any]:
     """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
 
-    With `anonymous` both have codes in place of the names of subjects.
+    With `anonymous` both have codes in place of the names of subjects; with `parity` the scores of `segment.parity`
+    stand beside ours.
 
     Returns:
-        The summary of `segment.metrics.summarise`.
+        The summary of `segment.metrics.summarise`; with `parity` that of `segment.parity` as ``parity_ssl4mis``.
     """
     classes = dataset.classes[1:]
     volumes = list(labelled_volumes(dataset, split))
     rows = []
     for volume, prediction in zip(volumes, predictions, strict=True):
         score = score_volume(prediction, volume.reference, volume.spacing, classes)
+        score |= ssl4mis_scores(prediction, volume.reference, classes) if parity else {}
         origin = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
         rows.append(origin | score)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def score_split(
     write_csv(folder / "per_volume.csv", per_volume)
     if figures:
         _draw_panel(per_volume, volumes, predictions, classes, folder / "predictions.png")
-    return summarise(per_volume, classes)
+    return summarise(per_volume, classes) | ({"parity_ssl4mis": ssl4mis_summary(per_volume, classes)} if parity else {})
 
 
 def _draw_panel(

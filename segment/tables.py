@@ -42,6 +42,14 @@ def result_tables(result: dict[str, Any]) -> Iterator[Table]:
             table.add_row(phase, name, *overlap, *distance, *empty)
         table.add_section()
     yield table
+    if "parity_ssl4mis" in result:
+        title = "as SSL4MIS scores (slices stretched to 256 x 256, voxels, mean over volumes): for its tables only"
+        table = table_of(title, "class", "Dice", "Jaccard", "HD95 voxels", "ASD voxels")
+        measures = result["parity_ssl4mis"]
+        for name in measures["dice"]:
+            digits = {"dice": 4, "jaccard": 4}
+            table.add_row(name, *(_format(scores[name], digits.get(of, 2)) for of, scores in measures.items()))
+        yield table
     if "clinical" in result:
         title = "clinical read-outs: means over patients, errors of the prediction"
         headings = ("read-out", "predicted", "reference", "bias", "absolute error", "patients", "missing")

@@ -15,13 +15,15 @@ from core.files import write_csv
 from core.subjects import anonymised
 from data.augment import Augmenter
 from data.duplicates import check_duplicates
+from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, is_same_data, record_splits, records
+from data.protocols import LABEL_ORDERS
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
-from data.reserved_split import keep_reserved_split, with_splits
+from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
-from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes
+from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
 from data.sources import FolderSource, open_slices, save_requested_splits
 from data.splits import inner_splits, labelled_subset, save_splits
 from encoders.card import read_lineage, say_normalisation, unet_source
@@ -62,10 +64,13 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     show_messages(main)
     if dataset is None:
         dataset = _with_reserved_split(open_slices(cfg.data), cfg)
+    dataset = with_labelled_list(dataset, cfg.labelled_list)
     whole = dataset  # what is said and saved of the split is that of the whole; the inner one serves this run alone
     if cfg.inner_split:
         dataset = with_splits(dataset, inner_splits(dataset))
-    positions = labelled_subset(dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset)
+    positions = labelled_subset(
+        dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset, order=LABEL_ORDERS[cfg.label_order]
+    )
     # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
@@ -223,7 +228,7 @@ def _score(
         unet, card = load_unet(folder)
         channels_last(unet.to(fabric.device))
         predictions |= {split: predict_split(unet, card, dataset, split) for split in missing}
-    settings: dict[str, Any] = {"figures": cfg.figures, "anonymous": cfg.anonymous}
+    settings: dict[str, Any] = {"figures": cfg.figures, "anonymous": cfg.anonymous, "parity": cfg.parity == "ssl4mis"}
     result = score_split(predictions["val"], dataset, "val", folder, **settings)
     if cfg.test:
         result["test"] = score_split(predictions["test"], dataset, "test", folder / "test", **settings)

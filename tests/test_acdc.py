@@ -67,7 +67,7 @@ def test_training_itself_may_be_the_root_and_testing_is_test(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fewslice"):
         table = index_acdc(tmp_path)
     assert [record.message.split(": ", 1)[1] for record in caplog.records] == [
-        "3 of 100 training patients, 2 patients without a 4D file, 1 official test patients, split test"
+        "3 of 100 training patients, 2 patients without a 4D file, 1 official test patients"
     ]
     splits = dict(zip(table["subject"], table["split"], strict=True))
     assert splits == {"patient001": "test", "patient002": "val", "patient003": "train", "patient103": "test"}

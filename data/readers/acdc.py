@@ -48,7 +48,7 @@ def index_acdc(root: Path, problems: Problems = None) -> pd.DataFrame:
     training = len(folders) - official
     parts = [f"{training} of {TRAINING_PATIENTS} training patients"] if training < TRAINING_PATIENTS else []
     parts += [f"{count} {what}" for what, count in missing.items() if count]
-    parts += [f"{official} official test patients, split test"] if official else ["no testing/"]
+    parts += [f"{official} official test patients"] if official else ["no testing/"]
     log.info("ACDC in %s: %s", root, ", ".join(parts))
     return pd.DataFrame(rows, columns=SLICE_COLUMNS)
 
@@ -138,9 +138,14 @@ def missing_halves(root: Path) -> list[tuple[Path, str]]:
     return missing
 
 
+def patient_number(subject: str) -> int:
+    """Number of a patient: 1 of "patient001"."""
+    return int(re.sub(r"\D", "", subject))
+
+
 def is_official_test(subject: str) -> bool:
     """Whether a patient is one of the challenge's test set, 101-150."""
-    return int(re.sub(r"\D", "", subject)) > TRAINING_PATIENTS
+    return patient_number(subject) > TRAINING_PATIENTS
 
 
 def _patient_rows(root: Path, folder: Path, missing: Counter[str], problems: Problems) -> list[tuple]:

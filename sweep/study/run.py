@@ -13,6 +13,8 @@ from core.files import remove_leftovers, write_json
 from core.locks import folder_lock, is_unused
 from core.settings import MayGrow
 from core.terminal import terminal
+from data.labelled_list import with_labelled_list
+from data.protocols import LABEL_ORDERS
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource, open_exams, open_slices
 from data.splits import labelled_subset
 from engine.config import marked, read_config, result_settings, saved
@@ -126,9 +128,10 @@ def decided(cfg: SweepConfig) -> SweepConfig:
     if cfg.task != "segment" or cfg.segment.keep_largest_component != "auto":
         return cfg
     assert isinstance(cfg.data, AcdcSource | FolderSource)
-    dataset = open_slices(cfg.data)
+    dataset = with_labelled_list(open_slices(cfg.data), cfg.segment.labelled_list)
     fraction = min(1.0, max(cfg.sizes) / count_labels(cfg)) if cfg.sizes else max(cfg.fractions)
-    positions = labelled_subset(dataset.table, fraction, cfg.label_unit, cfg.seeds[0])
+    order = LABEL_ORDERS[cfg.segment.label_order]
+    positions = labelled_subset(dataset.table, fraction, cfg.label_unit, cfg.seeds[0], order)
     keep: Literal["yes", "no"] = "yes" if is_one_component(dataset, positions) else "no"
     return replace(cfg, segment=replace(cfg.segment, keep_largest_component=keep))
 
@@ -137,7 +140,7 @@ def count_labels(cfg: SweepConfig) -> int:
     """Number of labelled training slices, patients or exams of the study's data."""
     if isinstance(cfg.data, MrnetSource | ExamsSource):
         return len(open_exams(cfg.data, labelled=True).positions("train"))
-    dataset = open_slices(cfg.data)
+    dataset = with_labelled_list(open_slices(cfg.data), cfg.segment.labelled_list)
     positions = dataset.positions("train", labelled=True)
     return len(positions) if cfg.label_unit == "slice" else dataset.table["subject"].iloc[positions].nunique()
 
