@@ -3,12 +3,14 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from core.errors import UserError
 from encoders.card import UNET, versions
@@ -22,6 +24,7 @@ from engine.sampler import StepSampler, sampler_of
 from pretrain.collapse import FLOOR, collapse_metrics
 from pretrain.config import PretrainConfig
 from pretrain.methods.build import build_method, trains_unet, views_of
+from pretrain.methods.method import Exported, Method
 from pretrain.methods.whole_batch import WholeBatchMethod
 from pretrain.probe import Probe
 from pretrain.sources import StageImages
@@ -32,6 +35,7 @@ PAPERS_SPECIALIST = 400
 """Epochs of the specialist in Kalapos and Gyires-Toth 2022."""
 LARGEST_START_SHARE = 0.05
 """Share of its initial weights in a written encoder above which the run warns."""
+ENCODER = "encoder.safetensors"
 SMALLEST_BATCH = 8
 """Samples per backward pass and device below which batch norm's statistics are so noisy that the run warns."""
 
@@ -65,11 +69,8 @@ def train_stage(
     Raises:
         UserError: if a finished run has lost both its encoder and its checkpoint.
     """
-    file = run.path / "encoder.safetensors"
-    written = {"encoder": str(file)} | ({"unet": str(run.path / UNET)} if trains_unet(cfg.method) else {})
-    if run.finished is not None and not file.exists() and not run.checkpoint.exists():
-        raise UserError(f"{run.path} has lost {file.name} and its checkpoint; start again with --overwrite")
-    if run.finished is not None and file.exists():
+    written = {"encoder": str(run.path / ENCODER)} | ({"unet": str(run.path / UNET)} if trains_unet(cfg.method) else {})
+    if run.finished is not None and _has_encoder(run):
         run.note_data(images.hash)
         return {**run.finished, **written}  # the folder may have been moved
     sampler = sampler_of(cfg, fabric, images.count, cfg.batch_size)
@@ -83,56 +84,23 @@ def train_stage(
     method = synchronise_norms(
         build_method(cfg, channels_last(encoder), steps=steps, count=images.count), fabric, cfg.norm
     )
-    exported = cfg.export or method.exports[0]
     compile_method(method, "networks", cfg.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
-    if cfg.chosen_optimiser == "adam":
-        optimiser = adamw(method, lr=lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
-    else:
-        optimiser = lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
-    resolved = {"learning_rate": lr, **method.resolved}
-    model, optimiser = fabric.setup(method, optimiser)
-
-    def start_share(step: int) -> dict[str, float]:
-        return {"start_share": method.start_share(exported, step)} if "start_share" in method.metrics else {}
-
-    def export(folder: Path, step: int) -> None:
-        method.prepare_export(_one_epoch(images, sampler, fabric))  # everywhere: norms of several GPUs may exchange
-        if run.main:
-            now = resolved | start_share(step)
-            stages = [*lineage, _lineage_entry(cfg, images, step) | now]
-            method.save(folder, exported, lineage=stages, **facts_of_encoder(cfg, images.channels))
-
-    epochs_kept = _epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, last_step)
-    columns = [*method.metrics, "probe_jaccard"]
-
-    def observe(step: int, last: bool) -> Metrics:
-        if step in epochs_kept:
-            export(run.path / f"epoch-{epochs_kept[step]}", step)
-        metrics: Metrics = {}
-        if (step % cfg.log_every == 0 or last) and (projections := method.last_projections) is not None:
-            metrics |= collapse_metrics(projections)
-            _warn_of_collapse(metrics["projection_std"], step)
-        if step % cfg.log_every == 0 or last:
-            metrics |= start_share(step)
-        if probe is not None and (step % cfg.probe_every == 0 or last):
-            method.prepare_export(_one_epoch(images, sampler, fabric))
-            metrics["probe_jaccard"] = probe(method.encoder_to_export(exported), fabric.device)
-        return metrics
-
-    def observed(step: int) -> bool:
-        return step in epochs_kept or step % cfg.log_every == 0 or (probe is not None and step % cfg.probe_every == 0)
-
-    if 0 in epochs_kept and not (cfg.resume and run.checkpoint.exists()):
-        export(run.path / "epoch-0", 0)
-    share = method.start_share(exported, last_step)
-    log.info(
-        f"{cfg.method}: {images.count} {images.unit}, {steps} optimiser steps of {sampler.batch_size} "
-        f"({sampler.steps_per_epoch} per epoch, {sampler.micro_steps(0)} micro-batches each), "
-        + ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in resolved.items())
-        + (f"; at the end {share:.2%} of the initial weights are left in the encoder that is written" if share else "")
+    model, optimiser = fabric.setup(method, _optimiser(cfg, method, lr, fabric))
+    stage = _Stage(
+        cfg=cfg,
+        fabric=fabric,
+        run=run,
+        images=images,
+        sampler=sampler,
+        method=method,
+        probe=probe,
+        lineage=lineage,
+        resolved={"learning_rate": lr, **method.resolved},
+        epochs_kept=_epochs_kept(cfg.keep_epochs, sampler.steps_per_epoch, last_step),
     )
-    _say_what_differs(cfg, sampler, steps, last_step)
-    _warn_of_start(share, last_step)
+    if 0 in stage.epochs_kept and not (cfg.resume and run.checkpoint.exists()):
+        stage.export(run.path / "epoch-0", 0)
+    stage.say_start(steps, last_step)
     began = time.perf_counter()
     speed = train(
         Training(
@@ -147,9 +115,9 @@ def train_stage(
             steps=last_step,
             learning_rate=lambda step: lr * warmup_cosine(step, steps, warmup),
             after_step=method.after_step,
-            observe=observe,
-            observed=observed,
-            columns=columns,
+            observe=stage.observe,
+            observed=stage.observed,
+            columns=stage.columns,
             workers=cfg.workers,
             on_device=images.on_device,
             checkpoint_every=cfg.checkpoint_every,
@@ -157,21 +125,120 @@ def train_stage(
         ),
         resume=cfg.resume,
     )
-    export(run.path, last_step)
+    stage.export(run.path, last_step)
     return {
         "stage": cfg.stage,
         "method": cfg.method,
         images.unit: images.count,
         "steps": last_step,
         "seed": cfg.seed,
-        **resolved,
-        **{name: run.latest[name] for name in columns if name in run.latest},
-        **start_share(last_step),
+        **stage.resolved,
+        **{name: run.latest[name] for name in stage.columns if name in run.latest},
+        **stage.start_share(last_step),
         "seconds": time.perf_counter() - began,
         f"{images.unit}_per_second": speed,
         **written,
         "subjects": images.subjects,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage:
+    """A stage that is being trained: what is measured and written along the way."""
+
+    cfg: PretrainConfig
+    fabric: Fabric
+    run: RunFolder
+    images: StageImages
+    sampler: StepSampler
+    method: Method
+    probe: Probe | None
+    lineage: list[dict[str, Any]]
+    resolved: dict[str, float]
+    """Settings as they were decided for this stage: the learning rate and those of the method."""
+    epochs_kept: dict[int, int]
+    """The epochs after which the encoder is written, by the optimiser step that ends them."""
+
+    @property
+    def exported(self) -> Exported:
+        """The network that is written."""
+        return self.cfg.export or self.method.exports[0]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the metrics that `observe` returns."""
+        return [*self.method.metrics, "probe_jaccard"]
+
+    def start_share(self, step: int) -> dict[str, float]:
+        """Share of the stage's initial weights in the network that is written; {} if the method has no average."""
+        known = "start_share" in self.method.metrics
+        return {"start_share": self.method.start_share(self.exported, step)} if known else {}
+
+    def export(self, folder: Path, step: int) -> None:
+        """Write the encoder as it is after some steps."""
+        self._prepare_export()
+        if self.run.main:
+            now = self.resolved | self.start_share(step)
+            stages = [*self.lineage, _lineage_entry(self.cfg, self.images, step) | now]
+            self.method.save(folder, self.exported, lineage=stages, **facts_of_encoder(self.cfg, self.images.channels))
+
+    def observe(self, step: int, last: bool) -> Metrics:
+        """Write the encoders of `--keep-epochs`, and measure what is due."""
+        if step in self.epochs_kept:
+            self.export(self.run.path / f"epoch-{self.epochs_kept[step]}", step)
+        metrics: Metrics = {}
+        if step % self.cfg.log_every == 0 or last:
+            if (projections := self.method.last_projections) is not None:
+                metrics |= collapse_metrics(projections)
+                _warn_of_collapse(metrics["projection_std"], step)
+            metrics |= self.start_share(step)
+        if self.probe is not None and (step % self.cfg.probe_every == 0 or last):
+            self._prepare_export()
+            metrics["probe_jaccard"] = self.probe(self.method.encoder_to_export(self.exported), self.fabric.device)
+        return metrics
+
+    def observed(self, step: int) -> bool:
+        """Whether `observe` measures or writes after this step."""
+        probed = self.probe is not None and step % self.cfg.probe_every == 0
+        return step in self.epochs_kept or step % self.cfg.log_every == 0 or probed
+
+    def say_start(self, steps: int, last_step: int) -> None:
+        """Log what will be trained, and how it differs from what its reader may expect."""
+        share = self.method.start_share(self.exported, last_step)
+        settings = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.resolved.items())
+        left = (
+            f"; at the end {share:.2%} of the initial weights are left in the encoder that is written" if share else ""
+        )
+        log.info(
+            f"{self.cfg.method}: {self.images.count} {self.images.unit}, {steps} optimiser steps of "
+            f"{self.sampler.batch_size} ({self.sampler.steps_per_epoch} per epoch, {self.sampler.micro_steps(0)} "
+            f"micro-batches each), {settings}{left}"
+        )
+        _say_what_differs(self.cfg, self.sampler, steps, last_step)
+        _warn_of_start(share, last_step)
+
+    def _prepare_export(self) -> None:
+        # on every device, as norms of several GPUs may exchange statistics
+        self.method.prepare_export(_one_epoch(self.images, self.sampler, self.fabric))
+
+
+def _has_encoder(run: RunFolder) -> bool:
+    """Whether a finished run still has its encoder; if not it is trained again from the checkpoint.
+
+    Raises:
+        UserError: if it has lost both.
+    """
+    if (run.path / ENCODER).exists():
+        return True
+    if not run.checkpoint.exists():
+        raise UserError(f"{run.path} has lost {ENCODER} and its checkpoint; start again with --overwrite")
+    return False
+
+
+def _optimiser(cfg: PretrainConfig, method: Method, lr: float, fabric: Fabric) -> Optimizer:
+    if cfg.chosen_optimiser == "adam":
+        return adamw(method, lr=lr, weight_decay=cfg.weight_decay, scaled=scales_gradients(fabric))
+    return lars(method, lr=lr, weight_decay=cfg.weight_decay, trust_coefficient=cfg.trust_coefficient)
 
 
 def facts_of_encoder(cfg: PretrainConfig, channels: int = 1) -> dict[str, Any]:
