@@ -10,8 +10,8 @@ import pytest
 from classify.config import demo as demo_classifier
 from core.errors import UserError
 from core.files import write_json
-from data.sources import MrnetSource
-from data.splits import labelled_exams
+from data.sources import AcdcSource, MrnetSource
+from data.splits import labelled_count, labelled_exams
 from encoders import hub
 from engine.command_line import parse
 from engine.config import plain, read_config
@@ -47,6 +47,23 @@ def test_the_papers_grid():
     assert needs[f"encoders/hierarchical={byol}"] == (f"encoders/generalist-{byol}",)
     assert len({job.name for job in jobs}) == len(jobs)
     assert len({job.hash for job in cells}) == len(cells)
+
+
+def test_each_fold_has_its_own_encoders_and_the_same_numbers_of_labels():
+    folds = AcdcSource(split="five-fold")
+    cfg = SweepConfig(data=folds, folds=(0, 3), pipelines=("random", "specialist"), fractions=(0.05,), seeds=(0,))
+    jobs = {job.name: job for job in plan(cfg, {0: 1520, 3: 1400})}
+    assert list(jobs)[:2] == ["encoders/specialist-fold0", "encoders/specialist-fold3"]
+    for fold, total in ((0, 1520), (3, 1400)):
+        cell = jobs[f"cells/specialist-n76-seed0-fold{fold}"]  # 5 % of the first fold
+        assert cell.key["fold"] == cell.config.data.fold == fold
+        assert cell.needs == (f"encoders/specialist-fold{fold}",)
+        assert labelled_count(cell.config.labelled_fraction, total) == 76
+        assert jobs[cell.needs[0]].config.data.fold == fold
+    with pytest.raises(UserError, match="--folds goes with --dataset acdc --split five-fold"):
+        SweepConfig(folds=(0,))
+    with pytest.raises(UserError, match="--folds 5: must lie between 0 and 4, and"):
+        SweepConfig(data=folds, folds=(5,))
 
 
 def test_cells_of_a_size_and_seed_differ_in_their_start_alone():

@@ -89,6 +89,14 @@ def test_scores_from_volumes():
     np.testing.assert_allclose(scores_from(volumes(), "jaccard").cells(), 0.4)
 
 
+def test_folds_of_one_seed_make_one_replicate_in_which_every_patient_is_scored_once():
+    rows = volumes()
+    folds = rows.assign(fold=(rows["subject"] == rows["subject"].iloc[0]).astype(int))
+    shuffled = folds.sort_values("fold", kind="stable")  # fold by fold, as the cells of a study are collected
+    np.testing.assert_array_equal(scores_from(shuffled).values, scores_from(rows).values)
+    assert scores_from(shuffled).seeds == scores_from(rows).seeds
+
+
 def test_scores_from_exams_average_aucs_and_not_probabilities():
     first, second = [0.9, 0.4, 0.5, 0.1], [0.4, 0.9, 0.1, 0.5]  # each AUC 0.75, their mean's 1
     rows = [

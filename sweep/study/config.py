@@ -15,6 +15,7 @@ import sweep.imbalance.config
 from classify.config import ClassifyConfig
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Invocation, MayGrow, OfStudyAlone, Output, SetBySweep, Settings
+from data.protocols import FOLDS
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
 from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
@@ -76,6 +77,9 @@ class SweepConfig(Settings):
     pretrain_epochs: Annotated[tuple[int, ...], MayGrow] = ()
     """Also fine-tune from the encoders after these epochs of domain pretraining, e.g. 0 1 2 5 (figure 6 of Kalapos and
     Gyires-Toth 2022)."""
+    folds: Annotated[tuple[int, ...], MayGrow] = ()
+    """Folds of `--split five-fold`, 0 to 4: the whole study is trained once on each, with encoders of its own, and
+    every patient is scored by the networks that were not trained on it. None: the fold of `--fold` alone."""
     lr: Annotated[tuple[float, ...], OfStudyAlone] = ()
     """Learning rates of the networks, e.g. 1e-4 3e-4 1e-3: each pipeline takes that with the best score on a third of
     the labelled training subjects, after training on a few labels of the others; nothing that is reported takes part in
@@ -162,7 +166,7 @@ class SweepConfig(Settings):
                     raise UserError(f"{_flag(name)} {value}: must be at most {LARGEST[name]}")
         for name in marked(SweepConfig, MayGrow):
             values = getattr(self, name)
-            if not values and name not in ("sizes", "pretrain_epochs"):
+            if not values and name not in ("sizes", "pretrain_epochs", "folds"):
                 raise UserError(f"{_flag(name)} is empty: pass one or more")
             if len(set(values)) < len(values):
                 raise UserError(f"{_flag(name)} {' '.join(map(str, values))}: a value is repeated")
@@ -176,6 +180,12 @@ class SweepConfig(Settings):
         exams = isinstance(self.data, MrnetSource | ExamsSource)
         if exams != (self.task == "classify"):
             raise UserError(f"--dataset {self.data.dataset} does not go with --task {self.task}")
+        if self.folds and getattr(self.data, "split", "") != "five-fold":
+            raise UserError("--folds goes with --dataset acdc --split five-fold")
+        if self.folds and (max(self.folds) >= FOLDS or self.test):
+            raise UserError(
+                f"--folds {' '.join(map(str, self.folds))}: must lie between 0 and {FOLDS - 1}, and go without --test"
+            )
         if exams and self.label_unit != "slice":
             raise UserError(f"--label-unit {self.label_unit} goes with --task segment: classify counts exams")
         for part in ("pretrain", "segment", "classify"):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from classify.config import ClassifyConfig
 from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
+from data.sources import AcdcSource
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
@@ -38,7 +39,8 @@ class Job:
     trials: tuple[tuple[float, Path], ...] = ()
     """Learning rate and folder of the trials that decide on a cell's rate; none: that of `config`."""
     key: dict[str, Any]
-    """pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed of a cell; empty for the others."""
+    """pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed of a cell, of several folds also
+    fold; empty for the others."""
 
     @property
     def is_cell(self) -> bool:
@@ -65,25 +67,40 @@ class Job:
         return hashlib.sha256(json.dumps([settings, self.key, self.needs], sort_keys=True).encode()).hexdigest()[:12]
 
 
-def plan(cfg: SweepConfig, total: int) -> list[Job]:
+def plan(cfg: SweepConfig, total: int | Mapping[int, int]) -> list[Job]:
     """All jobs of a study, each after those it needs.
 
     Every cell of a size and a pair of seeds has the same labelled slices, the same decoder and the same order in
     every pipeline, so that differences between pipelines are paired. An encoder is made once and serves all its cells.
 
     Args:
-        total: number of labelled training slices, patients or exams: what `labels` counts.
+        total: number of labelled training slices, patients or exams: what `labels` counts; of several folds, by fold.
 
     Raises:
         UserError: when a size is larger than `total`, or is one exam, or there are more cells than `MOST_CELLS`.
     """
+    if isinstance(total, int):
+        return _plan(cfg, total)
+    # Shares of the first fold, so that every fold trains on the same numbers of labels.
+    cfg = replace(cfg, sizes=tuple(_sizes(cfg, total[cfg.folds[0]])))
+    jobs: dict[str, Job] = {}
+    for fold in cfg.folds:
+        assert isinstance(cfg.data, AcdcSource)
+        of_fold = replace(cfg, folds=(), data=replace(cfg.data, fold=fold))
+        jobs |= {job.name: job for job in _plan(of_fold, total[fold], fold)}
+    return sorted(jobs.values(), key=lambda job: (job.is_cell, job.is_trial))  # encoders first
+
+
+def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
+    """The jobs of one fold, or of a study without folds."""
     sizes = _sizes(cfg, total)
+    of_fold = "" if fold is None else f"-fold{fold}"
     if cfg.cross_seeds and len(cfg.seeds) ** 2 > MOST_CELLS:
         raise UserError(f"--cross-seeds with {len(cfg.seeds):,} seeds: more than {MOST_CELLS:,} pairs; pass fewer")
     pairs = list(product(cfg.seeds, cfg.seeds)) if cfg.cross_seeds else [(seed, seed) for seed in cfg.seeds]
     encoders: dict[str, Job] = {}
-    starts = {pipeline: _starts(cfg, pipeline, encoders) for pipeline in cfg.pipelines}
-    trials = {pipeline: _trials(cfg, pipeline, starts[pipeline], total) for pipeline in cfg.pipelines}
+    starts = {pipeline: _starts(cfg, pipeline, encoders, of_fold) for pipeline in cfg.pipelines}
+    trials = {pipeline: _trials(cfg, pipeline, starts[pipeline], total, of_fold) for pipeline in cfg.pipelines}
     count = len(pairs) * len(sizes) * sum(map(len, starts.values()))
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
@@ -99,9 +116,11 @@ def plan(cfg: SweepConfig, total: int) -> list[Job]:
                 "subset_seed": subset_seed,
                 "seed": seed,
             }
+            key |= {} if fold is None else {"fold": fold}
             name = "-".join(["cells/" + _slug(pipeline) + start.suffix, f"n{labels}", f"seed{seed}"])
             if cfg.cross_seeds:
                 name += f"-subset{subset_seed}"
+            name += of_fold
             settings = {"seed": seed, "subset_seed": subset_seed, "labelled_fraction": fraction, "init": start.init}
             if cfg.task == "segment":
                 # the report shows masks of the largest size only, and drawing them takes time
@@ -127,8 +146,11 @@ class _Start:
     """Part of the cells' names."""
 
 
-def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_Start]:
-    """The starts of a pipeline's cells, one for each pretraining seed and epoch; adds its encoders to `encoders`."""
+def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job], of_fold: str) -> list[_Start]:
+    """The starts of a pipeline's cells, one for each pretraining seed and epoch; adds its encoders to `encoders`.
+
+    `of_fold` ends the names of encoders that are trained on the subjects of one fold.
+    """
     stage, _, source = pipeline.partition("=")
     if stage == "random":
         return [_Start("random")]
@@ -155,7 +177,7 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job]) -> list[_
         if stage == "hierarchical":
             needs = (_generalist(cfg, source, seed, encoders),)
             initial = str(_encoder(cfg, needs[0]))
-        name = f"encoders/{_slug(pipeline)}{suffix}"
+        name = f"encoders/{_slug(pipeline)}{suffix}{of_fold}"
         settings: dict[str, Any] = {"stage": stage, "generalist": initial, "seed": seed}
         if cfg.pretrain_epochs:  # warm-up, cosine and tau are those of the whole stage, of which the rest is left out
             settings |= {"keep_epochs": cfg.pretrain_epochs, "stop_after_epochs": max(1, *cfg.pretrain_epochs)}
@@ -180,12 +202,12 @@ def epochs_beyond(cfg: SweepConfig, length: str) -> UserError:
     return UserError(f"--pretrain-epochs {last}: pretraining ends after {length}; {longer}")
 
 
-def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: int) -> list[Job]:
+def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: int, of_fold: str) -> list[Job]:
     """The runs that try each learning rate of `--lr` from the first encoder of a pipeline that was trained longest."""
     start = max(starts, key=lambda start: start.epochs or 0)
     trials = []
     for rate in cfg.lr if len(cfg.lr) > 1 else ():
-        name = f"rates/{_slug(pipeline)}/lr{rate:g}"
+        name = f"rates/{_slug(pipeline)}{of_fold}/lr{rate:g}"
         settings: dict[str, Any] = {"seed": cfg.seeds[0], "subset_seed": cfg.seeds[0], "init": start.init, "lr": rate}
         settings |= {"labelled_fraction": fraction_to_try(total, unit(cfg)), "inner_split": True, "test": False}
         if cfg.task == "segment":

@@ -1,11 +1,12 @@
 """Check a study for leakage before its first run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from core.errors import UserError
 from data.duplicates import check_duplicates
 from data.leakage import check_leakage
-from data.sources import ExamsSource, MrnetSource, open_exams, open_slices
+from data.sources import AcdcSource, ExamsSource, MrnetSource, open_exams, open_slices
 from data.splits import SplitTable
 from encoders.card import read_lineage
 from pretrain.config import PretrainConfig
@@ -21,15 +22,19 @@ def check_study(cfg: SweepConfig, jobs: Sequence[Job]) -> None:
     Raises:
         UserError: unless `allow_leakage` or `allow_duplicates` is set.
     """
+    splits: list[SplitTable]
     if isinstance(cfg.data, MrnetSource | ExamsSource):
-        data: SplitTable = open_exams(cfg.data, labelled=True)
+        splits = [open_exams(cfg.data, labelled=True)]
+    elif isinstance(cfg.data, AcdcSource) and cfg.folds:
+        splits = [open_slices(replace(cfg.data, fold=fold)) for fold in cfg.folds]
     else:
-        data = open_slices(cfg.data)
-    check_duplicates(data, test=cfg.test, allow=cfg.allow_duplicates)
+        splits = [open_slices(cfg.data)]
     encoders = [job.config for job in jobs if isinstance(job.config, PretrainConfig)]
     made_here = {str(job.folder / "encoder.safetensors") for job in jobs}
-    for source in sorted({encoder.generalist for encoder in encoders} - made_here):
-        check_leakage(data, read_lineage(source), source, allow=cfg.allow_leakage)
+    for data in splits:
+        check_duplicates(data, test=cfg.test, allow=cfg.allow_duplicates)
+        for source in sorted({encoder.generalist for encoder in encoders} - made_here):
+            check_leakage(data, read_lineage(source), source, allow=cfg.allow_leakage)
     on_all = any(each.stage != "generalist" and each.unlabelled_splits == "all" for each in encoders)
     if on_all and not cfg.allow_leakage:
         raise UserError(

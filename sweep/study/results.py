@@ -193,12 +193,14 @@ def _classify_row(result: dict[str, Any], scores: dict[str, Any]) -> dict[str, A
 
 
 def _rates(cells: Sequence[Job]) -> Iterator[dict[str, Any]]:
-    """pipeline, lr, score (Dice or AUC on the inner validation subjects) and chosen of every trial."""
-    trials = {job.key["pipeline"]: job.trials for job in cells if job.trials and is_done(job)}
-    for pipeline, tried in trials.items():
+    """pipeline, fold if there are several, lr, score (Dice or AUC on the inner validation subjects) and chosen."""
+    done = [job for job in cells if job.trials and is_done(job)]
+    trials = {(job.key["pipeline"], job.key.get("fold")): job.trials for job in done}
+    for (pipeline, fold), tried in trials.items():
         chosen, scores = chosen_rate(tried), read_json(tried[0][1].parent / FILE)["trials"]
+        key = {"pipeline": pipeline} | ({} if fold is None else {"fold": fold})
         for trial in scores:
-            yield {"pipeline": pipeline, **trial, "chosen": trial["lr"] == chosen}
+            yield {**key, **trial, "chosen": trial["lr"] == chosen}
 
 
 def _details(cfg: SweepConfig, job: Job) -> Iterator[pd.DataFrame]:

@@ -67,7 +67,11 @@ def run(cfg: SweepConfig) -> Path | None:
 
 def _planned(cfg: SweepConfig) -> list[Job]:
     """The jobs of the study, its splits checked; a line says if there are fewer sizes than fractions."""
-    jobs = plan(cfg, count_labels(cfg))
+    if isinstance(cfg.data, AcdcSource) and cfg.folds:
+        of_folds = {fold: replace(cfg, data=replace(cfg.data, fold=fold)) for fold in cfg.folds}
+        jobs = plan(cfg, {fold: count_labels(of_fold) for fold, of_fold in of_folds.items()})
+    else:
+        jobs = plan(cfg, count_labels(cfg))
     sizes = {job.key["labels"] for job in jobs if job.is_cell}
     if len(sizes) < len(cfg.sizes or cfg.fractions):
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
@@ -198,6 +202,8 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
         raise UserError(f"{cfg.out} holds another study ({what}); add to it with --extend, or choose another --out")
     if not changed:
         return cfg
+    if bool(was["folds"]) != bool(now["folds"]):
+        raise UserError(f"the study in {cfg.out} was begun with{'' if was['folds'] else 'out'} --folds; keep it so")
     if bool(was["sizes"]) != bool(now["sizes"]):
         defined, other_flag = ("--sizes", "--fractions") if was["sizes"] else ("--fractions", "--sizes")
         raise UserError(f"the study in {cfg.out} was defined with {defined}; --extend cannot switch it to {other_flag}")
