@@ -89,7 +89,7 @@ def resize(
     antialias: bool = True,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """An image (rows, columns) resized to another shape (rows, columns) by an interpolation of OpenCV.
+    """An image (rows, columns[, channels]) resized to another shape (rows, columns) by an interpolation of OpenCV.
 
     With `antialias`, a side that shrinks by more than `SHRINK` is averaged by area: each new pixel is the mean over
     what it covers. The centres of pixels are at half integers either way, so that label maps resized by
@@ -103,11 +103,11 @@ def resize(
         out: array for the result, of the image's type; None: a new one.
     """
     averaged = tuple(
-        new if antialias and old > SHRINK * new else old for old, new in zip(image.shape, shape, strict=True)
+        new if antialias and old > SHRINK * new else old for old, new in zip(image.shape[:2], shape, strict=True)
     )
     if averaged == shape:
         how = cv2.INTER_AREA
-    elif averaged != image.shape:
+    elif averaged != image.shape[:2]:
         image = cv2.resize(image, averaged[::-1], interpolation=cv2.INTER_AREA)
     return cv2.resize(image, shape[::-1], dst=out, interpolation=how)
 

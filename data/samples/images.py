@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data.augment import Augmenter, pair_of_seeds
 from data.colours import draw_colours, recolour
-from data.preprocessing import z_score
+from data.preprocessing import resize, z_score
 from data.readers.class_images import ClassImages
 
 
@@ -32,8 +31,7 @@ def square(image: np.ndarray, size: int) -> np.ndarray:
     top, left = ((n - side) // 2 for n in image.shape[:2])
     part = image[top : top + side, left : left + side]
     part = z_score(part, float(part.mean()), float(part.std()))
-    how = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    resized = part if side == size else cv2.resize(part, (size, size), interpolation=how)
+    resized = resize(part, (size, size))
     return resized[None] if resized.ndim == 2 else resized.transpose(2, 0, 1)
 
 

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.errors import UserError
-from encoders.norm import Norm, replace_norm
+from encoders.norm import Norm
 from engine.ema import Decay, update_average
 from pretrain.methods.byol import Byol
+from pretrain.methods.heads import mlp
 
 STRIDE = 8
 """Stride of the feature map whose cells are compared."""
@@ -52,8 +53,8 @@ class DenseByol(Byol):
         )
         self.dense_weight = dense_weight
         self.resolved |= {"dense_weight": dense_weight}
-        self.cell_projector = cell_mlp(_channels(encoder), projector_hidden, outputs, norm)
-        self.cell_predictor = cell_mlp(outputs, predictor_hidden, outputs, norm)
+        self.cell_projector = mlp(_channels(encoder), projector_hidden, outputs, norm=norm, of_cells=True)
+        self.cell_predictor = mlp(outputs, predictor_hidden, outputs, norm=norm, of_cells=True)
         self.target_cell_projector = copy.deepcopy(self.cell_projector).requires_grad_(False)
 
     def forward(self, samples: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
@@ -84,15 +85,6 @@ class DenseByol(Byol):
         """Move the target towards the online network, the cells' projector included."""
         super().move_target(tau)
         update_average(self.target_cell_projector.parameters(), self.cell_projector.parameters(), tau)
-
-
-def cell_mlp(inputs: int, hidden: int, outputs: int, norm: Norm) -> nn.Sequential:
-    """`pretrain.methods.heads.mlp` for each cell of a map: (N, inputs, h, w) -> (N, outputs, h, w)."""
-    first, last = nn.Conv2d(inputs, hidden, 1), nn.Conv2d(hidden, outputs, 1)
-    for layer in (first, last):
-        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    return replace_norm(nn.Sequential(first, nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), last), norm)
 
 
 def features_and_cells(encoder: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,6 @@ class TargetMethod(Method):
 
     def after_step(self, step: int) -> None:
         """Move the target, once per optimiser step whatever the accumulation."""
-        super().after_step(step)
         self.move_target(self.decay(step - 1))
 
     def move_target(self, tau: float) -> None:
