@@ -239,6 +239,7 @@ class Augmenter:
         label: np.ndarray | None = None,
         *,
         statistics: tuple[float, float] = (0.0, 1.0),
+        foreground: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Augment one image.
 
@@ -247,6 +248,8 @@ class Augmenter:
             seed: seed of this one draw.
             label: (rows, columns) uint8 class indices that go through the same geometry, or None.
             statistics: mean and standard deviation that z-score the image; (0, 1) if it is z-scored already.
+            foreground: (rows, columns) uint8, not 0 where a fixed crop has to look for foreground; None: where `label`
+                has some. With it the crop does not depend on `label`.
 
         Returns:
             image (size, size) float32, z-scored, and label (size, size) uint8 or None.
@@ -263,6 +266,9 @@ class Augmenter:
         image = image if statistics == (0.0, 1.0) else z_score(image, *statistics)
         if label is None:
             return self.transform(image=image)["image"], None
+        if foreground is not None:
+            result = self.transform(image=image, mask=foreground, masks=[label])
+            return result["image"], result["masks"][0]
         result = self.transform(image=image, mask=label)
         return result["image"], result["mask"]
 

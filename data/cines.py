@@ -80,6 +80,12 @@ def neighbours(slices: Slices, positives: Literal["slice", "phase"]) -> list[tup
     return found
 
 
+def same_places(slices: Slices) -> np.ndarray:
+    """Number of the place that each slice shows, (slices,) int64 from 0: the frames of one slice of a cine share it."""
+    places = _places(slices)
+    return places.groupby(["cine", "slice"], sort=False).ngroup().to_numpy()
+
+
 def _places(slices: Slices) -> pd.DataFrame:
     """cine (number), time (frame, from 1) and slice of each slice."""
     table = slices.store.table.iloc[slices.positions].reset_index(drop=True)

@@ -59,6 +59,20 @@ def duplicates_of_other_splits(images: pd.DataFrame, splits: Sequence[str]) -> s
     return duplicates
 
 
+def subjects_of_pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
+    """The subjects of some splits, without those that have an image of another split under another name.
+
+    A log message counts those that are left out.
+    """
+    duplicates = duplicates_of_other_splits(data.images(), splits)
+    if duplicates:
+        log.warning(
+            f"{len(duplicates)} subjects are left out, because images of theirs are validation or test images under "
+            "another name; python -m data.inspect names them"
+        )
+    return {*data.table.loc[data.table["split"].isin(splits), "subject"]} - duplicates
+
+
 def check_duplicates(data: SplitTable, *, test: bool, allow: bool) -> str | None:
     """Refuse a split that separates identical images: a subject is in it twice, under two names.
 

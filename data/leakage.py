@@ -58,11 +58,15 @@ def record_natural_images(name: str, key: str, digests: Iterable[str]) -> dict[s
     return SubjectRecord(salt=salt, data=name, key=key, subjects={}, images=images).model_dump()
 
 
-def record_splits(data: SplitTable, train: np.ndarray) -> dict[str, Any]:
-    """The record of a supervised run: the subjects of the rows `train`, and those with labels of the other splits."""
+def record_splits(data: SplitTable, train: np.ndarray, pool: np.ndarray | None = None) -> dict[str, Any]:
+    """The record of a supervised run: the subjects of the rows `train`, and those with labels of the other splits.
+
+    `pool` are the rows that were trained on without labels, None for none.
+    """
     labelled = data.table[data.table["subject"].isin(data.labelled_subjects)]
     others = {split: labelled.loc[labelled["split"] == split, "subject"] for split in ("val", "test")}
-    return record_subjects(data, {"train": data.table["subject"].iloc[train], **others})
+    uses = {"train": data.table["subject"].iloc[train], **others}
+    return record_subjects(data, uses if pool is None else uses | {"pool": data.table["subject"].iloc[pool]})
 
 
 def is_same_data(data: SplitTable, record: SubjectRecord) -> bool:

@@ -192,6 +192,25 @@ def labelled_subset(
     return np.sort(chosen)
 
 
+def unlabelled_pool(table: pd.DataFrame, labelled: np.ndarray, kind: Literal["all", "annotated"]) -> np.ndarray:
+    """The training slices that are trained on without labels, beside those whose labels are used.
+
+    Args:
+        table: index or store table, one row per slice.
+        labelled: row positions of the slices whose labels are used (`labelled_subset`).
+        kind: "all" other slices of the training split; or "annotated", those of them that have a label map, which is
+            not used: frames and scans without one are left out.
+
+    Returns:
+        Row positions in ``table``, ascending, int64; none of a validation or test subject.
+    """
+    chosen = (table["split"] == "train").to_numpy(copy=True)
+    if kind == "annotated":
+        chosen &= (table["label_file"] != "").to_numpy(bool)
+    chosen[labelled] = False
+    return np.flatnonzero(chosen)
+
+
 def labelled_exams(table: pd.DataFrame, fraction: float, seed: int = 0) -> np.ndarray:
     """Draw a share of the training exams, nested and depending on the seed alone as `labelled_subset`.
 

@@ -169,6 +169,11 @@ class SupervisedSettings(RunSettings):
         return self.seed if self.subset_seed is None else self.subset_seed
 
     @property
+    def decay_of_average(self) -> float:
+        """Decay rate of the moving average of the weights; 0: none."""
+        return self.ema_decay
+
+    @property
     def factor_of_encoder_lr(self) -> float:
         """Factor on the encoder's learning rate."""
         if self.encoder_lr_factor is not None:

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -64,6 +64,10 @@ class Training:
     the metrics it returns go into `metrics.csv`."""
     columns: Sequence[str] = ()
     """Names of the metrics that `observe` may return."""
+    renew: Callable[[int], None] = lambda step: None
+    """Called with the number of steps taken before the first step of this process and before those of `renewed_at`, on
+    all devices, to bring `samples` up to date with what was trained so far."""
+    renewed_at: Collection[int] = ()
     workers: int = 0
     on_device: bool = False
     """Whether the samples are made on the device, without worker processes and pinned memory."""
@@ -129,10 +133,15 @@ def train(t: Training, *, resume: bool = False) -> float:
         return 0.0  # the checkpoint was removed to save room
     first = _first_step(t, resume)
     t.run.open_metrics(["step", "epoch", "learning_rate", "loss", "samples_per_second", *t.columns], first)
-    loader = iter(_loader(t, first))
     seen, began, paused = 0, time.perf_counter(), 0.0
     with _stop_on_signals() as signals, _progress(t, first) as advance:
         for step in range(first, t.steps):
+            if step == first or step in t.renewed_at:
+                t.renew(step)
+                # Worker processes have the samples as they were when they started, and read ahead: new ones are started
+                # for what is renewed, so that samples do not depend on how far ahead the old ones were.
+                loader = iter(_loader(t, step, min((k for k in t.renewed_at if k > step), default=t.steps)))
+
             set_learning_rate(t.optimiser, t.learning_rate(step))
 
             micro_batches = t.sampler.micro_batches(step)
@@ -195,15 +204,16 @@ def _first_step(t: Training, resume: bool) -> int:
     return 0
 
 
-def _loader(t: Training, first: int) -> DataLoader[Any]:
+def _loader(t: Training, first: int, last: int) -> DataLoader[Any]:
+    """The micro-batches of steps `first` to `last - 1`."""
     workers = 0 if t.on_device else t.workers
     return DataLoader(
         t.samples,
-        batch_sampler=MicroBatchSampler(t.sampler, first, t.steps),
+        batch_sampler=MicroBatchSampler(t.sampler, first, last),
         num_workers=workers,
         collate_fn=collate,
         generator=torch.Generator(),  # drawing from the global one would change dropout after a resume
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_signals_to_the_loop,
         pin_memory=t.fabric.device.type == "cuda" and not t.on_device,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
@@ -231,8 +241,9 @@ def collate(samples: Any) -> Any:
     return samples if isinstance(samples, Tensor | tuple) else default_collate(samples)
 
 
-def _ignore_interrupts(worker: int) -> None:
+def _leave_signals_to_the_loop(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches workers too, but the running step still needs them
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the handler of the loop, which waits for the step to end
 
 
 def _optimiser_step(t: Training) -> bool:

@@ -3,7 +3,7 @@
 import copy
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +37,11 @@ class Supervised(nn.Module):
             first update, which gives another average.)
     """
 
+    batch_loss: Callable[[Tensor], Tensor] | None = None
+    """The loss of an effective batch from what `forward` gives for all of its samples; None: a mean over samples."""
+    renewed_at: Collection[int] = ()
+    """Optimiser steps before which `renew` changes the samples."""
+
     def __init__(self, network: nn.Module, loss: nn.Module, *, averaged: bool) -> None:
         super().__init__()
         self.network, self.loss = network, loss
@@ -55,7 +60,14 @@ class Supervised(nn.Module):
         # The average is only evaluated, never trained: it needs averaged running statistics too.
         update_average(_statistics(self.average), _statistics(self.network), decay)
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def renew(self, step: int) -> None:
+        """Bring the samples up to date after `step` optimiser steps; see `engine.loop.Training.renew`."""
+
+    def metrics(self) -> Metrics:
+        """Metrics of the steps since the last call."""
+        return {}
+
+    def forward(self, batch: tuple[Tensor, ...]) -> Tensor:
         """What `loss` gives for a micro-batch of inputs and targets."""
         inputs, targets = batch
         if inputs.ndim == 4:  # images; 5 for clips
@@ -90,6 +102,9 @@ class Task:
     """Logits and targets of an effective batch -> its loss."""
     in_parts: LossInParts | None = None
     """The same loss for micro-batches and several devices; None: it is a mean over samples."""
+    supervised: Callable[[nn.Module], Supervised] | None = None
+    """Makes the network and loss of a training step, if they are others than those of `Supervised`: of samples that
+    have more than inputs and targets."""
     samples: Dataset[Any]
     """Inputs and targets, indexed by `engine.sampler.Sample`."""
     pretrained: nn.Module | None = None
@@ -141,10 +156,15 @@ def fit(
     Returns:
         Training samples per second.
     """
-    # In one piece the plain loss is faster; and micro-batches are computed twice for a loss in parts.
-    in_parts = task.in_parts if sampler.micro_steps(0) > 1 or fabric.world_size > 1 else None
-    loss = in_parts.of_samples if in_parts else task.loss
-    supervised = Supervised(channels_last(network), loss, averaged=settings.ema_decay > 0)
+    network = channels_last(network)
+    if task.supervised:
+        supervised = task.supervised(network)
+    else:
+        # In one piece the plain loss is faster; and micro-batches are computed twice for a loss in parts.
+        in_parts = task.in_parts if sampler.micro_steps(0) > 1 or fabric.world_size > 1 else None
+        loss = in_parts.of_samples if in_parts else task.loss
+        supervised = Supervised(network, loss, averaged=settings.decay_of_average > 0)
+        supervised.batch_loss = in_parts.of_batch if in_parts else None
     supervised = synchronise_norms(supervised, fabric, settings.norm)
     compile_method(supervised, "logits", settings.compiled, fabric, micro_batches=steps * sampler.micro_steps(0))
     adam = adamw(
@@ -163,17 +183,21 @@ def fit(
             return last
         return not note.exists() or task.rank(metrics) > task.rank(json.loads(note.read_text()))
 
-    def observe(step: int, last: bool) -> Metrics:
-        if step % evaluate_every and not last:
-            return {}
-        metrics = dict.fromkeys(task.columns, 0.0)
-        if run.main:
-            metrics = task.validate(supervised.kept)
-            if improved(metrics, last):
-                # Weights first, note second: after a kill between the two, the resumed run saves them again.
-                task.save(supervised.kept)
-                write_json(note, {"step": step, "selected_by": task.select} | metrics)
+    def validate(step: int, last: bool) -> Metrics:
+        if not run.main:
+            return dict.fromkeys(task.columns, 0.0)
+        metrics = task.validate(supervised.kept)
+        if improved(metrics, last):
+            # Weights first, note second: after a kill between the two, the resumed run saves them again.
+            task.save(supervised.kept)
+            write_json(note, {"step": step, "selected_by": task.select} | metrics)
         return metrics
+
+    def observe(step: int, last: bool) -> Metrics:
+        validating = last or step % evaluate_every == 0
+        metrics = validate(step, last) if validating else {}
+        # only where a row of metrics is written anyway: they are of all steps since the row before
+        return metrics | (supervised.metrics() if validating or step % settings.log_every == 0 else {})
 
     speed = train(
         Training(
@@ -184,15 +208,17 @@ def fit(
             sampler=sampler,
             data=task.data,
             samples=task.samples,
-            batch_loss=in_parts.of_batch if in_parts else None,
+            batch_loss=supervised.batch_loss,
             steps=steps,
             learning_rate=learning_rate,
             max_grad_norm=task.max_grad_norm,
             # In its first steps the average follows the network closely, or the random start would weigh too much.
-            after_step=lambda step: supervised.move_average(min(settings.ema_decay, step / (step + 10))),
+            after_step=lambda step: supervised.move_average(min(settings.decay_of_average, step / (step + 10))),
             observe=observe,
             observed=lambda step: step % evaluate_every == 0,
             columns=task.columns,
+            renew=supervised.renew,
+            renewed_at=supervised.renewed_at,
             workers=settings.workers,
             checkpoint_every=settings.checkpoint_every,
             log_every=settings.log_every,

@@ -15,7 +15,7 @@ from core.errors import UserError
 from data.augment import Augmenter
 from data.cines import centre_map, motion_maps
 from data.cines import neighbours as neighbours_of
-from data.duplicates import duplicates_of_other_splits, fingerprint
+from data.duplicates import fingerprint, subjects_of_pool
 from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.class_images import ClassImages
@@ -28,7 +28,6 @@ from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
 from data.samples.slices import Images, Pairing, Standardised, TwoViews
 from data.slices import Dataset, Slices
-from data.splits import SplitTable
 from encoders.names import is_video
 
 log = logging.getLogger("fewslice")
@@ -132,7 +131,7 @@ def target_slices(
         UserError: if the splits have no slice, the slices cannot be kept on the device as `cache_on_device` asks, or
             none has a cine or a neighbour as `crop_towards` and `positives` ask.
     """
-    pool = _pool(dataset, splits)
+    pool = subjects_of_pool(dataset, splits)
     slices = Slices(store=dataset.store, positions=np.flatnonzero(dataset.table["subject"].isin(pool)))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
@@ -207,7 +206,7 @@ def target_exams(
     Raises:
         UserError: if the splits have no exam.
     """
-    pool = _pool(exams, splits)
+    pool = subjects_of_pool(exams, splits)
     positions = np.flatnonzero(exams.table["subject"].isin(pool))
     if not len(positions):
         raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
@@ -234,17 +233,6 @@ def _views(
     if len(augmenters) == 1:
         return OneView(images, augmenters[0], pairing)
     return (TwoViewsWithBoxes if boxes else TwoViews)(images, augmenters[0], augmenters[1], pairing)
-
-
-def _pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
-    """The subjects of some splits, without those that have an image of another split under another name."""
-    duplicates = duplicates_of_other_splits(data.images(), splits)
-    if duplicates:
-        log.warning(
-            f"{len(duplicates)} subjects are left out, because images of theirs are validation or test images under "
-            "another name; python -m data.inspect names them"
-        )
-    return {*data.table.loc[data.table["split"].isin(splits), "subject"]} - duplicates
 
 
 def _is_cached(

@@ -12,6 +12,9 @@ from data.slices import Normalisation
 from data.sources import AcdcSource, FolderSource
 from engine.config import SupervisedSettings
 
+TEACHER_DECAY = 0.99
+"""Decay rate of the moving average that labels unlabelled slices, where `ema_decay` is 0."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(SupervisedSettings):
@@ -53,6 +56,23 @@ class SegmentConfig(SupervisedSettings):
     augmentation: Augmentation = field(default_factory=lambda: Augmentation(jitter=0.2, brightness=0.6))
     """Random changes of the training slices."""
 
+    unlabelled: Annotated[bool, Group("unlabelled slices"), SetBySweep] = False
+    """Learn from unlabelled slices of the training subjects as well: from pseudo-labels that a moving average of the
+    network gives them. Each step then takes as many of them as labelled samples, in addition. The average, of decay
+    rate 0.99 unless `--ema-decay` is set, is what is scored and kept."""
+    unlabelled_pool: Literal["all", "annotated"] = "all"
+    """Unlabelled slices to learn from: all other slices of the training subjects; or annotated: those of them that have
+    a label map, which is not used, so that frames and scans without one are left out."""
+    confidence: float = 0.95
+    """Least probability, in [0, 1], of a pseudo-label; pixels with a lower one are left out of the loss."""
+    unlabelled_weight: float = 1.0
+    """Weight, 0 or more, of the loss of unlabelled samples; that of labelled ones has weight 1."""
+    unlabelled_ramp: tuple[float, float] = (0.25, 0.5)
+    """Shares of the steps, in [0, 1], between which that weight rises; before them it is 0, as the average knows too
+    little to teach."""
+    cutmix: float = 0.5
+    """Probability of replacing a box of an unlabelled sample, and of its pseudo-labels, by that of another one."""
+
     init: Annotated[str, Group("network"), SetBySweep] = "random"
     """Start of the U-Net: random; imagenet (timm's weights for the encoder, downloaded); an encoder FILE; or a
     `unet.safetensors` of `python -m pretrain --method masked` or its run folder, which sets the decoder, too. A FILE
@@ -74,10 +94,16 @@ class SegmentConfig(SupervisedSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_above_0("image_size", "spacing_mm", "steps", "max_grad_norm", "evaluate_every")
+        self.require_at_least_0("unlabelled_weight")
+        if not 0 <= self.unlabelled_ramp[0] <= self.unlabelled_ramp[1] <= 1:
+            first, last = self.unlabelled_ramp
+            raise UserError(f"--unlabelled-ramp {first} {last}: must rise and lie in [0, 1], shares of the steps")
+        for name in ("warmup", "confidence", "cutmix"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                what = "a share of the steps" if name == "warmup" else "a probability"
+                raise UserError(f"--{name} {value}: must lie in [0, 1], {what}")
         if self.label_order == "ssl4mis" and self.label_unit != "patient":
             raise UserError("--label-order ssl4mis is an order of patients: pass --label-unit patient")
-        if not 0 <= self.warmup <= 1:
-            raise UserError(f"--warmup {self.warmup}: must lie in [0, 1], a share of the steps")
         if self.image_size % 32:
             raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, the U-Net's stride")
         share = math.ceil(self.batch_size / self.devices)
@@ -89,9 +115,15 @@ class SegmentConfig(SupervisedSettings):
             )
 
     @property
+    def decay_of_average(self) -> float:
+        """Decay rate of the moving average of the weights, which pseudo-labels need; 0: none."""
+        return self.ema_decay or (TEACHER_DECAY if self.unlabelled else 0.0)
+
+    @property
     def run_folder(self) -> Path:
         """Folder of the run."""
-        return self.out or Path("runs") / f"segment-{self.start_name}-{self.labelled_fraction:g}-seed{self.seed}"
+        name = f"segment-{self.start_name}-{self.labelled_fraction:g}-seed{self.seed}"
+        return self.out or Path("runs") / (name + "-unlabelled" * self.unlabelled)
 
 
 def paper() -> SegmentConfig:
@@ -144,6 +176,6 @@ def demo() -> SegmentConfig:
 PRESETS = {"demo": demo, "default": default, "paper": paper}
 EXAMPLES = (
     "--labelled-fraction 0.02 --init runs/pretrain-hierarchical/encoder.safetensors",
-    "--data-root ACDC --labelled-fraction 0.05 --init imagenet",
+    "--data-root ACDC --labelled-fraction 0.05 --init imagenet --unlabelled",
     "--dataset folder --data-root DIR --test",
 )

@@ -52,9 +52,9 @@ def segment_stack(
     for first in range(0, len(stack), batch):
         images = [_prepare(image, spacing, card) for image in narrowed[first : first + batch]]
         x = torch.from_numpy(np.stack(images)[:, None]).to(device)
-        probabilities = _probabilities(unet, x)
+        probabilities = class_probabilities(unet, x)
         if card.flip_tta:
-            probabilities = (probabilities + _probabilities(unet, x.flip(3)).flip(3)) / 2
+            probabilities = (probabilities + class_probabilities(unet, x.flip(3)).flip(3)) / 2
         if probabilities.shape[2:] != stack.shape[1:]:
             probabilities = F.interpolate(probabilities, size=stack.shape[1:], mode="bilinear", align_corners=False)
         most_probable = probabilities.max(dim=1).indices  # on a CPU a tenth of the time of argmax
@@ -88,7 +88,7 @@ def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -
     return preprocess(image, statistics, spacing, card.spacing_mm)
 
 
-def _probabilities(unet: nn.Module, x: Tensor) -> Tensor:
+def class_probabilities(unet: nn.Module, x: Tensor) -> Tensor:
     """(N, 1, H, W) -> softmax (N, classes, H, W); slices are padded to the stride as in training."""
     height, width = x.shape[2:]
     (top, bottom), (left, right) = _to_stride(height), _to_stride(width)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import AliasChoices, Field, FiniteFloat, field_validator
+from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, field_validator
 from torch import nn
 
 from data.readers.geometry import SliceAxis
@@ -17,6 +17,15 @@ from engine import model_file
 
 STRIDE = 32
 """Input sides must be multiples of this: five halvings."""
+
+
+class UnlabelledSlices(BaseModel):
+    """The pool of unlabelled slices of a run; `subjects` of the card holds hashes of their subjects."""
+
+    pool: Literal["all", "annotated"]
+    """See `segment.config.SegmentConfig.unlabelled_pool`."""
+    slices: int
+    subjects: int
 
 
 class ModelCard(model_file.ModelCard):
@@ -39,6 +48,8 @@ class ModelCard(model_file.ModelCard):
         default=False, validation_alias=AliasChoices("keep_largest_component", "one_piece")
     )
     """Keep only the largest connected component of the foreground in a volume."""
+    unlabelled: UnlabelledSlices | None = None
+    """The slices that pseudo-labels were learned from; None: only labelled ones were trained on."""
     slice_axis: SliceAxis = "auto"
     """How the axis across the slices is chosen, see `data.readers.geometry.slice_axis`."""
 

@@ -2,6 +2,9 @@
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from core.errors import UserError
 from core.files import write_csv
 from core.subjects import anonymised
 from data.augment import Augmenter
-from data.duplicates import check_duplicates
+from data.duplicates import check_duplicates, subjects_of_pool
 from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, is_same_data, record_splits, records
 from data.protocols import LABEL_ORDERS
@@ -23,9 +26,10 @@ from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
 from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
+from data.samples.unlabelled import STRONG, Pool, WithUnlabelled, weak_view
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
 from data.sources import FolderSource, open_slices, save_requested_splits
-from data.splits import inner_splits, labelled_subset, save_splits
+from data.splits import inner_splits, labelled_subset, save_splits, unlabelled_pool
 from encoders.card import read_lineage, say_normalisation, unet_source
 from encoders.weights import body_of, load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
@@ -39,7 +43,8 @@ from segment.components import is_one_component
 from segment.config import SegmentConfig
 from segment.inference import padded_sizes
 from segment.loss_of_sums import SampleSums, loss_of_sums
-from segment.model import ModelCard, build_unet, load_unet, require_unet, segmentation_loss
+from segment.model import ModelCard, UnlabelledSlices, build_unet, load_unet, require_unet, segmentation_loss
+from segment.pseudo_labels import COLUMNS, MOST_SLICES, PseudoLabels, Rules, looks
 from segment.scoring import predict_split, score_split, split_scores
 
 log = logging.getLogger("fewslice")
@@ -75,6 +80,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
     labelled = dataset.table.iloc[positions]
+    pool = _unlabelled(cfg, dataset, positions) if cfg.unlabelled else None
     warnings = [check_duplicates(whole, test=cfg.test, allow=cfg.allow_duplicates)]
 
     scored = dataset.table[dataset.table["labelled"] & dataset.table["split"].isin(["val", "test"])]
@@ -92,7 +98,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         pretrained = body_of(unet) if report.card and report.card.part == "unet" else None
         say_normalisation(report.card, cfg.normalisation)
         warnings.append(check_leakage(whole, lineage, cfg.init, allow=cfg.allow_leakage))
-    card = _card(cfg, dataset, positions, lineage, [warning for warning in warnings if warning])
+    card = _card(cfg, dataset, positions, pool, lineage, [warning for warning in warnings if warning])
 
     with RunFolder(cfg.run_folder, cfg, main=main) as run:
         fabric.barrier()
@@ -107,8 +113,14 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         log.info(
             f"{len(labelled)} labelled slices of {subjects} subjects, {cfg.steps} optimiser steps of {cfg.batch_size}"
         )
+        if card.unlabelled:
+            log.info(
+                f"{card.unlabelled.slices} unlabelled slices of {card.unlabelled.subjects} subjects, {cfg.batch_size} "
+                "more in each step: a moving average of the network (decay rate "
+                f"{cfg.decay_of_average:g}) labels them, and is scored and kept"
+            )
         began = time.perf_counter()
-        speed, predictions = _fit(cfg, fabric, run, unet, pretrained, card, dataset, positions)
+        speed, predictions = _fit(cfg, fabric, run, unet, pretrained, card, dataset, positions, pool)
         result = {
             "split": "val",
             "init": cfg.init,
@@ -122,6 +134,8 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             "warnings": card.warnings,
             "subjects": card.subjects,
         }
+        if card.unlabelled:
+            result |= {"unlabelled": card.unlabelled.model_dump()}
         if main:
             result |= _score(cfg, fabric, run.path, dataset, predictions)
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
@@ -134,6 +148,20 @@ def _with_reserved_split(dataset: Dataset, cfg: SegmentConfig) -> Dataset:
     """The data set with the split beside the initial weights, if these were trained on it."""
     same = any(is_same_data(dataset, record) for record in records(read_lineage(cfg.init), cfg.init))
     return keep_reserved_split(dataset, cfg.data, cfg.init, same_data=same)
+
+
+def _unlabelled(cfg: SegmentConfig, dataset: Dataset, labelled: np.ndarray) -> np.ndarray:
+    """Row positions of the unlabelled slices to learn from; a UserError if there are none."""
+    pool = unlabelled_pool(dataset.table, labelled, cfg.unlabelled_pool)
+    pool = pool[dataset.table["subject"].iloc[pool].isin(subjects_of_pool(dataset, ["train"])).to_numpy()]
+    if not len(pool):
+        what = {"all": "no other slice", "annotated": "no label map that is not used"}[cfg.unlabelled_pool]
+        raise UserError(
+            f"--unlabelled: the training subjects of {dataset.root} have {what} to learn from; "
+            "add scans without labels, lower --labelled-fraction, or leave --unlabelled out"
+        )
+    require_possible_sizes(dataset.table.iloc[pool], cfg.spacing_mm)
+    return pool
 
 
 def _require_labels(dataset: Dataset, splits: tuple[str, ...]) -> None:
@@ -159,8 +187,9 @@ def _fit(
     card: ModelCard,
     dataset: Dataset,
     positions: np.ndarray,
+    pool: np.ndarray | None,
 ) -> tuple[float, list[np.ndarray]]:
-    """Train the U-Net in place and write it.
+    """Train the U-Net in place, on the rows `positions` and without labels on those of `pool`, and write it.
 
     Returns:
         Training images per second, and the kept network's label maps of the validation split (none if its weights
@@ -184,17 +213,20 @@ def _fit(
         save_model(network, run.path, card)
         kept[:] = last  # scored at the end, so that they are not predicted twice
 
+    samples = AugmentedSlices(slices, Augmenter(cfg.augmentation, cfg.image_size))
+    teaching = None if pool is None else _teaching(cfg, fabric, samples, dataset, pool)
     warmup = round(cfg.warmup * cfg.steps)
     decay = {"cosine": warmup_cosine, "periodic": warmup_periodic_cosine}[cfg.schedule]
     task = Task(
         pretrained=pretrained,
         loss=segmentation_loss(cfg.loss, ignores=dataset.ignores),
         in_parts=LossInParts(SampleSums(), loss_of_sums(cfg.loss)),
-        samples=AugmentedSlices(slices, Augmenter(cfg.augmentation, cfg.image_size)),
+        supervised=teaching[0] if teaching else None,
+        samples=teaching[1] if teaching else samples,
         data=dataset.store.key,
         validate=validate,
         save=save,
-        columns=["validation_dice", "validation_jaccard"],
+        columns=["validation_dice", "validation_jaccard", *(COLUMNS if teaching else ())],
         score="validation_dice",
         select=cfg.select,
         rank=None if cfg.select == "last" else lambda metrics: (metrics["validation_dice"],),
@@ -214,6 +246,31 @@ def _fit(
         learning_rate=lambda step: cfg.lr * decay(step, cfg.steps, warmup),
     )
     return speed, kept
+
+
+def _teaching(
+    cfg: SegmentConfig, fabric: Fabric, labelled: AugmentedSlices, dataset: Dataset, positions: np.ndarray
+) -> tuple[Callable[[nn.Module], PseudoLabels], WithUnlabelled]:
+    """What pseudo-labels change in a training step: network and loss, made of the network, and the samples."""
+    pool = Pool(
+        replace(labelled.slices, positions=positions),
+        weak=Augmenter(weak_view(cfg.augmentation), cfg.image_size),
+        strong=Augmenter(STRONG, cfg.image_size),
+        mixing=cfg.cutmix,
+        has_labels=(dataset.table["label_file"] != "").to_numpy(bool)[positions],
+    )
+    rules = Rules(
+        classes=len(dataset.classes),
+        loss=loss_of_sums(cfg.loss),
+        confidence=cfg.confidence,
+        weight=cfg.unlabelled_weight,
+        ramp=(round(cfg.unlabelled_ramp[0] * cfg.steps), round(cfg.unlabelled_ramp[1] * cfg.steps)),
+        # resized crops are drawn without regard to labels
+        looks=looks(cfg.steps) if cfg.augmentation.crop == "fixed" and cfg.augmentation.foreground else (),
+        slices_per_look=min(MOST_SLICES, max(1, cfg.steps * cfg.batch_size // 10)),
+        seed=cfg.seed,
+    )
+    return partial(PseudoLabels, pool=pool, rules=rules, fabric=fabric), WithUnlabelled(labelled, pool)
 
 
 def _score(
@@ -239,10 +296,15 @@ def _card(
     cfg: SegmentConfig,
     dataset: Dataset,
     positions: np.ndarray,
+    pool: np.ndarray | None,
     lineage: list[dict[str, Any]],
     warnings: list[str],
 ) -> ModelCard:
     labelled = dataset.table.iloc[positions]
+    unlabelled = None
+    if pool is not None:
+        subjects = dataset.table["subject"].iloc[pool].nunique()
+        unlabelled = UnlabelledSlices(pool=cfg.unlabelled_pool, slices=len(pool), subjects=subjects)
     slicing = cfg.data.slice_axis if isinstance(cfg.data, FolderSource) else "auto"
     one_component = cfg.keep_largest_component == "auto" and is_one_component(dataset, positions)
     return ModelCard(
@@ -262,6 +324,7 @@ def _card(
         dataset=f"{dataset.name} {dataset.store.key}",
         init=name_of_init(str(unet_source(cfg.init))),
         lineage=lineage,
-        subjects=record_splits(dataset, positions),
+        subjects=record_splits(dataset, positions, pool),
+        unlabelled=unlabelled,
         warnings=warnings,
     )

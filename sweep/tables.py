@@ -19,7 +19,7 @@ from sweep.analysis.convergence import LEVEL
 from sweep.analysis.curve_fitting import SUPPORT
 from sweep.analysis.scores import scores_from
 from sweep.analysis.statistics import by_size, oriented
-from sweep.analysis.study_files import read_scores
+from sweep.analysis.study_files import UNLABELLED, read_scores
 from sweep.analysis.tables import scored_split
 from sweep.published import BEND, EPOCHS, EXAMS, FEWEST_LABELS, KNEES, SPEEDUP, STEPS, ExamScores, Finding
 from sweep.report.filters import interval, number
@@ -132,14 +132,16 @@ def _called(rows: pd.DataFrame) -> pd.DataFrame:
 def _findings(study: Study, cfg: Tables) -> Iterator[dict[str, str]]:
     """A row for each published statement and each pipeline of ours that it can be about."""
     tables, pipelines = study.tables, study.facts.pipelines
-    hierarchical = [name for name in pipelines if name.startswith("hierarchical")]
+    # the papers have no pseudo-labels
+    without = [name for name in pipelines if not name.endswith(UNLABELLED)]
+    hierarchical = [name for name in without if name.startswith("hierarchical")]
     largest = int(tables["by_size"]["labels"].max())
     for name in hierarchical:
         steps = tables["steps"]
         steps = steps[(steps["level"] == LEVEL) & (steps["labels"] == largest) & (steps["pipeline"] == name)]
         yield _row(STEPS, name, "".join(_steps(row) for row in steps.to_dict("records")))
     for name in hierarchical:
-        for other in (each for each in pipelines if each not in hierarchical):
+        for other in (each for each in without if each not in hierarchical):
             yield _row(SPEEDUP, f"{name} against {other}", _speedup(tables["speedups"], name, other, largest))
     pairs = oriented(tables["pairs"], pipelines)
     pairs = pairs[pairs["labels"] == pairs["labels"].min()]

@@ -16,6 +16,7 @@ from encoders import hub
 from engine.command_line import parse
 from engine.config import plain, read_config
 from segment.config import demo as demo_unet
+from sweep.analysis.study_files import display_name
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, run_config
@@ -172,6 +173,25 @@ def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_
     assert not any(job.is_trial for job in jobs_of(**settings, lr=(0.02,)))
 
 
+def test_a_pipeline_with_unlabelled_slices_differs_from_that_without_in_these_alone(tmp_path):
+    averaged = replace(SweepConfig().segment, ema_decay=0.9)
+    names = ("specialist", "specialist+unlabelled", "generalist=/a/b.pth+unlabelled")
+    study = {"fractions": (0.5,), "seeds": (3,), "lr": (1e-4, 1e-3), "out": tmp_path, "segment": averaged}
+    jobs = jobs_of(pipelines=names, **study)
+    assert sum(job.name.startswith("encoders/specialist") for job in jobs) == 1
+    pair = [job for job in jobs if job.is_cell and job.key["pipeline"].startswith("specialist")]
+    settings = [plain(job.config) for job in pair]
+    assert [cell.pop("unlabelled") for cell in settings] == [False, True]
+    assert [Path(cell.pop("out")).name for cell in settings] == [f"{name}-n749-seed3" for name in names[:2]]
+    assert settings[0] == settings[1]
+    for trial in (job for job in jobs if job.is_trial):  # its rate is chosen for it
+        assert trial.config.unlabelled == ("+unlabelled" in trial.name)
+    (other,) = [job for job in jobs if job.is_cell and job.key["pipeline"] == names[2]]
+    assert other.folder.name == f"{display_name(names[2])}-n749-seed3"
+    assert display_name(names[2]).startswith("generalist=b-")
+    assert display_name(names[2]).endswith("+unlabelled")
+
+
 @pytest.mark.slow
 def test_rates_of_a_study_and_of_its_runs_on_the_command_line():
     flags = ["--recipe", "demo", "--lr", "1e-4", "1e-3", "--segment.lr", "0.5", "--pretrain.lr", "0.1"]
@@ -239,6 +259,8 @@ def test_sizes_count_labels():
     [
         ({"pipelines": ("randm",)}, "--pipelines randm: there is no such pipeline; choose among random, generalist"),
         ({"pipelines": ("random=FILE",)}, "--pipelines random=FILE"),
+        ({"pipelines": ("random+unlabeled",)}, r"--pipelines random\+unlabeled: there is no such pipeline"),
+        ({"pipelines": ("random+unlabelled",)}, r"--pipelines random\+unlabelled: keeps a moving average .*0\.99"),
         ({"pipelines": ("kinetics",)}, "--pipelines kinetics: these are weights of r3d_18, mc3_18, r2plus1d_18; pass"),
         ({"fractions": (0.5, 1.5)}, r"--fractions 1\.5: must lie in \(0, 1\]"),
         ({"fractions": (0.0,)}, r"--fractions 0\.0"),
@@ -267,6 +289,7 @@ def test_sizes_count_labels():
         ),
         ({"segment": replace(demo_unet(), seed=7)}, r"--segment\.seed 7 belongs to single runs: the sweep sets it"),
         ({"segment": replace(demo_unet(), test=True)}, r"--segment\.test True belongs to single runs: pass --test"),
+        ({"segment": replace(demo_unet(), unlabelled=True)}, r"--segment\.unlabelled True belongs to single runs"),
         ({"classify": replace(demo_classifier(), init="x")}, r"--classify\.init x belongs to single runs"),
     ],
 )

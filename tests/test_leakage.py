@@ -19,7 +19,7 @@ from core.subjects import SubjectRecord
 from data.augment import Augmentation, Augmenter
 from data.leakage import check_leakage, record_splits, record_subjects
 from data.readers.exams import load_mrnet
-from data.reserved_split import keep_reserved_split, reserve_split
+from data.reserved_split import keep_reserved_split, reserve_split, with_splits
 from data.slices import Dataset, load_dataset
 from data.sources import AcdcSource, FolderSource, MrnetSource, open_exams
 from data.splits import SplitTable
@@ -172,6 +172,13 @@ def test_a_damaged_record_is_a_sentence(data, damage):
     entry = stage(data, "case0")
     entry["subjects"] = {**entry["subjects"], **damage} if isinstance(damage, dict) else damage
     assert "record of subjects in the card of enc is damaged" in refused(data, entry)
+
+
+def test_slices_that_a_network_saw_without_labels_count_as_seen(data):
+    """case1 was in the pool of unlabelled slices of a run that is now an initial network, and validates here."""
+    train, pool = (np.flatnonzero(data.table["subject"] == name) for name in ("case0", "case1"))
+    entry = {"stage": "supervised", "subjects": record_splits(data, train, pool)}
+    assert "trained on 1 validation" in refused(with_splits(data, data.splits | {"case1": "val"}), entry)
 
 
 def test_records_name_nobody_and_repeat(data):

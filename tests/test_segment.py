@@ -151,7 +151,7 @@ def test_runs_of_one_seed_differ_in_their_encoder_alone(tiny_acdc, tmp_path, mon
     save_encoder(encoder, tmp_path / "enc_file", name="resnet10t", in_channels=1, network="target", **about)
     seen = []
 
-    def stop(cfg, fabric, run, unet, pretrained, card, dataset, positions):
+    def stop(cfg, fabric, run, unet, pretrained, card, dataset, positions, pool):
         seen.append(({key: value.clone() for key, value in unet.state_dict().items()}, positions, card))
         raise Stop
 

@@ -156,15 +156,19 @@ def relative_paths(text: str, folder: Path) -> str:
     return re.sub(r"(?<![\w./<])/(?:[^\s/'\"]+/)+", "", text)
 
 
+UNLABELLED = "+unlabelled"
+"""End of the name of a pipeline whose fine-tuning learns from unlabelled slices as well, by pseudo-labels."""
+
+
 def display_name(pipeline: str) -> str:
     """A pipeline's name without folders of this machine: generalist=/home/a/b.pth is generalist=b-1a2b3c.
 
     It is that of the cells' folders; different files stay different.
     """
-    stage, _, source = pipeline.partition("=")
+    stage, _, source = pipeline.removesuffix(UNLABELLED).partition("=")
     if not source.startswith("/"):
         return pipeline
-    return f"{stage}={source_name(source)}"
+    return f"{stage}={source_name(source)}" + UNLABELLED * pipeline.endswith(UNLABELLED)
 
 
 def source_name(source: str) -> str:

@@ -21,6 +21,7 @@ from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
+from sweep.analysis.study_files import UNLABELLED
 from sweep.imbalance.config import ImbalanceConfig
 
 PIPELINES = ("random", "generalist", "specialist", "hierarchical")
@@ -59,8 +60,10 @@ class SweepConfig(Settings):
     pipelines: Annotated[tuple[str, ...], MayGrow] = PIPELINES
     """random, generalist, specialist, hierarchical; generalist=SOURCE and hierarchical=SOURCE start from other
     weights of natural images, where SOURCE is a value of `python -m pretrain --generalist`. For slices also masked and
-    masked=SOURCE: masked image modelling of a whole U-Net from random weights or from those of SOURCE. For exams with a
-    3D encoder also kinetics: torchvision's weights of videos."""
+    masked=SOURCE: masked image modelling of a whole U-Net from random weights or from those of SOURCE. For slices each
+    of them also with +unlabelled at its end, e.g. hierarchical+unlabelled: the U-Net learns from unlabelled slices as
+    well (`python -m segment --unlabelled`). For exams with a 3D encoder also kinetics: torchvision's weights of
+    videos."""
     fractions: Annotated[tuple[float, ...], MayGrow] = FRACTIONS
     """Shares of the labelled training slices (patients, exams), each in (0, 1]."""
     sizes: Annotated[tuple[int, ...], MayGrow] = ()
@@ -140,13 +143,15 @@ class SweepConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for pipeline in self.pipelines:
-            name, _, source = pipeline.partition("=")
+            name, _, source = pipeline.removesuffix(UNLABELLED).partition("=")
             named = (*PIPELINES, "kinetics", "masked")
             if name not in named or (source and name not in ("generalist", "hierarchical", "masked")):
                 raise UserError(
                     f"--pipelines {pipeline}: there is no such pipeline; choose among {', '.join(PIPELINES)}, "
                     "kinetics, masked, generalist=SOURCE, hierarchical=SOURCE, masked=SOURCE"
                 )
+            if pipeline.endswith(UNLABELLED):
+                self._refuse_unlabelled(pipeline)
             if name == "masked" and self.task == "classify":
                 raise UserError(f"--pipelines {pipeline}: masked image modelling takes single images, not exams")
             if name == "kinetics" and not (self.task == "classify" and is_video(self.classify.encoder)):
@@ -190,6 +195,15 @@ class SweepConfig(Settings):
             raise UserError(f"--label-unit {self.label_unit} goes with --task segment: classify counts exams")
         for part in ("pretrain", "segment", "classify"):
             self._refuse_settings_of_runs(part)
+
+    def _refuse_unlabelled(self, pipeline: str) -> None:
+        if self.task == "classify":
+            raise UserError(f"--pipelines {pipeline}: pseudo-labels are those of slices, not of exams; pass another")
+        if not self.segment.ema_decay:
+            raise UserError(
+                f"--pipelines {pipeline}: keeps a moving average of the weights, which every pipeline must do to be "
+                "comparable; pass --segment.ema-decay 0.99"
+            )
 
     def _refuse_unsafe_settings_of_slurm(self) -> None:
         """Refuse what is no name of a partition or resource: Slurm's settings become lines of a batch script."""

@@ -17,7 +17,7 @@ from encoders.card import UNET
 from engine.config import result_settings
 from pretrain.config import OF_METHODS, PretrainConfig
 from segment.config import SegmentConfig
-from sweep.analysis.study_files import source_name
+from sweep.analysis.study_files import UNLABELLED, source_name
 from sweep.study.config import SweepConfig
 from sweep.study.rates import fraction_to_try
 
@@ -71,7 +71,8 @@ def plan(cfg: SweepConfig, total: int | Mapping[int, int]) -> list[Job]:
     """All jobs of a study, each after those it needs.
 
     Every cell of a size and a pair of seeds has the same labelled slices, the same decoder and the same order in
-    every pipeline, so that differences between pipelines are paired. An encoder is made once and serves all its cells.
+    every pipeline, so that differences between pipelines are paired. An encoder is made once and serves all its cells,
+    also those of the pipeline that learns from unlabelled slices as well.
 
     Args:
         total: number of labelled training slices, patients or exams: what `labels` counts; of several folds, by fold.
@@ -99,8 +100,8 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
         raise UserError(f"--cross-seeds with {len(cfg.seeds):,} seeds: more than {MOST_CELLS:,} pairs; pass fewer")
     pairs = list(product(cfg.seeds, cfg.seeds)) if cfg.cross_seeds else [(seed, seed) for seed in cfg.seeds]
     encoders: dict[str, Job] = {}
-    starts = {pipeline: _starts(cfg, pipeline, encoders, of_fold) for pipeline in cfg.pipelines}
-    trials = {pipeline: _trials(cfg, pipeline, starts[pipeline], total, of_fold) for pipeline in cfg.pipelines}
+    starts = {name: _starts(cfg, name.removesuffix(UNLABELLED), encoders, of_fold) for name in cfg.pipelines}
+    trials = {name: _trials(cfg, name, starts[name], total, of_fold) for name in cfg.pipelines}
     count = len(pairs) * len(sizes) * sum(map(len, starts.values()))
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
@@ -126,6 +127,7 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
                 # the report shows masks of the largest size only, and drawing them takes time
                 drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
                 settings |= {"label_unit": cfg.label_unit, "figures": drawn}
+                settings |= {"unlabelled": pipeline.endswith(UNLABELLED)}
             settings |= {"lr": cfg.lr[0]} if len(cfg.lr) == 1 else {}
             config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
             needs = (*start.needs, *(trial.name for trial in trials[pipeline]))
@@ -212,6 +214,7 @@ def _trials(cfg: SweepConfig, pipeline: str, starts: Sequence[_Start], total: in
         settings |= {"labelled_fraction": fraction_to_try(total, unit(cfg)), "inner_split": True, "test": False}
         if cfg.task == "segment":
             settings |= {"label_unit": cfg.label_unit, "figures": False}
+            settings |= {"unlabelled": pipeline.endswith(UNLABELLED)}
         config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
         trials.append(Job(name=name, config=config, needs=start.needs, key={}))
     return trials
@@ -259,7 +262,7 @@ def unit(cfg: SweepConfig) -> str:
 
 def _slug(name: str) -> str:
     """A pipeline or source as part of a file's name; different paths stay different."""
-    stage, equals, source = name.rpartition("=")
+    stage, equals, source = name.removesuffix(UNLABELLED).rpartition("=")
     if "/" in source:
         source = source_name(source)
-    return stage + equals + source
+    return stage + equals + source + UNLABELLED * name.endswith(UNLABELLED)
