@@ -18,6 +18,7 @@ COMMANDS = {
     "classify.compare": "compare two classifiers on the same exams",
     "classify.images": "train a classifier of images with classes",
     "classify.probe": "evaluate an encoder by a linear classifier of images",
+    "annotate": "choose what to label first and next, and collect the labels",
     "sweep": "run a study of scores against numbers of labels",
     "sweep.report": "rebuild the report of a study",
     "sweep.forecast": "labels needed for a target score, and the worth of the next ones",

@@ -12,7 +12,7 @@ from core.errors import UserError
 
 TEXT = frozenset(
     ("cell", "pipeline", "split", "subject", "group", "phase", "exam", "file", "label_file", "plane", "task")
-) | {"config_hash", "versions"}
+) | {"config_hash", "versions", "case", "why"}
 """Columns of names; every other column holds numbers (or True and False)."""
 NUMBER = re.compile(r"\s*([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?inf(inity)?|nan|)\s*", re.IGNORECASE)
 

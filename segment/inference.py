@@ -63,6 +63,30 @@ def segment_stack(
     return largest_component(volume) if card.keep_largest_component else volume
 
 
+@torch.no_grad()
+def uncertainty_by_class(
+    unet: nn.Module, image: np.ndarray, spacing: tuple[float, float], card: ModelCard
+) -> np.ndarray:
+    """Mean predictive entropy of the pixels that are predicted as each class.
+
+    Args:
+        unet: network in evaluation mode.
+        image: (rows, columns), file units.
+        spacing: (row_mm, column_mm).
+        card: card of the network.
+
+    Returns:
+        (classes,) in nats, NaN for a class that is predicted nowhere; at 0, in place of the background, the mean over
+        all pixels.
+    """
+    x = torch.from_numpy(_prepare(narrow(image[None])[0], spacing, card)[None, None])
+    probabilities = class_probabilities(unet, x.to(next(unet.parameters()).device))[0]
+    entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=0)
+    predicted = probabilities.max(dim=0).indices
+    of_classes = [entropy[predicted == label].mean().item() for label in range(1, len(card.classes))]
+    return np.array([entropy.mean().item(), *of_classes])
+
+
 def padded_sizes(table: pd.DataFrame, spacing_mm: float | None) -> list[tuple[int, int]]:
     """Sizes (rows, columns) in which a network sees the slices of a store's table whole, the eight smallest."""
     sizes = set()

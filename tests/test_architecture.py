@@ -17,6 +17,7 @@ BELOW = {
     "pretrain": {"core", "data", "encoders", "engine"},
     "segment": {"core", "data", "encoders", "engine"},
     "classify": {"core", "data", "encoders", "engine"},
+    "annotate": {"core", "data", "encoders", "engine", "segment"},
     "sweep": {"core", "data", "encoders", "engine", "pretrain", "segment", "classify"},
 }
 """What each package may import, besides itself. Between the stages an encoder travels as a file."""

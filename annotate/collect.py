@@ -1,0 +1,204 @@
+"""`python -m annotate collect --plan PLAN --out DATA`: corrected masks as a data set that `segment` trains on.
+
+DATA is a folder data set: every image of the original one (linked, not copied, where the disk allows it), the labels
+that it has, and those of the plans; voxels of slices that nobody was asked to label are ignored in training and scores.
+"""
+
+import logging
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from annotate.plan import Plan, case_names, mask_path, read_frame, read_plan, require_new, volumes_of, write_image
+from core.command_line import parse_command
+from core.errors import UserError, first_and_count
+from core.files import write_csv, write_json
+from core.settings import Settings
+from core.terminal import terminal
+from data.readers.images import Volume, read_shape, stem, write_label_map
+from data.readers.label_maps import IGNORED, read_labels
+from data.readers.subjects import subjects_of
+from data.slices import Dataset, with_splits
+from data.sources import FolderSource, open_slices
+from data.splits import save_splits
+
+log = logging.getLogger("fewslice")
+
+EXAMPLES = ("--plan PLAN --out DATA", "--plan PLAN-NEXT --out DATA-2")
+LIST = "labelled_slices.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collect(Settings):
+    """Bring the masks of one or more plans back, as a data set to train on."""
+
+    plan: tuple[Path, ...]
+    """Folders of `annotate first` or `annotate next` whose masks have been drawn, all of one data set. Labels that it
+    has already are kept; where two label one slice, the later plan counts."""
+    out: Path
+    """Folder for the data set; it must not exist, or be empty."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 1, 2, ...; default: those of the plans, or their numbers."""
+
+
+def run(cfg: Collect) -> pd.DataFrame:
+    """Write the data set and its list of labelled slices.
+
+    Returns:
+        The rows of the list: subject, file, frame, slice.
+
+    Raises:
+        UserError: if a plan or a mask is missing, damaged, on another grid or still empty, or the plans are of
+            different data.
+    """
+    require_new(cfg.out)
+    if not cfg.plan:
+        raise UserError("--plan needs one or more folders")
+    plans = [read_plan(folder) for folder in cfg.plan]
+    if other := [plan.folder for plan in plans if plan.source.data_root != plans[0].source.data_root]:
+        raise UserError(f"{other[0]} and {plans[0].folder} are plans for different data sets: collect them apart")
+    source = plans[0].source
+    dataset = with_splits(open_slices(source, labelled=False), plans[0].splits)
+    drawn = _masks(plans, dataset)
+    classes = ("background", *cfg.classes) if cfg.classes else plans[-1].classes
+    top = max(int(mask.max()) for masks in drawn.values() for mask in masks.values())
+    if len(classes) == 1:
+        classes = ("background", *map(str, range(1, top + 1)))
+    if top >= len(classes):
+        raise UserError(
+            f"the masks hold label {top} and the classes are {', '.join(classes[1:])}: name every label with --classes"
+        )
+    names = case_names(dataset)
+    _write_splits(cfg.out, dataset, source, names)
+    labels = {name: label for label, name in enumerate(classes)} | {"ignore": IGNORED}
+    write_json(cfg.out / "dataset.json", {"labels": labels})
+    labelled = _with_present_labels(dataset, drawn)
+    rows: list[dict[str, object]] = []
+    for file, frame, members in volumes_of(dataset.table):
+        if (slices := labelled.get((file, frame))) is None:
+            continue
+        case, volume = names[file, frame], read_frame(dataset, source, file, frame)
+        image = write_image(cfg.out / "images" / case, dataset, file, volume)
+        _write_labels(cfg.out / "labels", case, volume, slices)
+        if members["split"].iloc[0] == "train":
+            place = {"subject": members["subject"].iloc[0], "file": f"images/{image.name}", "frame": 1}
+            rows += [{**place, "slice": z} for z in sorted(slices)]
+    _link_others(cfg.out, dataset, names, {file for file, _ in labelled})
+    table = pd.DataFrame(rows, columns=["subject", "file", "frame", "slice"])
+    write_csv(cfg.out / LIST, table.drop(columns="subject"))  # last: a folder with it is complete
+    return table
+
+
+Drawn = dict[tuple[str, int], dict[int, np.ndarray]]
+"""(file, frame) -> slice -> label map (rows, columns)."""
+
+
+def _masks(plans: Sequence[Plan], dataset: Dataset) -> Drawn:
+    """The label maps of all slices of the plans."""
+    known = {*zip(dataset.table["file"], dataset.table["frame"], dataset.table["slice"], strict=True)}
+    drawn: Drawn = defaultdict(dict)
+    for plan in plans:
+        for file, frame, rows in volumes_of(plan.table):
+            path = plan.mask(str(rows["case"].iloc[0]))
+            if not path.is_file():
+                raise UserError(
+                    f"{path} is missing: {plan.folder / 'plan.csv'} lists slices of it; draw or remove them"
+                )
+            image = read_frame(dataset, plan.source, file, frame)
+            stack = read_labels(path, image).indices[0]
+            slices = [int(z) for z in rows["slice"]]
+            if strange := [z for z in slices if (file, frame, z) not in known]:
+                raise UserError(f"{plan.folder / 'plan.csv'} lists slice {strange[0]} of {file}, which is not there")
+            if not stack[slices].any():
+                raise UserError(
+                    f"{path} is still empty in the slices that {plan.folder / 'plan.csv'} lists: draw it, or remove "
+                    "its lines there if nothing is to be seen"
+                )
+            if others := [z for z in range(len(stack)) if z not in slices and stack[z].any()]:
+                log.warning(
+                    f"{path} is drawn in slice {others[0] + 1} as well, which the plan does not list: only the listed "
+                    "slices count; add a line to the plan to use it"
+                )
+            drawn[file, frame] |= {z: stack[z] for z in slices}
+    return dict(drawn)
+
+
+def _with_present_labels(dataset: Dataset, drawn: Drawn) -> Drawn:
+    """The label maps of the plans and, of slices that these leave out, those that the data set has."""
+    labelled: Drawn = {}
+    for file, frame, members in volumes_of(dataset.table[dataset.table["labelled"]]):
+        places = zip(members.index.to_numpy(int), members["slice"].to_numpy(int), strict=True)
+        maps = {int(z): dataset.store.label(int(row)) for row, z in places}
+        labelled[file, frame] = {z: label for z, label in maps.items() if not (label == IGNORED).all()}
+    for key, slices in drawn.items():
+        labelled[key] = labelled.get(key, {}) | slices
+    return labelled
+
+
+def _write_labels(folder: Path, case: str, volume: Volume, labelled: dict[int, np.ndarray]) -> None:
+    """Write a label map whose other slices are to be ignored."""
+    stack = np.full(volume.stack.shape, IGNORED, np.uint8)
+    for z, label in labelled.items():
+        stack[0, z] = label
+    write_label_map(mask_path(folder, case, volume), stack, volume)
+
+
+def _link_others(out: Path, dataset: Dataset, names: dict[tuple[str, int], str], written: set[str]) -> None:
+    """Link (or copy) the files that carry no label, for pretraining and pseudo-labels; of a cine the whole file."""
+    for file, frames in dataset.table.groupby("file")["frame"]:
+        original = dataset.root / str(file)
+        single = read_shape(original).frames == 1
+        if single and file in written:
+            continue
+        name = names[str(file), int(frames.iloc[0])]
+        if not single:
+            name = name.rpartition("_frame")[0]
+        target = out / "images" / (name + original.name[len(stem(original)) :])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(original.resolve(), target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(original, target)
+
+
+def _write_splits(out: Path, dataset: Dataset, source: object, names: dict[tuple[str, int], str]) -> None:
+    """Write splits.json under the subjects that the new names say.
+
+    Raises:
+        UserError: if the new names mix subjects of two splits.
+    """
+    pattern = source.subject_pattern if isinstance(source, FolderSource) else None
+    table = dataset.table
+    old = dict(zip(zip(table["file"], table["frame"], strict=True), table["subject"], strict=True))
+    keys = [*names]
+    splits: dict[str, str] = {}
+    mixed = []
+    for key, subject in zip(keys, subjects_of([names[key] for key in keys], pattern), strict=True):
+        split = dataset.splits[old[key]]
+        if splits.setdefault(subject, split) != split:
+            mixed.append(subject)
+    if mixed:
+        raise UserError(
+            f"{first_and_count(sorted({*mixed}))} would be in two splits: the file names do not say the subject; "
+            "rename the files, or plan with --subject-pattern"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    save_splits(out / "splits.json", splits)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line, collect and say how to train."""
+    cfg = parse_command(Collect, "python -m annotate collect", EXAMPLES, args=arguments)
+    table = run(cfg)
+    terminal().print(
+        f"{len(table)} labelled training slices of {table['subject'].nunique()} subjects in {cfg.out}\n"
+        f"next:    python -m segment --dataset folder --data-root {cfg.out} --labelled-list {cfg.out / LIST}",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,178 @@
+"""`python -m annotate first --data-root DIR --init ENCODER`: the first subjects and slices to label, without labels."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from annotate.choice import spread_slices, typical_subjects
+from annotate.plan import require_new, volumes_of, write_plan
+from core.errors import UserError
+from core.settings import Affects, Group, Settings
+from core.terminal import terminal
+from data.preprocessing import resize
+from data.slices import Dataset, Slices
+from data.sources import AcdcSource, FolderSource, open_slices
+from encoders.norm import Norm
+
+log = logging.getLogger("fewslice")
+
+EXAMPLES = (
+    "--dataset folder --data-root DIR --init runs/pretrain-hierarchical/encoder.safetensors",
+    "--data-root ACDC --init ENCODER --patients 3 --slices 30 --out PLAN",
+)
+SIDE = 128
+"""Side in pixels of the squares that slices are resized to for the encoder, as for the probe of pretraining."""
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class First(Settings):
+    """Choose the first subjects and slices to label by an encoder's view of all of them; no label is needed."""
+
+    data: AcdcSource | FolderSource = field(default_factory=AcdcSource)
+    """Data set."""
+    init: Annotated[str, Group("network")] = "random"
+    """Weights of the encoder: an encoder FILE, pretrained on these scans if possible, which determines `--encoder` and
+    `--norm`; imagenet (timm's, downloaded); or random."""
+    encoder: str = "resnet18"
+    """Name of the encoder: any convolutional network of timm, e.g. resnet18."""
+    norm: Norm = "batch"
+    """Normalisation layers of the encoder."""
+    patients: Annotated[int, Group("choice")] = 3
+    """Number of subjects to label slices of; they are training subjects."""
+    slices: int = 30
+    """Number of slices to label, shared out evenly over the subjects."""
+    seed: int = 0
+    """Random seed, 0 or more."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes 1, 2, ... that will be drawn; default: those of the data set."""
+    out: Annotated[Path, Affects.OUTPUT] = Path("plan")
+    """Folder for the plan; it must not exist, or be empty."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], Affects.EXECUTION] = "auto"
+    """Device to compute on; auto: a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("patients", "slices"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be 1 or more")
+        if self.slices < self.patients:
+            raise UserError(f"--slices {self.slices}: must be at least --patients {self.patients}, one slice of each")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be 0 or more")
+
+
+PRESETS = {"demo": First, "default": First}
+
+
+def run(cfg: First) -> pd.DataFrame:
+    """Write the plan, see `annotate.plan`.
+
+    Returns:
+        Its rows, those of one subject together, in the order of choice.
+
+    Raises:
+        UserError: for a mistake in the configuration, the data or the encoder file.
+    """
+    require_new(cfg.out)
+    import torch
+
+    from encoders.build import build_encoder
+    from encoders.weights import load_weights
+    from engine.devices import make_fabric, show_messages
+
+    show_messages()
+    dataset = _with_reserved_split(open_slices(cfg.data, labelled=False), cfg)
+    torch.manual_seed(cfg.seed)
+    encoder = build_encoder(cfg.encoder, 1, cfg.norm)
+    if cfg.init == "random":
+        log.warning("the encoder has random weights, whose view of a scan says little: pass a pretrained one by --init")
+    else:
+        load_weights(encoder, cfg.init, name=cfg.encoder, in_channels=1)
+    encoder.to(make_fabric(cfg.device).device).eval()
+
+    volumes = _first_volumes(dataset)
+    if not volumes:
+        raise UserError(f"{dataset.root} has no training subject without labels: nothing is left to choose from")
+    if len(volumes) < cfg.patients:
+        log.info(f"only {len(volumes)} training subjects have no labels yet; all of them are chosen")
+    features = {subject: _embed(encoder, dataset, rows) for subject, rows in volumes.items()}
+    subjects = [*features]
+    means = np.stack([_unit(features[subject].mean(axis=0)) for subject in subjects])
+    chosen: list[tuple[int, str]] = []
+    picked = typical_subjects(means, cfg.patients, cfg.seed)
+    for place, (k, why) in enumerate(picked):
+        share = cfg.slices // len(picked) + (place < cfg.slices % len(picked))
+        slices = spread_slices(features[subjects[k]], share)
+        chosen += [(int(volumes[subjects[k]][z]), f"{why}; {reason}") for z, reason in slices]
+    if len(chosen) < cfg.slices:
+        log.info(f"the chosen volumes have {len(chosen)} slices, fewer than the {cfg.slices} asked for")
+    classes = ("background", *cfg.classes) if cfg.classes else dataset.classes
+    return write_plan(cfg.out, dataset, cfg.data, chosen, classes=classes)
+
+
+def _with_reserved_split(dataset: Dataset, cfg: First) -> Dataset:
+    """The split of the encoder's pretraining, or one that reserves subjects to validate and to test on."""
+    from data.leakage import is_same_data, records
+    from data.reserved_split import keep_reserved_split, reserve_split
+    from encoders.card import read_lineage
+
+    same = any(is_same_data(dataset, record) for record in records(read_lineage(cfg.init), cfg.init))
+    kept = keep_reserved_split(dataset, cfg.data, cfg.init, same_data=same)
+    return kept if kept is not dataset else reserve_split(dataset, cfg.data)
+
+
+def _first_volumes(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Subject -> rows of its first volume, slice by slice, of the training subjects without labels.
+
+    A scan that is a file of its own comes before the frames of a cine: somebody has chosen it.
+    """
+    table = dataset.table.assign(row=np.arange(len(dataset.table)))
+    table["frames"] = table.groupby("file")["frame"].transform("nunique")
+    table = table[(table["split"] == "train") & ~table["subject"].isin(dataset.labelled_subjects)]
+    first: dict[str, tuple[int, np.ndarray]] = {}
+    for _, _, rows in volumes_of(table):
+        subject, frames = rows["subject"].iloc[0], int(rows["frames"].iloc[0])
+        if subject not in first or frames < first[subject][0]:
+            first[subject] = frames, rows["row"].to_numpy()
+    return {subject: rows for subject, (_, rows) in sorted(first.items())}
+
+
+def _embed(encoder: Any, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """(slices, features), each of length 1."""
+    import torch
+
+    slices = Slices(store=dataset.store, positions=rows)
+    images = np.stack([resize(slices.image(k), (SIDE, SIDE)) for k in range(len(slices))])
+    device = next(encoder.parameters()).device
+    with torch.no_grad():
+        batches = torch.from_numpy(images[:, None]).split(BATCH)
+        features = torch.cat([encoder(batch.to(device)).float().cpu() for batch in batches])
+    return np.stack([_unit(each) for each in features.numpy()])
+
+
+def _unit(vector: np.ndarray) -> np.ndarray:
+    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line, choose and say where the plan is."""
+    from engine.command_line import parse, with_data
+
+    program = "python -m annotate first"
+    cfg = with_data(parse(lambda flags: PRESETS, __doc__ or "", arguments, examples=EXAMPLES, program=program))
+    table = run(cfg)
+    console = terminal()
+    console.print(
+        f"{len(table)} slices of {table['subject'].nunique()} subjects: {cfg.out / 'plan.csv'}, "
+        f"{cfg.out / 'contact_sheet.png'}\n"
+        f"label the slices in {cfg.out / 'masks'} (images of the same names in {cfg.out / 'images'}), with ITK-SNAP, "
+        f"3D Slicer or another tool\nnext:    python -m annotate collect --plan {cfg.out} --out DATA",
+        soft_wrap=True,
+        highlight=False,
+    )

@@ -1,0 +1,144 @@
+"""`python -m annotate next --run RUN --slices 10`: the slices a trained U-Net is most unsure of, with its masks."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from annotate.choice import sharpness_of, uncertain_slices
+from annotate.plan import require_new, write_plan
+from core.command_line import parse_command
+from core.errors import UserError
+from core.settings import Settings
+from core.tables import read_table
+from core.terminal import terminal
+from data.slices import Dataset, with_splits
+from data.sources import SliceSource, open_slices
+from data.splits import load_splits
+
+log = logging.getLogger("fewslice")
+
+EXAMPLES = ("--run RUN --slices 10 --out PLAN", "--run RUN --slices 10 --round 2 --rounds 5 --out PLAN")
+MOST_CANDIDATES = 2000
+"""Unlabelled slices that are looked at, drawn at random where there are more."""
+KEYS = ["file", "frame", "slice"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Next(Settings):
+    """Choose the next slices to label by what a trained U-Net is unsure of; its masks are drawn to be corrected."""
+
+    run: Path
+    """Run folder of `python -m segment`, whose data set and labelled slices are gone on with."""
+    slices: int = 10
+    """Number of slices to label, of any training subject, at most one of each place of a scan."""
+    round: int = 1
+    """Number of this round, from 1; early rounds choose with more chance."""
+    rounds: int = 5
+    """Number of rounds that are planned."""
+    seed: int = 0
+    """Random seed, 0 or more."""
+    out: Path = Path("plan-next")
+    """Folder for the plan; it must not exist, or be empty."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device to compute on; auto: a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("slices", "round", "rounds"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)}: must be 1 or more")
+        if self.round > self.rounds:
+            raise UserError(f"--round {self.round}: there are --rounds {self.rounds}")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be 0 or more")
+
+
+def run(cfg: Next) -> pd.DataFrame:
+    """Write the plan, see `annotate.plan`.
+
+    Returns:
+        Its rows, in the order of choice.
+
+    Raises:
+        UserError: for a mistake in the configuration, the run or the data, or if no slice is left.
+    """
+    require_new(cfg.out)
+    from engine.devices import make_fabric, show_messages
+    from segment.inference import segment_stack, uncertainty_by_class
+    from segment.model import load_unet
+
+    show_messages()
+    dataset, source = _data_of(cfg.run)
+    unet, card = load_unet(cfg.run)
+    unet.to(make_fabric(cfg.device).device)
+    candidates = _candidates(dataset, cfg)
+    table = dataset.table.iloc[candidates]
+    spacings = list(zip(table["row_mm"].astype(float), table["column_mm"].astype(float), strict=True))
+    entropy = np.stack(
+        [
+            uncertainty_by_class(unet, dataset.store.image(row), spacing, card)
+            for row, spacing in zip(candidates, spacings, strict=True)
+        ]
+    )
+    # Frames of a cine show one place many times; files of one patient without a common grid count as other places.
+    places = list(zip(table["subject"], table["slice"], strict=True))
+    chosen = uncertain_slices(entropy, places, cfg.slices, sharpness_of(cfg.round, cfg.rounds), cfg.seed)
+    if len(chosen) < cfg.slices:
+        log.info(f"only {len(chosen)} places are left to choose from")
+    whys = {label: f"unsure of {name}" for label, name in enumerate(card.classes)} | {0: "unsure of the slice"}
+
+    def drawn(row: int) -> np.ndarray:
+        spacing = spacings[int(np.flatnonzero(candidates == row)[0])]
+        labels: np.ndarray = segment_stack(unet, dataset.store.image(row)[None], spacing, card)[0]
+        return labels
+
+    rows = [(int(candidates[k]), whys[label]) for k, label in chosen]
+    return write_plan(cfg.out, dataset, source, rows, classes=card.classes, drawn=drawn)
+
+
+def _data_of(folder: Path) -> tuple[Dataset, SliceSource]:
+    """The data set of a run with the run's split, and its settings."""
+    from engine.config import read_config
+    from segment.config import SegmentConfig
+
+    if not (folder / "result.json").is_file():
+        raise UserError(f"{folder} is no finished run of python -m segment: --run takes its folder")
+    config = read_config(SegmentConfig, folder / "config.json")
+    if config.anonymous:
+        raise UserError(f"{folder} is anonymous, its subjects are not known: train without --anonymous")
+    return with_splits(open_slices(config.data, labelled=False), load_splits(folder / "splits.json")), config.data
+
+
+def _candidates(dataset: Dataset, cfg: Next) -> np.ndarray:
+    """Rows of training slices that carried no label in the run, ascending."""
+    labelled = read_table(cfg.run / "labelled_slices.csv", KEYS)
+    table = dataset.table[[*KEYS, "split", "subject"]].assign(row=np.arange(len(dataset.table)))
+    done = pd.MultiIndex.from_frame(labelled[KEYS])
+    free = table[(table["split"] == "train") & ~pd.MultiIndex.from_frame(table[KEYS]).isin(done)]
+    # a place that is labelled in one frame is known
+    known = pd.MultiIndex.from_frame(table[pd.MultiIndex.from_frame(table[KEYS]).isin(done)][["subject", "slice"]])
+    free = free[~pd.MultiIndex.from_frame(free[["subject", "slice"]]).isin(known)]
+    if free.empty:
+        raise UserError(f"every place in the training subjects of {dataset.root} is labelled: none is left to choose")
+    rows = free["row"].to_numpy()
+    if len(rows) > MOST_CANDIDATES:
+        rows = np.sort(np.random.default_rng(cfg.seed).choice(rows, MOST_CANDIDATES, replace=False))
+    return rows
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the command line, choose and say where the plan is."""
+    cfg = parse_command(Next, "python -m annotate next", EXAMPLES, args=arguments)
+    table = run(cfg)
+    terminal().print(
+        f"{len(table)} slices of {table['subject'].nunique()} subjects: {cfg.out / 'plan.csv'}, "
+        f"{cfg.out / 'contact_sheet.png'}\ncorrect the masks in {cfg.out / 'masks'}\n"
+        f"next:    python -m annotate collect --plan {cfg.out} --out DATA",
+        soft_wrap=True,
+        highlight=False,
+    )

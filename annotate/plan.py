@@ -1,0 +1,207 @@
+"""A plan: the slices to label, their images and masks as files for an annotation tool, and a picture of them.
+
+PLAN/plan.csv lists the slices (subject, file, frame, slice, case, why) and is a `--labelled-list`; PLAN/images and
+PLAN/masks hold a volume for each case, for ITK-SNAP, 3D Slicer or any other tool; PLAN/plan.json says of which data.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from core.errors import UserError
+from core.files import save_figure, write_atomically, write_csv, write_json
+from core.tables import read_table
+from core.text import read_json
+from data.readers.images import Volume, one_channel, read_shape, read_volume, stem, write_label_map
+from data.slices import Dataset
+from data.sources import AcdcSource, FolderSource, SliceSource
+
+FILE = "plan.csv"
+ABOUT = "plan.json"
+COLUMNS = ("subject", "file", "frame", "slice", "case", "why")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A plan that was written."""
+
+    folder: Path
+    table: pd.DataFrame
+    """Rows of `FILE`."""
+    source: SliceSource
+    """The data set that it is of."""
+    classes: tuple[str, ...]
+    """Names, background first; ("background",) if they are unknown."""
+    splits: dict[str, str]
+    """subject -> split."""
+
+    def mask(self, case: str) -> Path:
+        """The mask file of a case."""
+        return next(iter(sorted((self.folder / "masks").glob(f"{glob_escape(case)}.*"))), self.folder / "masks" / case)
+
+
+def glob_escape(name: str) -> str:
+    """A name as a pattern that matches it alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def require_new(folder: Path) -> None:
+    """Raise a UserError unless a folder is absent or empty: masks that somebody has drawn are never replaced."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder} exists and is not empty: choose another folder")
+
+
+def case_names(dataset: Dataset) -> dict[tuple[str, int], str]:
+    """(file, frame) -> name of the volume as a file of its own, without suffix; all are different."""
+    volumes = dataset.table.drop_duplicates(["file", "frame"])
+    several = volumes.groupby("file")["frame"].transform("size") > 1
+    names: dict[tuple[str, int], str] = {}
+    for file, frame, of_several in zip(volumes["file"], volumes["frame"], several, strict=True):
+        name = stem(Path(file))
+        names[file, frame] = f"{name}_frame{frame:02d}" if of_several else name
+    if len({*names.values()}) < len(names):  # files of one name in folders of their own
+        subjects = dict(zip(zip(volumes["file"], volumes["frame"], strict=True), volumes["subject"], strict=True))
+        names = {key: f"{subjects[key].replace('/', '-')}_{name}" for key, name in names.items()}
+    if twice := [name for name in names.values() if [*names.values()].count(name) > 1]:
+        raise UserError(f"{dataset.root} holds two images that would both be called {twice[0]}: rename one")
+    return names
+
+
+def read_frame(dataset: Dataset, source: SliceSource, file: str, frame: int) -> Volume:
+    """One frame (from 1) of an image file of a data set, as a 3D volume."""
+    slicing = source.slice_axis if isinstance(source, FolderSource) else "auto"
+    volume = replace(read_volume(dataset.root / file), slicing=slicing)
+    return one_channel(volume, frame - 1) if volume.shape.frames > 1 else volume
+
+
+def write_image(path: Path, dataset: Dataset, file: str, volume: Volume) -> Path:
+    """Write a volume of `read_frame`: a copy of its file, or one frame of it as NIfTI.
+
+    Args:
+        path: without suffix.
+
+    Returns:
+        The path with suffix.
+    """
+    original = dataset.root / file
+    single = read_shape(original).frames == 1
+    path = path.with_name(path.name + (original.name[len(stem(original)) :] if single else ".nii.gz"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if single:
+        write_atomically(path, lambda out: shutil.copyfile(original, out))
+    else:
+        image = nib.Nifti1Image(volume.values, volume.affine, volume.header)
+        write_atomically(path, image.to_filename)
+    return path
+
+
+def mask_path(folder: Path, case: str, volume: Volume) -> Path:
+    """Where the mask of a volume goes: an image file of the kind of its image."""
+    planar = volume.header is None
+    return folder / f"{case}{'.png' if planar and volume.shape.slices == 1 else '.tif' if planar else '.nii.gz'}"
+
+
+def write_plan(
+    folder: Path,
+    dataset: Dataset,
+    source: SliceSource,
+    chosen: Sequence[tuple[int, str]],
+    *,
+    classes: Sequence[str],
+    drawn: Callable[[int], np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Write a plan.
+
+    Args:
+        folder: absent or empty.
+        dataset: the data set.
+        source: its settings.
+        chosen: row of `dataset.table` and the reason, of each slice to label.
+        classes: names, background first.
+        drawn: row -> label map (rows, columns) to begin with; None: empty masks.
+
+    Returns:
+        The rows of `FILE`.
+    """
+    names = case_names(dataset)
+    table = dataset.table.iloc[[row for row, _ in chosen]][["subject", "file", "frame", "slice"]].reset_index(drop=True)
+    table["case"] = [names[key] for key in zip(table["file"], table["frame"], strict=True)]
+    table["why"] = [why for _, why in chosen]
+    rows = [row for row, _ in chosen]
+    for case, members in table.groupby("case", sort=True):
+        first = members.iloc[0]
+        volume = read_frame(dataset, source, first["file"], int(first["frame"]))
+        write_image(folder / "images" / str(case), dataset, first["file"], volume)
+        masks = np.zeros(volume.stack.shape, np.uint8)
+        if drawn is not None:
+            for place, z in zip(members.index.to_numpy(int), members["slice"].to_numpy(int), strict=True):
+                masks[0, z] = drawn(rows[place])
+        write_label_map(mask_path(folder / "masks", str(case), volume), masks, volume)
+    _draw_contact_sheet(folder / "contact_sheet.png", dataset, rows, table)
+    about = {"dataset": source.dataset, "data": _plain(source), "classes": [*classes], "splits": dataset.splits}
+    write_json(folder / ABOUT, about)
+    write_csv(folder / FILE, table)  # last: a folder with it is complete
+    return table
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        UserError: if the folder holds none, or it is damaged.
+    """
+    if not (folder / FILE).is_file():
+        raise UserError(f"{folder} holds no {FILE}: pass a folder of `python -m annotate first` or `next`")
+    table = read_table(folder / FILE, COLUMNS[:5])
+    about = read_json(folder / ABOUT)
+    try:
+        kind = {"acdc": AcdcSource, "folder": FolderSource}[about["dataset"]]
+        source = kind(**{**about["data"], "data_root": Path(about["data"]["data_root"])})
+        return Plan(
+            folder=folder, table=table, source=source, classes=tuple(about["classes"]), splits=dict(about["splits"])
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / ABOUT} is damaged ({error}); make the plan again") from None
+
+
+def volumes_of(table: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+    """(file, frame, rows) of each volume of a table of slices, sorted."""
+    for _, rows in table.groupby(["file", "frame"], sort=True):
+        yield str(rows["file"].iloc[0]), int(rows["frame"].iloc[0]), rows.sort_values("slice")
+
+
+def _plain(source: SliceSource) -> Mapping[str, Any]:
+    from pydantic import TypeAdapter
+
+    values = TypeAdapter(type(source)).dump_python(source, mode="json")
+    root = str(Path(values["data_root"]).expanduser().resolve())
+    return {**values, "data_root": root} | ({"save_splits": None} if "save_splits" in values else {})
+
+
+def _draw_contact_sheet(path: Path, dataset: Dataset, rows: Sequence[int], table: pd.DataFrame) -> None:
+    """Draw the slices to label, with subject, slice and reason."""
+    columns = min(6, len(rows))
+    lines = -(-len(rows) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.6 * lines), layout="constrained", facecolor="white")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    titles = [
+        f"{subject}, slice {z + 1}\n{why}"
+        for subject, z, why in zip(table["subject"], table["slice"], table["why"], strict=True)
+    ]
+    for axis, row, title in zip(axes, rows, titles, strict=False):
+        image = dataset.store.image(row)
+        low, high = np.percentile(image, (1, 99))
+        spacing = dataset.table.iloc[row]
+        aspect = float(spacing["row_mm"] / spacing["column_mm"])
+        axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=aspect)
+        axis.set_title(title, fontsize=7, parse_math=False)
+    save_figure(path, figure, dpi=120)

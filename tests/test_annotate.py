@@ -1,0 +1,130 @@
+"""Choosing what to label, and bringing labels back."""
+
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+
+from annotate import collect, first
+from annotate import next as following
+from annotate.choice import sharpness_of, spread_slices, typical_subjects, uncertain_slices
+from annotate.plan import read_plan
+from core.errors import UserError
+from data.labelled_list import with_labelled_list
+from data.sources import AcdcSource, FolderSource, open_slices
+from segment.config import demo
+from segment.training import run as segment
+
+
+def test_subjects_are_typical_of_their_clusters():
+    cross = np.array([[0.1, 0], [-0.1, 0], [0, 0], [0, 0.1], [0, -0.1]])  # the third lies in the middle
+    features = np.concatenate([cross, 3 + cross[:4], [[9, -9]]])
+    chosen = typical_subjects(features, 3)
+    assert [k for k, _ in chosen] == [2, 7, 9]  # larger clusters first
+    assert chosen[0][1] == "most typical of 5 alike subjects"
+    assert chosen[2][1] == "unlike all other subjects"
+    assert sorted(k for k, _ in typical_subjects(features, 99)) == list(range(10))
+
+
+def test_slices_of_a_volume_begin_in_the_middle_and_spread():
+    features = np.array([[0.0], [1.0], [5.0], [5.1], [5.2], [20.0]])
+    assert [k for k, _ in spread_slices(features, 4)] == [3, 5, 0, 1]
+    assert sorted(k for k, _ in spread_slices(features, 99)) == list(range(6))
+    assert spread_slices(features[:0], 2) == []
+
+
+def test_uncertain_slices_are_stratified_over_classes_and_places():
+    entropy = np.array([[0.5, 0.9, np.nan], [0.4, 0.8, 0.2], [0.3, 0.1, 0.7], [0.2, np.nan, np.nan], [0.9, 0.85, 0.1]])
+    chosen = uncertain_slices(entropy, ["a", "b", "c", "d", "a"], 4, sharpness=1e9, seed=0)
+    assert chosen == [(0, 1), (2, 2), (1, 1), (3, 0)]  # 66 % class by class; not 4, whose place is taken
+    assert len(uncertain_slices(entropy, ["a"] * 5, 4, 1e9, 0)) == 1
+    noisy = [uncertain_slices(entropy, range(5), 1, sharpness_of(1, 5), seed)[0][0] for seed in range(30)]
+    assert len(set(noisy)) > 2  # the first round explores
+    assert (sharpness_of(1, 5), sharpness_of(5, 5)) == (1, pytest.approx(100))
+
+
+@pytest.fixture
+def unlabelled(tiny_acdc, tmp_path) -> Path:
+    """The tiny heart scans without the label maps of the training subjects."""
+    root = tmp_path / "scans"
+    shutil.copytree(tiny_acdc, root)
+    for number in (3, 4, 5, 6):
+        for file in root.glob(f"training/patient00{number}/*_gt.nii.gz"):
+            file.unlink()
+    return root
+
+
+def draw(folder: Path, truth: Path) -> None:
+    """Draw the masks of a plan as the reference has them, all slices of a volume."""
+    for mask in sorted((folder / "masks").iterdir()):
+        case = mask.name.removesuffix(".nii.gz")
+        reference = nib.load(truth / f"training/{case[:10]}/{case}_gt.nii.gz")
+        assert nib.load(mask).shape == reference.shape
+        nib.Nifti1Image(np.asarray(reference.dataobj), reference.affine, reference.header).to_filename(mask)
+
+
+def plan_first(root: Path, out: Path, **settings) -> pd.DataFrame:
+    return first.run(first.First(data=AcdcSource(data_root=root), encoder="resnet10t", out=out, **settings))
+
+
+def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tmp_path):
+    table = plan_first(unlabelled, tmp_path / "plan", patients=2, slices=5)
+    assert list(table["subject"].value_counts()) == [3, 2]
+    assert {*table["subject"]} <= {f"patient00{n}" for n in (3, 4, 5, 6)}  # no validation or test subject
+    assert table["why"].str.contains("middle of the volume").sum() == 2
+    assert (tmp_path / "plan/contact_sheet.png").stat().st_size > 1000
+    for case in {*table["case"]}:
+        image, mask = (nib.load(tmp_path / "plan" / kind / f"{case}.nii.gz") for kind in ("images", "masks"))
+        assert image.shape == mask.shape
+        np.testing.assert_array_equal(image.affine, mask.affine)
+        assert not np.asarray(mask.dataobj).any()
+    assert read_plan(tmp_path / "plan").splits["patient002"] == "val"
+    with pytest.raises(UserError, match="exists and is not empty"):
+        plan_first(unlabelled, tmp_path / "plan")
+    with pytest.raises(UserError, match="is still empty in the slices"):
+        collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
+    with pytest.raises(UserError, match=r"holds no plan\.csv"):
+        collect.run(collect.Collect(plan=(tmp_path,), out=tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_the_whole_round(unlabelled, tiny_acdc, tmp_path):
+    plan_first(unlabelled, tmp_path / "plan", patients=2, slices=4, classes=("RV", "MYO", "LV"))
+    draw(tmp_path / "plan", tiny_acdc)
+    collected = collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
+    assert len(collected) == 4
+    source = FolderSource(data_root=tmp_path / "data")
+    dataset = open_slices(source)
+    assert dataset.classes == ("background", "RV", "MYO", "LV")
+    assert dataset.splits["patient002"] == "val"  # with its labels
+    assert len(dataset.positions("val", labelled=True)) == 6
+    assert dataset.ignores
+    listed = with_labelled_list(dataset, tmp_path / "data/labelled_slices.csv")
+    assert len(listed.positions("train", labelled=True)) == 4
+
+    def train(data: Path, out: Path) -> dict:
+        from dataclasses import replace
+
+        settings = {"data": FolderSource(data_root=data), "labelled_list": data / "labelled_slices.csv", "out": out}
+        small = {"encoder": "resnet10t", "steps": 2, "image_size": 32, "batch_size": 4, "figures": False}
+        return segment(replace(demo(), **settings, **small, evaluate_every=2))
+
+    assert train(tmp_path / "data", tmp_path / "run")["labelled_slices"] == 4
+    later = following.run(following.Next(run=tmp_path / "run", slices=3, out=tmp_path / "plan2"))
+    assert len(later) == 3
+    places = {*zip(later["subject"], later["slice"], strict=True)}
+    assert len(places) == 3
+    assert not places & {*zip(collected["subject"], collected["slice"], strict=True)}
+    assert later["why"].str.startswith("unsure of").all()
+    for case, rows in later.groupby("case"):
+        file = tmp_path / f"plan2/masks/{case}.nii.gz"
+        mask = nib.load(file)
+        values = np.zeros(mask.shape, np.uint8)
+        values[10:14, 10:14, rows["slice"].to_numpy(int)] = 2
+        nib.Nifti1Image(values, mask.affine, mask.header).to_filename(file)
+    again = collect.run(collect.Collect(plan=(tmp_path / "plan2",), out=tmp_path / "data2"))
+    assert len(again) == 4 + 3  # the labels of the first round are kept
+    assert train(tmp_path / "data2", tmp_path / "run2")["labelled_slices"] == 7
