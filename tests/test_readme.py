@@ -99,6 +99,7 @@ HELPS = [
     *(("classify", "--dataset", layout) for layout in ("mrnet", "exams")),
     *(("sweep",), ("sweep", "--task", "classify"), ("sweep.forecast",)),
     *(("segment.predict",), ("segment.evaluate",), ("data.inspect",)),
+    *(("annotate", command) for command in ("first", "next", "collect")),
 ]
 
 
