@@ -8,30 +8,44 @@ import logging
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import pandas as pd
 
-from annotate.plan import Plan, case_names, mask_path, read_frame, read_plan, require_new, volumes_of, write_image
+from annotate.plan import (
+    Plan,
+    case_names,
+    file_names,
+    mask_path,
+    read_frame,
+    read_plan,
+    require_new,
+    volumes_of,
+    write_image,
+)
 from core.command_line import parse_command
-from core.errors import UserError, first_and_count
+from core.errors import UserError
 from core.files import write_csv, write_json
 from core.settings import Settings
 from core.terminal import terminal
-from data.readers.images import Volume, read_shape, stem, write_label_map
+from data.readers.images import Volume, stem, write_label_map
 from data.readers.label_maps import IGNORED, read_labels
 from data.readers.subjects import subjects_of
 from data.slices import Dataset, with_splits
-from data.sources import FolderSource, open_slices
-from data.splits import save_splits
+from data.sources import FolderSource, SliceSource, open_slices
+from data.splits import SPLITS, save_splits
+from data.store import SliceStore
 
 log = logging.getLogger("fewslice")
 
 EXAMPLES = ("--plan PLAN --out DATA", "--plan PLAN-NEXT --out DATA-2")
 LIST = "labelled_slices.csv"
+SUBJECT = "(.+?)__"
+"""Pattern of the subject in names that begin with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +61,12 @@ class Collect(Settings):
     """Names of the classes 1, 2, ...; default: those of the plans, or their numbers."""
 
 
-def run(cfg: Collect) -> pd.DataFrame:
+def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
     """Write the data set and its list of labelled slices.
 
     Returns:
-        The rows of the list: subject, file, frame, slice.
+        The rows of the list: subject, file, frame, slice; and the `--subject-pattern` that reads the subjects of the
+        data set from its names, None if they are found without.
 
     Raises:
         UserError: if a plan or a mask is missing, damaged, on another grid or still empty, or the plans are of
@@ -66,21 +81,18 @@ def run(cfg: Collect) -> pd.DataFrame:
     source = plans[0].source
     dataset = with_splits(open_slices(source, labelled=False), plans[0].splits)
     drawn = _masks(plans, dataset)
-    classes = ("background", *cfg.classes) if cfg.classes else plans[-1].classes
-    top = max(int(mask.max()) for masks in drawn.values() for mask in masks.values())
-    if len(classes) == 1:
-        classes = ("background", *map(str, range(1, top + 1)))
-    if top >= len(classes):
-        raise UserError(
-            f"the masks hold label {top} and the classes are {', '.join(classes[1:])}: name every label with --classes"
-        )
-    names = case_names(dataset)
-    _write_splits(cfg.out, dataset, source, names)
-    labels = {name: label for label, name in enumerate(classes)} | {"ignore": IGNORED}
-    write_json(cfg.out / "dataset.json", {"labels": labels})
-    labelled = _with_present_labels(dataset, drawn)
+    classes = _classes(cfg, plans, drawn)
+    table = dataset.table[dataset.table["split"].isin(SPLITS)]  # not those whom the protocol leaves out
+    files, pattern = _names(table)
+    names = case_names(table, files)
+    splits = dict(zip(table["file"], table["split"], strict=True))
+    cfg.out.mkdir(parents=True, exist_ok=True)
+    subjects = subjects_of([*files.values()], pattern)
+    save_splits(cfg.out / "splits.json", dict(zip(subjects, [splits[file] for file in files], strict=True)))
+    write_json(cfg.out / "dataset.json", {"labels": {name: k for k, name in enumerate(classes)} | {"ignore": IGNORED}})
+    labelled = _with_present_labels(table, dataset.store, drawn)
     rows: list[dict[str, object]] = []
-    for file, frame, members in volumes_of(dataset.table):
+    for file, frame, members in volumes_of(table):
         if (slices := labelled.get((file, frame))) is None:
             continue
         case, volume = names[file, frame], read_frame(dataset, source, file, frame)
@@ -89,10 +101,10 @@ def run(cfg: Collect) -> pd.DataFrame:
         if members["split"].iloc[0] == "train":
             place = {"subject": members["subject"].iloc[0], "file": f"images/{image.name}", "frame": 1}
             rows += [{**place, "slice": z} for z in sorted(slices)]
-    _link_others(cfg.out, dataset, names, {file for file, _ in labelled})
-    table = pd.DataFrame(rows, columns=["subject", "file", "frame", "slice"])
-    write_csv(cfg.out / LIST, table.drop(columns="subject"))  # last: a folder with it is complete
-    return table
+    _add_others(cfg.out / "images", dataset, source, table, files, labelled)
+    listed = pd.DataFrame(rows, columns=["subject", "file", "frame", "slice"])
+    write_csv(cfg.out / LIST, listed.drop(columns="subject"))  # last: a folder with it is complete
+    return listed, pattern
 
 
 Drawn = dict[tuple[str, int], dict[int, np.ndarray]]
@@ -126,15 +138,30 @@ def _masks(plans: Sequence[Plan], dataset: Dataset) -> Drawn:
                     "slices count; add a line to the plan to use it"
                 )
             drawn[file, frame] |= {z: stack[z] for z in slices}
+    if not drawn:
+        raise UserError(f"{plans[0].folder / 'plan.csv'} lists no slice: make the plan again")
     return dict(drawn)
 
 
-def _with_present_labels(dataset: Dataset, drawn: Drawn) -> Drawn:
+def _classes(cfg: Collect, plans: Sequence[Plan], drawn: Drawn) -> tuple[str, ...]:
+    """Names of the classes, background first; a UserError if the masks hold another label."""
+    classes = ("background", *cfg.classes) if cfg.classes else plans[-1].classes
+    top = max(int(mask.max()) for masks in drawn.values() for mask in masks.values())
+    if len(classes) == 1:
+        return "background", *map(str, range(1, top + 1))
+    if top >= len(classes):
+        raise UserError(
+            f"the masks hold label {top} and the classes are {', '.join(classes[1:])}: name every label with --classes"
+        )
+    return classes
+
+
+def _with_present_labels(table: pd.DataFrame, store: SliceStore, drawn: Drawn) -> Drawn:
     """The label maps of the plans and, of slices that these leave out, those that the data set has."""
     labelled: Drawn = {}
-    for file, frame, members in volumes_of(dataset.table[dataset.table["labelled"]]):
+    for file, frame, members in volumes_of(table[table["labelled"]]):
         places = zip(members.index.to_numpy(int), members["slice"].to_numpy(int), strict=True)
-        maps = {int(z): dataset.store.label(int(row)) for row, z in places}
+        maps = {int(z): store.label(int(row)) for row, z in places}
         labelled[file, frame] = {z: label for z, label in maps.items() if not (label == IGNORED).all()}
     for key, slices in drawn.items():
         labelled[key] = labelled.get(key, {}) | slices
@@ -149,56 +176,56 @@ def _write_labels(folder: Path, case: str, volume: Volume, labelled: dict[int, n
     write_label_map(mask_path(folder, case, volume), stack, volume)
 
 
-def _link_others(out: Path, dataset: Dataset, names: dict[tuple[str, int], str], written: set[str]) -> None:
-    """Link (or copy) the files that carry no label, for pretraining and pseudo-labels; of a cine the whole file."""
-    for file, frames in dataset.table.groupby("file")["frame"]:
-        original = dataset.root / str(file)
-        single = read_shape(original).frames == 1
-        if single and file in written:
-            continue
-        name = names[str(file), int(frames.iloc[0])]
-        if not single:
-            name = name.rpartition("_frame")[0]
-        target = out / "images" / (name + original.name[len(stem(original)) :])
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(original.resolve(), target)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(original, target)
+def _add_others(
+    folder: Path,
+    dataset: Dataset,
+    source: SliceSource,
+    table: pd.DataFrame,
+    files: Mapping[str, str],
+    labelled: Drawn,
+) -> None:
+    """Add the images without labels, for pretraining and pseudo-labels: linked (or copied), of a cine the whole file.
 
-
-def _write_splits(out: Path, dataset: Dataset, source: object, names: dict[tuple[str, int], str]) -> None:
-    """Write splits.json under the subjects that the new names say.
-
-    Raises:
-        UserError: if the new names mix subjects of two splits.
+    Where one channel of files with several was chosen, it alone is written.
     """
-    pattern = source.subject_pattern if isinstance(source, FolderSource) else None
-    table = dataset.table
-    old = dict(zip(zip(table["file"], table["frame"], strict=True), table["subject"], strict=True))
-    keys = [*names]
-    splits: dict[str, str] = {}
-    mixed = []
-    for key, subject in zip(keys, subjects_of([names[key] for key in keys], pattern), strict=True):
-        split = dataset.splits[old[key]]
-        if splits.setdefault(subject, split) != split:
-            mixed.append(subject)
-    if mixed:
-        raise UserError(
-            f"{first_and_count(sorted({*mixed}))} would be in two splits: the file names do not say the subject; "
-            "rename the files, or plan with --subject-pattern"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    save_splits(out / "splits.json", splits)
+    cases = case_names(table, files)
+    one_channel = isinstance(source, FolderSource) and source.channels is not None
+    for name, frames in table.groupby("file")["frame"].unique().items():
+        file = str(name)
+        others = [int(frame) for frame in frames if (file, int(frame)) not in labelled]
+        if one_channel:
+            for frame in others:
+                write_image(folder / cases[file, frame], dataset, file, read_frame(dataset, source, file, frame))
+        elif others:
+            original = dataset.root / file
+            _link(original, folder / (files[file] + original.name[len(stem(original)) :]))
+
+
+def _link(original: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(original.resolve(), target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(original, target)
+
+
+def _names(table: pd.DataFrame) -> tuple[dict[str, str], str | None]:
+    """The files' names, and the pattern that finds the subjects in them; None if they are found without."""
+    names, subjects = file_names(table), dict(zip(table["file"], table["subject"], strict=True))
+    if subjects_of([*names.values()], None) == [subjects[file] for file in names]:
+        return names, None
+    return {file: f"{subjects[file].replace('/', '-')}__{name}" for file, name in names.items()}, SUBJECT
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the command line, collect and say how to train."""
     cfg = parse_command(Collect, "python -m annotate collect", EXAMPLES, args=arguments)
-    table = run(cfg)
+    table, pattern = run(cfg)
+    subjects = f" --subject-pattern {quote(pattern)}" if pattern else ""
     terminal().print(
         f"{len(table)} labelled training slices of {table['subject'].nunique()} subjects in {cfg.out}\n"
-        f"next:    python -m segment --dataset folder --data-root {cfg.out} --labelled-list {cfg.out / LIST}",
+        f"next:    python -m segment --dataset folder --data-root {quote(str(cfg.out))}{subjects} "
+        f"--labelled-list {quote(str(cfg.out / LIST))}",
         soft_wrap=True,
         highlight=False,
     )

@@ -4,17 +4,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
+from sklearn.preprocessing import normalize
 
 from annotate.choice import spread_slices, typical_subjects
 from annotate.plan import require_new, volumes_of, write_plan
 from core.errors import UserError
 from core.settings import Affects, Group, Settings
 from core.terminal import terminal
+from data.leakage import was_trained_on
 from data.preprocessing import resize
+from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset, Slices
 from data.sources import AcdcSource, FolderSource, open_slices
 from encoders.norm import Norm
@@ -103,7 +107,7 @@ def run(cfg: First) -> pd.DataFrame:
         log.info(f"only {len(volumes)} training subjects have no labels yet; all of them are chosen")
     features = {subject: _embed(encoder, dataset, rows) for subject, rows in volumes.items()}
     subjects = [*features]
-    means = np.stack([_unit(features[subject].mean(axis=0)) for subject in subjects])
+    means = normalize(np.stack([features[subject].mean(axis=0) for subject in subjects]))
     chosen: list[tuple[int, str]] = []
     picked = typical_subjects(means, cfg.patients, cfg.seed)
     for place, (k, why) in enumerate(picked):
@@ -118,11 +122,9 @@ def run(cfg: First) -> pd.DataFrame:
 
 def _with_reserved_split(dataset: Dataset, cfg: First) -> Dataset:
     """The split of the encoder's pretraining, or one that reserves subjects to validate and to test on."""
-    from data.leakage import is_same_data, records
-    from data.reserved_split import keep_reserved_split, reserve_split
     from encoders.card import read_lineage
 
-    same = any(is_same_data(dataset, record) for record in records(read_lineage(cfg.init), cfg.init))
+    same = was_trained_on(dataset, read_lineage(cfg.init), cfg.init)
     kept = keep_reserved_split(dataset, cfg.data, cfg.init, same_data=same)
     return kept if kept is not dataset else reserve_split(dataset, cfg.data)
 
@@ -153,11 +155,7 @@ def _embed(encoder: Any, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     with torch.no_grad():
         batches = torch.from_numpy(images[:, None]).split(BATCH)
         features = torch.cat([encoder(batch.to(device)).float().cpu() for batch in batches])
-    return np.stack([_unit(each) for each in features.numpy()])
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return normalize(features.numpy())
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -172,7 +170,7 @@ def main(arguments: Sequence[str]) -> None:
         f"{len(table)} slices of {table['subject'].nunique()} subjects: {cfg.out / 'plan.csv'}, "
         f"{cfg.out / 'contact_sheet.png'}\n"
         f"label the slices in {cfg.out / 'masks'} (images of the same names in {cfg.out / 'images'}), with ITK-SNAP, "
-        f"3D Slicer or another tool\nnext:    python -m annotate collect --plan {cfg.out} --out DATA",
+        f"3D Slicer or another tool\nnext:    python -m annotate collect --plan {quote(str(cfg.out))} --out DATA",
         soft_wrap=True,
         highlight=False,
     )

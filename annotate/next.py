@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,8 @@ from core.errors import UserError
 from core.settings import Settings
 from core.tables import read_table
 from core.terminal import terminal
-from data.slices import Dataset, with_splits
+from data.cines import same_places
+from data.slices import Dataset, Slices, with_splits
 from data.sources import SliceSource, open_slices
 from data.splits import load_splits
 
@@ -85,8 +87,7 @@ def run(cfg: Next) -> pd.DataFrame:
             for row, spacing in zip(candidates, spacings, strict=True)
         ]
     )
-    # Frames of a cine show one place many times; files of one patient without a common grid count as other places.
-    places = list(zip(table["subject"], table["slice"], strict=True))
+    places = same_places(Slices(store=dataset.store, positions=candidates)).tolist()
     chosen = uncertain_slices(entropy, places, cfg.slices, sharpness_of(cfg.round, cfg.rounds), cfg.seed)
     if len(chosen) < cfg.slices:
         log.info(f"only {len(chosen)} places are left to choose from")
@@ -111,21 +112,21 @@ def _data_of(folder: Path) -> tuple[Dataset, SliceSource]:
     config = read_config(SegmentConfig, folder / "config.json")
     if config.anonymous:
         raise UserError(f"{folder} is anonymous, its subjects are not known: train without --anonymous")
-    return with_splits(open_slices(config.data, labelled=False), load_splits(folder / "splits.json")), config.data
+    dataset = open_slices(config.data, labelled=False)
+    # the run's file leaves out the subjects that its protocol leaves out
+    return with_splits(dataset, dataset.splits | load_splits(folder / "splits.json")), config.data
 
 
 def _candidates(dataset: Dataset, cfg: Next) -> np.ndarray:
-    """Rows of training slices that carried no label in the run, ascending."""
-    labelled = read_table(cfg.run / "labelled_slices.csv", KEYS)
-    table = dataset.table[[*KEYS, "split", "subject"]].assign(row=np.arange(len(dataset.table)))
-    done = pd.MultiIndex.from_frame(labelled[KEYS])
-    free = table[(table["split"] == "train") & ~pd.MultiIndex.from_frame(table[KEYS]).isin(done)]
-    # a place that is labelled in one frame is known
-    known = pd.MultiIndex.from_frame(table[pd.MultiIndex.from_frame(table[KEYS]).isin(done)][["subject", "slice"]])
-    free = free[~pd.MultiIndex.from_frame(free[["subject", "slice"]]).isin(known)]
-    if free.empty:
+    """Rows of training slices of places that carried no label in the run in any frame, ascending."""
+    table = dataset.table[KEYS].assign(
+        place=same_places(Slices(store=dataset.store, positions=np.arange(len(dataset.table))))
+    )
+    labelled = pd.MultiIndex.from_frame(read_table(cfg.run / "labelled_slices.csv", KEYS)[KEYS])
+    known = table.loc[pd.MultiIndex.from_frame(table[KEYS]).isin(labelled), "place"]
+    rows = np.flatnonzero((dataset.table["split"] == "train") & ~table["place"].isin(known))
+    if not len(rows):
         raise UserError(f"every place in the training subjects of {dataset.root} is labelled: none is left to choose")
-    rows = free["row"].to_numpy()
     if len(rows) > MOST_CANDIDATES:
         rows = np.sort(np.random.default_rng(cfg.seed).choice(rows, MOST_CANDIDATES, replace=False))
     return rows
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str]) -> None:
     terminal().print(
         f"{len(table)} slices of {table['subject'].nunique()} subjects: {cfg.out / 'plan.csv'}, "
         f"{cfg.out / 'contact_sheet.png'}\ncorrect the masks in {cfg.out / 'masks'}\n"
-        f"next:    python -m annotate collect --plan {cfg.out} --out DATA",
+        f"next:    python -m annotate collect --plan {quote(str(cfg.out))} --out DATA",
         soft_wrap=True,
         highlight=False,
     )

@@ -5,6 +5,7 @@ PLAN/masks hold a volume for each case, for ITK-SNAP, 3D Slicer or any other too
 """
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,13 +44,9 @@ class Plan:
     """subject -> split."""
 
     def mask(self, case: str) -> Path:
-        """The mask file of a case."""
-        return next(iter(sorted((self.folder / "masks").glob(f"{glob_escape(case)}.*"))), self.folder / "masks" / case)
-
-
-def glob_escape(name: str) -> str:
-    """A name as a pattern that matches it alone."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+        """The mask file of a case; one that does not exist if it was removed."""
+        folder = self.folder / "masks"
+        return next((file for file in sorted(folder.glob("*")) if stem(file) == case), folder / case)
 
 
 def require_new(folder: Path) -> None:
@@ -58,20 +55,30 @@ def require_new(folder: Path) -> None:
         raise UserError(f"--out {folder} exists and is not empty: choose another folder")
 
 
-def case_names(dataset: Dataset) -> dict[tuple[str, int], str]:
-    """(file, frame) -> name of the volume as a file of its own, without suffix; all are different."""
-    volumes = dataset.table.drop_duplicates(["file", "frame"])
-    several = volumes.groupby("file")["frame"].transform("size") > 1
-    names: dict[tuple[str, int], str] = {}
-    for file, frame, of_several in zip(volumes["file"], volumes["frame"], several, strict=True):
-        name = stem(Path(file))
-        names[file, frame] = f"{name}_frame{frame:02d}" if of_several else name
+def file_names(table: pd.DataFrame) -> dict[str, str]:
+    """Image file -> its name in a folder with all others, without suffix: its own, or with the subject before it.
+
+    Raises:
+        UserError: if two would be alike.
+    """
+    files = table.drop_duplicates("file")
+    names = {file: stem(Path(file)) for file in files["file"]}
     if len({*names.values()}) < len(names):  # files of one name in folders of their own
-        subjects = dict(zip(zip(volumes["file"], volumes["frame"], strict=True), volumes["subject"], strict=True))
-        names = {key: f"{subjects[key].replace('/', '-')}_{name}" for key, name in names.items()}
-    if twice := [name for name in names.values() if [*names.values()].count(name) > 1]:
-        raise UserError(f"{dataset.root} holds two images that would both be called {twice[0]}: rename one")
+        subjects = zip(files["file"], files["subject"], strict=True)
+        names = {file: f"{subject.replace('/', '-')}_{names[file]}" for file, subject in subjects}
+    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
+        raise UserError(f"two images would both be called {twice[0]}: rename one")
     return names
+
+
+def case_names(table: pd.DataFrame, names: Mapping[str, str]) -> dict[tuple[str, int], str]:
+    """(file, frame) -> name of each volume as a file of its own, from the names of the files."""
+    volumes = table.drop_duplicates(["file", "frame"])
+    several = volumes.groupby("file")["frame"].transform("size") > 1
+    return {
+        (file, frame): names[file] + (f"_frame{frame:02d}" if of_several else "")
+        for file, frame, of_several in zip(volumes["file"], volumes["frame"], several, strict=True)
+    }
 
 
 def read_frame(dataset: Dataset, source: SliceSource, file: str, frame: int) -> Volume:
@@ -130,7 +137,7 @@ def write_plan(
     Returns:
         The rows of `FILE`.
     """
-    names = case_names(dataset)
+    names = case_names(dataset.table, file_names(dataset.table))
     table = dataset.table.iloc[[row for row, _ in chosen]][["subject", "file", "frame", "slice"]].reset_index(drop=True)
     table["case"] = [names[key] for key in zip(table["file"], table["frame"], strict=True)]
     table["why"] = [why for _, why in chosen]

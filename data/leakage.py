@@ -80,6 +80,11 @@ def is_same_data(data: SplitTable, record: SubjectRecord) -> bool:
     return any(salted(digest, record.salt) in known for digest in digests)
 
 
+def was_trained_on(data: SplitTable, lineage: Iterable[Mapping[str, Any]], init: str) -> bool:
+    """Whether a stage of the lineage of the weights `init` was trained on the data set, see `is_same_data`."""
+    return any(is_same_data(data, record) for record in records(lineage, init))
+
+
 def check_leakage(data: SplitTable, lineage: Iterable[Mapping[str, Any]], init: str, *, allow: bool) -> str | None:
     """Refuse initial weights that were trained on labelled subjects of the validation or test split.
 

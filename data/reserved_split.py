@@ -44,7 +44,8 @@ def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
 def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, same_data: bool) -> Dataset:
     """Split a data set as the run that made the initial weights did, unless the user or the data set chose a split.
 
-    Subjects that were not in that run are for training: they cannot have been reserved.
+    Subjects that were not in that run are for training: they cannot have been reserved. If none of the labelled ones
+    was, another split is drawn; without any label the split is kept.
 
     Args:
         dataset: the data set.
@@ -62,7 +63,7 @@ def keep_reserved_split(dataset: Dataset, source: SliceSource, init: str, *, sam
         return dataset
     splits = load_splits(files[0])
     labelled = sorted(dataset.labelled_subjects)
-    if not splits.keys() & {*labelled}:
+    if labelled and not splits.keys() & {*labelled}:
         return dataset
     if added := [subject for subject in labelled if subject not in splits]:
         log.info(f"{len(added)} labelled subjects, added after pretraining, are for training: {first_and_count(added)}")

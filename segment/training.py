@@ -19,7 +19,7 @@ from core.subjects import anonymised
 from data.augment import Augmenter
 from data.duplicates import check_duplicates, subjects_of_pool
 from data.labelled_list import with_labelled_list
-from data.leakage import check_leakage, is_same_data, record_splits, records
+from data.leakage import check_leakage, record_splits, was_trained_on
 from data.protocols import LABEL_ORDERS
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
@@ -146,7 +146,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
 
 def _with_reserved_split(dataset: Dataset, cfg: SegmentConfig) -> Dataset:
     """The data set with the split beside the initial weights, if these were trained on it."""
-    same = any(is_same_data(dataset, record) for record in records(read_lineage(cfg.init), cfg.init))
+    same = was_trained_on(dataset, read_lineage(cfg.init), cfg.init)
     return keep_reserved_split(dataset, cfg.data, cfg.init, same_data=same)
 
 

@@ -1,6 +1,7 @@
 """Choosing what to label, and bringing labels back."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +14,12 @@ from annotate import next as following
 from annotate.choice import sharpness_of, spread_slices, typical_subjects, uncertain_slices
 from annotate.plan import read_plan
 from core.errors import UserError
+from core.files import write_json
 from data.labelled_list import with_labelled_list
 from data.sources import AcdcSource, FolderSource, open_slices
-from segment.config import demo
+from data.splits import save_splits
+from engine.config import saved
+from segment.config import SegmentConfig, demo
 from segment.training import run as segment
 
 
@@ -90,11 +94,74 @@ def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tmp_path):
         collect.run(collect.Collect(plan=(tmp_path,), out=tmp_path / "data"))
 
 
+def with_official_patient(root: Path) -> None:
+    """Add a labelled patient of the official test set."""
+    for file in sorted((root / "training/patient002").iterdir()):
+        target = root / "testing/patient101" / file.name.replace("patient002", "patient101")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def test_what_a_protocol_leaves_out_is_neither_collected_nor_proposed(unlabelled, tiny_acdc, tmp_path):
+    with_official_patient(unlabelled)
+    plan_first(unlabelled, tmp_path / "plan", patients=1, slices=2)
+    draw(tmp_path / "plan", tiny_acdc)
+    collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
+    dataset = open_slices(FolderSource(data_root=tmp_path / "data"))
+    assert sorted(dataset.splits) == [f"patient00{n}" for n in range(1, 7)]
+    assert (tmp_path / "data/images/patient003_4d.nii.gz").exists()  # the whole cine
+
+    run = tmp_path / "run"
+    cfg = SegmentConfig(data=AcdcSource(data_root=unlabelled, test_set="official"), out=run)
+    run.mkdir()
+    write_json(run / "config.json", saved(cfg))
+    write_json(run / "result.json", {})
+    save_splits(run / "splits.json", open_slices(cfg.data).splits)
+    splits = following._data_of(run)[0].splits
+    assert (splits["patient001"], splits["patient101"]) == ("unused", "test")  # the paper's test patient must not train
+
+
+def test_one_channel_of_files_with_several_is_collected(tmp_path):
+    rng = np.random.default_rng(0)
+    for subject in "abcd":
+        (tmp_path / "scans" / subject).mkdir(parents=True)  # files of one name in folders of their own
+        image = nib.Nifti1Image(rng.random((20, 18, 3, 2), np.float32), np.diag([1, 1, 8, 1]))
+        image.to_filename(tmp_path / f"scans/{subject}/image.nii.gz")
+    source = FolderSource(data_root=tmp_path / "scans", channels=1, subject_pattern="([a-d])/")
+    table = first.run(first.First(data=source, encoder="resnet10t", patients=1, slices=1, out=tmp_path / "plan"))
+    (case,) = table["case"]
+    mask = nib.load(tmp_path / f"plan/masks/{case}.nii.gz")
+    assert mask.shape == (20, 18, 3)
+    nib.Nifti1Image(np.ones(mask.shape, np.uint8), mask.affine, mask.header).to_filename(mask.get_filename())
+    settings = {"plan": (tmp_path / "plan",), "out": tmp_path / "data", "classes": ("organ",)}
+    collected, pattern = collect.run(collect.Collect(**settings))
+    assert len(collected) == 1
+    dataset = open_slices(FolderSource(data_root=tmp_path / "data", subject_pattern=pattern), labelled=False)
+    assert sorted(dataset.splits) == [*"abcd"]  # which the new names must say by themselves
+    assert dataset.splits == read_plan(tmp_path / "plan").splits
+    images = sorted((tmp_path / "data/images").iterdir())
+    assert [file.name for file in images] == [f"{subject}__{subject}_image.nii.gz" for subject in "abcd"]
+    for file in images:
+        expected = nib.load(tmp_path / f"scans/{file.name[0]}/image.nii.gz").get_fdata()[..., 1]
+        np.testing.assert_array_equal(nib.load(file).get_fdata(), expected)
+    labels = np.asarray(nib.load(tmp_path / f"data/labels/{case[0]}__{case}.nii.gz").dataobj)
+    assert sorted(labels[0, 0].tolist()) == [1, 255, 255]  # only the slice that was asked for
+
+
+def test_a_plan_without_lines_is_refused(unlabelled, tmp_path):
+    plan_first(unlabelled, tmp_path / "plan", patients=1, slices=1)
+    lines = (tmp_path / "plan/plan.csv").read_text().splitlines()
+    (tmp_path / "plan/plan.csv").write_text(lines[0] + "\n")
+    with pytest.raises(UserError, match="lists no slice"):
+        collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
+
+
 @pytest.mark.slow
 def test_the_whole_round(unlabelled, tiny_acdc, tmp_path):
     plan_first(unlabelled, tmp_path / "plan", patients=2, slices=4, classes=("RV", "MYO", "LV"))
     draw(tmp_path / "plan", tiny_acdc)
-    collected = collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
+    collected, pattern = collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
+    assert pattern is None
     assert len(collected) == 4
     source = FolderSource(data_root=tmp_path / "data")
     dataset = open_slices(source)
@@ -106,8 +173,6 @@ def test_the_whole_round(unlabelled, tiny_acdc, tmp_path):
     assert len(listed.positions("train", labelled=True)) == 4
 
     def train(data: Path, out: Path) -> dict:
-        from dataclasses import replace
-
         settings = {"data": FolderSource(data_root=data), "labelled_list": data / "labelled_slices.csv", "out": out}
         small = {"encoder": "resnet10t", "steps": 2, "image_size": 32, "batch_size": 4, "figures": False}
         return segment(replace(demo(), **settings, **small, evaluate_every=2))
@@ -125,6 +190,6 @@ def test_the_whole_round(unlabelled, tiny_acdc, tmp_path):
         values = np.zeros(mask.shape, np.uint8)
         values[10:14, 10:14, rows["slice"].to_numpy(int)] = 2
         nib.Nifti1Image(values, mask.affine, mask.header).to_filename(file)
-    again = collect.run(collect.Collect(plan=(tmp_path / "plan2",), out=tmp_path / "data2"))
+    again, _ = collect.run(collect.Collect(plan=(tmp_path / "plan2",), out=tmp_path / "data2"))
     assert len(again) == 4 + 3  # the labels of the first round are kept
     assert train(tmp_path / "data2", tmp_path / "run2")["labelled_slices"] == 7

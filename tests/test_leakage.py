@@ -277,6 +277,8 @@ def test_labels_that_come_later_move_no_pool_subject(tmp_path):
         assert kept.splits == before.splits | {"new": "train"}
         assert kept.store.table is kept.table
         assert check_leakage(kept, [entry], "enc", allow=False) is None
+    more = load_dataset("folder", cohort(tmp_path / "e", [*names, "new"], labelled=0))  # no labels yet
+    assert keep_reserved_split(more, FOLDER, str(run), same_data=True).splits == before.splits | {"new": "train"}
     assert keep_reserved_split(after, FOLDER, str(run), same_data=False) is after
     assert keep_reserved_split(after, replace(FOLDER, splits_file=Path("x")), str(run), same_data=True) is after
 
