@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from core.errors import UserError, first_and_count
-from data.readers.acdc import is_official_test, patient_number
-from data.splits import UNUSED, acdc_split, load_splits
+from data.readers.acdc import is_official_test
+from data.splits import UNUSED, acdc_split, load_splits, patient_number
 
 log = logging.getLogger("fewslice")
 
@@ -48,7 +48,7 @@ def acdc_splits(
         scored.
 
     Raises:
-        UserError: if the split is unknown, or its file misses or does not know the patients.
+        UserError: if the file misses a patient, or the copy has no official test patients to test on.
 
     Source: Luo, SSL4MIS, github HiLab-git/SSL4MIS (the lists); otherwise as `data.splits.acdc_split`.
     """

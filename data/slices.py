@@ -58,9 +58,10 @@ class Dataset(SplitTable):
 
 def with_splits(dataset: Dataset, splits: Mapping[str, str]) -> Dataset:
     """The data set with another split by subject; subjects it leaves out are for training, or a folder says test."""
-    others = ["test" if split_of_folders(file) == "test" else "train" for file in dataset.table["file"]]
-    subjects = dataset.table["subject"]
-    table = dataset.table.assign(split=subjects.map(splits).fillna(pd.Series(others, index=subjects.index)))
+    split = dataset.table["subject"].map(splits)
+    others = dataset.table.loc[split.isna(), "file"]
+    split = split.fillna(others.map(lambda file: "test" if split_of_folders(file) == "test" else "train"))
+    table = dataset.table.assign(split=split)
     return replace(dataset, table=table, store=SliceStore(table, dataset.store.file))
 
 

@@ -64,6 +64,11 @@ class SplitTable:
         raise NotImplementedError
 
 
+def patient_number(subject: str) -> int:
+    """Number of an ACDC patient: 1 of "patient001"."""
+    return int(re.sub(r"\D", "", subject))
+
+
 def acdc_split(subject: str) -> str:
     """Split of an ACDC patient: test 1, 11, ..., 91; val 2, 12, ..., 92; train the other 80 of 100.
 
@@ -72,7 +77,7 @@ def acdc_split(subject: str) -> str:
 
     Source: official code of Kalapos and Gyires-Tóth 2022, github kaland313/SSL-MedSeg.
     """
-    number = int(re.sub(r"\D", "", subject))
+    number = patient_number(subject)
     if number == IMAGES_OF_055:
         return UNUSED
     if number > 100 or number % 10 == 1:

@@ -61,8 +61,7 @@ def _scores(p: np.ndarray, r: np.ndarray) -> tuple[float, float, float, float]:
     dice, jaccard = 2 * both / (int(p.sum()) + int(r.sum())), both / either
     if not r.any():  # MedPy refuses to measure; no reference of ACDC is empty
         return dice, jaccard, float("nan"), float("nan")
+    # MedPy's defaults: cubes of side 1, face neighbours
     surfaces = [mask ^ ndimage.binary_erosion(mask) for mask in (p, r)]
-    of_p, of_r = (
-        ndimage.distance_transform_edt(~other)[own] for own, other in (surfaces, surfaces[::-1])
-    )  # MedPy's defaults: cubes of side 1, face neighbours
+    of_p, of_r = (ndimage.distance_transform_edt(~other)[own] for own, other in (surfaces, surfaces[::-1]))
     return dice, jaccard, float(np.percentile(np.concatenate([of_p, of_r]), 95)), float(of_p.mean())

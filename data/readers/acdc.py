@@ -18,7 +18,7 @@ import pandas as pd
 from core.errors import UserError, first_and_count
 from core.text import read_text
 from data.readers.images import SLICE_COLUMNS, Problems, shape_or_problem, stem
-from data.splits import acdc_split
+from data.splits import acdc_split, patient_number
 
 ACDC_CLASSES = ("background", "RV", "MYO", "LV")
 TRAINING_PATIENTS = 100
@@ -136,11 +136,6 @@ def missing_halves(root: Path) -> list[tuple[Path, str]]:
                     frame = info.get(phase, "none")
                     missing.append((folder / "Info.cfg", f"names frame {frame} as {phase}, but its image is missing"))
     return missing
-
-
-def patient_number(subject: str) -> int:
-    """Number of a patient: 1 of "patient001"."""
-    return int(re.sub(r"\D", "", subject))
 
 
 def is_official_test(subject: str) -> bool:

@@ -232,6 +232,11 @@ class SweepConfig(Settings):
                 flag = _flag(f"{part}.{name}")
                 raise UserError(f"{flag} {getattr(config, name)} belongs to single runs: {instead}")
 
+    def of_fold(self, fold: int) -> "SweepConfig":
+        """The same study on one fold of `folds` alone."""
+        assert isinstance(self.data, AcdcSource)  # checked when the study was made
+        return replace(self, folds=(), data=replace(self.data, fold=fold))
+
     def shared_with(self, config: PretrainConfig | SegmentConfig | ClassifyConfig) -> dict[str, Any]:
         """The settings of the study that all its runs share, if they have them: data set, device, precision, test."""
         names = {f.name for f in dataclasses.fields(self)} - {*marked(SweepConfig, OfStudyAlone)}

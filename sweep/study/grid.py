@@ -11,7 +11,6 @@ from typing import Any
 from classify.config import ClassifyConfig
 from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
-from data.sources import AcdcSource
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
@@ -86,9 +85,7 @@ def plan(cfg: SweepConfig, total: int | Mapping[int, int]) -> list[Job]:
     cfg = replace(cfg, sizes=tuple(_sizes(cfg, total[cfg.folds[0]])))
     jobs: dict[str, Job] = {}
     for fold in cfg.folds:
-        assert isinstance(cfg.data, AcdcSource)
-        of_fold = replace(cfg, folds=(), data=replace(cfg.data, fold=fold))
-        jobs |= {job.name: job for job in _plan(of_fold, total[fold], fold)}
+        jobs |= {job.name: job for job in _plan(cfg.of_fold(fold), total[fold], fold)}
     return sorted(jobs.values(), key=lambda job: (job.is_cell, job.is_trial))  # encoders first
 
 

@@ -1,12 +1,11 @@
 """Check a study for leakage before its first run."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from core.errors import UserError
 from data.duplicates import check_duplicates
 from data.leakage import check_leakage
-from data.sources import AcdcSource, ExamsSource, MrnetSource, open_exams, open_slices
+from data.sources import ExamSource, SliceSource, open_exams, open_slices
 from data.splits import SplitTable
 from encoders.card import read_lineage
 from pretrain.config import PretrainConfig
@@ -22,13 +21,7 @@ def check_study(cfg: SweepConfig, jobs: Sequence[Job]) -> None:
     Raises:
         UserError: unless `allow_leakage` or `allow_duplicates` is set.
     """
-    splits: list[SplitTable]
-    if isinstance(cfg.data, MrnetSource | ExamsSource):
-        splits = [open_exams(cfg.data, labelled=True)]
-    elif isinstance(cfg.data, AcdcSource) and cfg.folds:
-        splits = [open_slices(replace(cfg.data, fold=fold)) for fold in cfg.folds]
-    else:
-        splits = [open_slices(cfg.data)]
+    splits = [_opened(cfg.of_fold(fold).data) for fold in cfg.folds] or [_opened(cfg.data)]
     encoders = [job.config for job in jobs if isinstance(job.config, PretrainConfig)]
     made_here = {str(job.folder / "encoder.safetensors") for job in jobs}
     for data in splits:
@@ -41,3 +34,7 @@ def check_study(cfg: SweepConfig, jobs: Sequence[Job]) -> None:
             "--pretrain.unlabelled-splits all pretrains on the validation and test subjects, so that scores would be "
             "too high: leave it out, or pass --allow-leakage, which results and report then state"
         )
+
+
+def _opened(source: SliceSource | ExamSource) -> SplitTable:
+    return open_exams(source, labelled=True) if isinstance(source, ExamSource) else open_slices(source)

@@ -67,11 +67,8 @@ def run(cfg: SweepConfig) -> Path | None:
 
 def _planned(cfg: SweepConfig) -> list[Job]:
     """The jobs of the study, its splits checked; a line says if there are fewer sizes than fractions."""
-    if isinstance(cfg.data, AcdcSource) and cfg.folds:
-        of_folds = {fold: replace(cfg, data=replace(cfg.data, fold=fold)) for fold in cfg.folds}
-        jobs = plan(cfg, {fold: count_labels(of_fold) for fold, of_fold in of_folds.items()})
-    else:
-        jobs = plan(cfg, count_labels(cfg))
+    of_folds = {fold: count_labels(cfg.of_fold(fold)) for fold in cfg.folds}
+    jobs = plan(cfg, of_folds or count_labels(cfg))
     sizes = {job.key["labels"] for job in jobs if job.is_cell}
     if len(sizes) < len(cfg.sizes or cfg.fractions):
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
