@@ -66,7 +66,8 @@ class SegmentConfig(SupervisedSettings):
     confidence: float = 0.95
     """Least probability, in [0, 1], of a pseudo-label; pixels with a lower one are left out of the loss."""
     unlabelled_weight: float = 1.0
-    """Weight, 0 or more, of the loss of unlabelled samples; that of labelled ones has weight 1."""
+    """Weight, 0 or more, of the loss of unlabelled samples where all pixels have a pseudo-label, less in proportion where
+    not; that of labelled ones has weight 1."""
     unlabelled_ramp: tuple[float, float] = (0.25, 0.5)
     """Shares of the steps, in [0, 1], between which that weight rises; before them it is 0, as the average knows too
     little to teach."""

@@ -139,7 +139,10 @@ class PseudoLabels(Supervised):
         share = ((self.steps + 1 - first) / max(1, last - first)).clamp(0, 1)
         # the curve of Laine and Aila 2017, temporal ensembling
         weight = self.rules.weight * torch.exp(-5 * (1 - share) ** 2) * (self.steps >= first)
-        return self.rules.loss(labelled) + weight.to(sums.dtype) * self.rules.loss(unlabelled)
+        # As in FixMatch, whose mean is over all pixels, the ignored ones included: a teacher that is sure of few pixels
+        # has little say.
+        confident = unlabelled[:, 2].sum() / (len(sums) * self.pool.weak.size**2)
+        return self.rules.loss(labelled) + (weight * confident).to(sums.dtype) * self.rules.loss(unlabelled)
 
     def move_average(self, decay: float) -> None:
         """Move the teacher after an optimiser step."""

@@ -255,7 +255,7 @@ def test_pseudo_labels_by_hand():
     labelled, unlabelled = (loss_of_sums("jaccard+ce")(sums[:, k]) for k in (0, 1))
     for step, weight in ((0, 0.0), (1, 0.0), (2, 2 * math.exp(-5 * 0.75**2)), (5, 2.0), (9, 2.0)):
         model.steps.fill_(step)
-        expected = labelled + weight * unlabelled
+        expected = labelled + weight * 2 / 4 * unlabelled  # two of four pixels have a pseudo-label
         torch.testing.assert_close(model.batch_loss(sums), expected)
     model.move_average(0.5)
     assert model.steps == 10
