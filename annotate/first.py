@@ -5,23 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 from sklearn.preprocessing import normalize
 
-from annotate.choice import spread_slices, typical_subjects
 from annotate.plan import require_new, volumes_of, write_plan
 from core.errors import UserError
 from core.settings import Affects, Group, Settings
 from core.terminal import terminal
 from data.leakage import was_trained_on
-from data.preprocessing import resize
 from data.reserved_split import keep_reserved_split, reserve_split
-from data.slices import Dataset, Slices
+from data.slices import Dataset
 from data.sources import AcdcSource, FolderSource, open_slices
 from encoders.norm import Norm
+from segment.choice import spread_slices, typical_subjects
 
 log = logging.getLogger("fewslice")
 
@@ -29,9 +28,6 @@ EXAMPLES = (
     "--dataset folder --data-root DIR --init runs/pretrain-hierarchical/encoder.safetensors",
     "--data-root ACDC --init ENCODER --patients 3 --slices 30 --out PLAN",
 )
-SIDE = 128
-"""Side in pixels of the squares that slices are resized to for the encoder, as for the probe of pretraining."""
-BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +85,7 @@ def run(cfg: First) -> pd.DataFrame:
     from encoders.build import build_encoder
     from encoders.weights import load_weights
     from engine.devices import make_fabric, show_messages
+    from segment.selection import embed
 
     show_messages()
     dataset = _with_reserved_split(open_slices(cfg.data, labelled=False), cfg)
@@ -105,7 +102,7 @@ def run(cfg: First) -> pd.DataFrame:
         raise UserError(f"{dataset.root} has no training subject without labels: nothing is left to choose from")
     if len(volumes) < cfg.patients:
         log.info(f"only {len(volumes)} training subjects have no labels yet; all of them are chosen")
-    features = {subject: _embed(encoder, dataset, rows) for subject, rows in volumes.items()}
+    features = {subject: embed(encoder, dataset, rows) for subject, rows in volumes.items()}
     subjects = [*features]
     means = normalize(np.stack([features[subject].mean(axis=0) for subject in subjects]))
     chosen: list[tuple[int, str]] = []
@@ -143,19 +140,6 @@ def _first_volumes(dataset: Dataset) -> dict[str, np.ndarray]:
         if subject not in first or frames < first[subject][0]:
             first[subject] = frames, rows["row"].to_numpy()
     return {subject: rows for subject, (_, rows) in sorted(first.items())}
-
-
-def _embed(encoder: Any, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
-    """(slices, features), each of length 1."""
-    import torch
-
-    slices = Slices(store=dataset.store, positions=rows)
-    images = np.stack([resize(slices.image(k), (SIDE, SIDE)) for k in range(len(slices))])
-    device = next(encoder.parameters()).device
-    with torch.no_grad():
-        batches = torch.from_numpy(images[:, None]).split(BATCH)
-        features = torch.cat([encoder(batch.to(device)).float().cpu() for batch in batches])
-    return normalize(features.numpy())
 
 
 def main(arguments: Sequence[str]) -> None:

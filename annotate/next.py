@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from annotate.choice import sharpness_of, uncertain_slices
 from annotate.plan import require_new, write_plan
 from core.command_line import parse_command
 from core.errors import UserError
@@ -21,6 +20,7 @@ from data.cines import same_places
 from data.slices import Dataset, Slices, with_splits
 from data.sources import SliceSource, open_slices
 from data.splits import load_splits
+from segment.choice import sharpness_of, uncertain_slices
 
 log = logging.getLogger("fewslice")
 
@@ -71,22 +71,16 @@ def run(cfg: Next) -> pd.DataFrame:
     """
     require_new(cfg.out)
     from engine.devices import make_fabric, show_messages
-    from segment.inference import segment_stack, uncertainty_by_class
+    from segment.inference import segment_stack
     from segment.model import load_unet
+    from segment.selection import entropy_by_class
 
     show_messages()
     dataset, source = _data_of(cfg.run)
     unet, card = load_unet(cfg.run)
     unet.to(make_fabric(cfg.device).device)
     candidates = _candidates(dataset, cfg)
-    table = dataset.table.iloc[candidates]
-    spacings = list(zip(table["row_mm"].astype(float), table["column_mm"].astype(float), strict=True))
-    entropy = np.stack(
-        [
-            uncertainty_by_class(unet, dataset.store.image(row), spacing, card)
-            for row, spacing in zip(candidates, spacings, strict=True)
-        ]
-    )
+    entropy = entropy_by_class(unet, card, dataset, candidates)
     places = same_places(Slices(store=dataset.store, positions=candidates)).tolist()
     chosen = uncertain_slices(entropy, places, cfg.slices, sharpness_of(cfg.round, cfg.rounds), cfg.seed)
     if len(chosen) < cfg.slices:
@@ -94,8 +88,8 @@ def run(cfg: Next) -> pd.DataFrame:
     whys = {label: f"unsure of {name}" for label, name in enumerate(card.classes)} | {0: "unsure of the slice"}
 
     def drawn(row: int) -> np.ndarray:
-        spacing = spacings[int(np.flatnonzero(candidates == row)[0])]
-        labels: np.ndarray = segment_stack(unet, dataset.store.image(row)[None], spacing, card)[0]
+        row_mm, column_mm = dataset.table.iloc[row][["row_mm", "column_mm"]].astype(float)
+        labels: np.ndarray = segment_stack(unet, dataset.store.image(row)[None], (row_mm, column_mm), card)[0]
         return labels
 
     rows = [(int(candidates[k]), whys[label]) for k, label in chosen]
@@ -104,14 +98,9 @@ def run(cfg: Next) -> pd.DataFrame:
 
 def _data_of(folder: Path) -> tuple[Dataset, SliceSource]:
     """The data set of a run with the run's split, and its settings."""
-    from engine.config import read_config
-    from segment.config import SegmentConfig
+    from segment.selection import finished_run
 
-    if not (folder / "result.json").is_file():
-        raise UserError(f"{folder} is no finished run of python -m segment: --run takes its folder")
-    config = read_config(SegmentConfig, folder / "config.json")
-    if config.anonymous:
-        raise UserError(f"{folder} is anonymous, its subjects are not known: train without --anonymous")
+    config = finished_run(folder)
     dataset = open_slices(config.data, labelled=False)
     # the run's file leaves out the subjects that its protocol leaves out
     return with_splits(dataset, dataset.splits | load_splits(folder / "splits.json")), config.data

@@ -28,6 +28,15 @@ class SegmentConfig(SupervisedSettings):
     label_order: Literal["random", "ssl4mis"] = "random"
     """Order in which `--label-unit patient` takes patients: random, by `--subset-seed` and in proportion to the groups;
     or that of the SSL4MIS benchmark, whose first 1, 3 and 7 are the published ones."""
+    selection: Annotated[Literal["random", "foreground", "first", "next"], SetBySweep] = "random"
+    """How labelled slices are chosen: random; foreground: a third of the draws among slices with foreground; first: by
+    the view of the encoder of `--init`, as `python -m annotate first` does; next: those of `--selection-run` and then
+    the ones that its U-Net is most unsure of, as `python -m annotate next` does."""
+    selection_run: Annotated[Path | None, SetBySweep] = None
+    """Finished run folder of `python -m segment` on the same data that `--selection next` goes on from."""
+    selection_round: Annotated[tuple[int, int], SetBySweep] = (1, 5)
+    """Number of this round of `--selection next`, from 1, and of all that are planned; early ones choose with more
+    chance."""
     data: Annotated[AcdcSource | FolderSource, SetBySweep] = field(default_factory=AcdcSource)
     """Data set."""
     test: Annotated[Output[bool], Group("scoring"), SetBySweep] = False
@@ -66,8 +75,8 @@ class SegmentConfig(SupervisedSettings):
     confidence: float = 0.95
     """Least probability, in [0, 1], of a pseudo-label; pixels with a lower one are left out of the loss."""
     unlabelled_weight: float = 1.0
-    """Weight, 0 or more, of the loss of unlabelled samples where all pixels have a pseudo-label, less in proportion where
-    not; that of labelled ones has weight 1."""
+    """Weight, 0 or more, of the loss of unlabelled samples if all their pixels have a pseudo-label, and in proportion
+    less if not; that of labelled ones has weight 1."""
     unlabelled_ramp: tuple[float, float] = (0.25, 0.5)
     """Shares of the steps, in [0, 1], between which that weight rises; before them it is 0, as the average knows too
     little to teach."""
@@ -105,6 +114,7 @@ class SegmentConfig(SupervisedSettings):
                 raise UserError(f"--{name} {value}: must lie in [0, 1], {what}")
         if self.label_order == "ssl4mis" and self.label_unit != "patient":
             raise UserError("--label-order ssl4mis is an order of patients: pass --label-unit patient")
+        self._refuse_unsuitable_selection()
         if self.image_size % 32:
             raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, the U-Net's stride")
         share = math.ceil(self.batch_size / self.devices)
@@ -114,6 +124,17 @@ class SegmentConfig(SupervisedSettings):
                 f"--batch-size {self.batch_size}: leaves a micro-batch of one sample, whose deepest feature map is "
                 "one pixel at --image-size 32, nothing for batch norm; use --norm group or larger images"
             )
+
+    def _refuse_unsuitable_selection(self) -> None:
+        if self.selection != "random" and self.label_unit != "slice":
+            raise UserError(f"--selection {self.selection} chooses slices: pass --label-unit slice")
+        if self.selection == "first" and self.init == "random":
+            raise UserError("--selection first goes by the view of a pretrained encoder: pass one by --init")
+        if (self.selection == "next") != (self.selection_run is not None):
+            raise UserError("--selection next goes on from a run: pass both, --selection next and --selection-run RUN")
+        number, rounds = self.selection_round
+        if not 1 <= number <= rounds:
+            raise UserError(f"--selection-round {number} {rounds}: must rise and be 1 or more")
 
     @property
     def decay_of_average(self) -> float:

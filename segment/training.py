@@ -20,7 +20,6 @@ from data.augment import Augmenter
 from data.duplicates import check_duplicates, subjects_of_pool
 from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, record_splits, was_trained_on
-from data.protocols import LABEL_ORDERS
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
@@ -29,7 +28,7 @@ from data.samples.slices import AugmentedSlices
 from data.samples.unlabelled import STRONG, Pool, WithUnlabelled, weak_view
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
 from data.sources import FolderSource, open_slices, save_requested_splits
-from data.splits import inner_splits, labelled_subset, save_splits, unlabelled_pool
+from data.splits import inner_splits, save_splits, unlabelled_pool
 from encoders.card import read_lineage, say_normalisation, unet_source
 from encoders.weights import body_of, load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
@@ -46,6 +45,7 @@ from segment.loss_of_sums import SampleSums, loss_of_sums
 from segment.model import ModelCard, UnlabelledSlices, build_unet, load_unet, require_unet, segmentation_loss
 from segment.pseudo_labels import COLUMNS, MOST_SLICES, PseudoLabels, Rules, looks
 from segment.scoring import predict_split, score_split, split_scores
+from segment.selection import labelled_rows
 
 log = logging.getLogger("fewslice")
 
@@ -73,9 +73,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     whole = dataset  # what is said and saved of the split is that of the whole; the inner one serves this run alone
     if cfg.inner_split:
         dataset = with_splits(dataset, inner_splits(dataset))
-    positions = labelled_subset(
-        dataset.table, cfg.labelled_fraction, cfg.label_unit, cfg.seed_of_subset, order=LABEL_ORDERS[cfg.label_order]
-    )
+    positions = labelled_rows(cfg, dataset, fabric.device)
     # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
@@ -130,6 +128,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             "steps": cfg.steps,
             "seed": cfg.seed,
             "subset_seed": cfg.seed_of_subset,
+            "selection": cfg.selection,
             "synthetic": dataset.synthetic,
             "warnings": card.warnings,
             "subjects": card.subjects,

@@ -11,7 +11,6 @@ import pytest
 
 from annotate import collect, first
 from annotate import next as following
-from annotate.choice import sharpness_of, spread_slices, typical_subjects, uncertain_slices
 from annotate.plan import read_plan
 from core.errors import UserError
 from core.files import write_json
@@ -19,6 +18,7 @@ from data.labelled_list import with_labelled_list
 from data.sources import AcdcSource, FolderSource, open_slices
 from data.splits import save_splits
 from engine.config import saved
+from segment.choice import foreground_aware, sharpness_of, spread_slices, typical_subjects, uncertain_slices
 from segment.config import SegmentConfig, demo
 from segment.training import run as segment
 
@@ -31,6 +31,16 @@ def test_subjects_are_typical_of_their_clusters():
     assert chosen[0][1] == "most typical of 5 alike subjects"
     assert chosen[2][1] == "unlike all other subjects"
     assert sorted(k for k, _ in typical_subjects(features, 99)) == list(range(10))
+
+
+def test_a_third_of_foreground_aware_draws_are_among_the_foreground():
+    has_foreground = np.arange(3000) % 10 == 0
+    chosen = foreground_aware(has_foreground, 600, seed=1)
+    assert len({*chosen}) == 600
+    assert foreground_aware(has_foreground, 50, seed=1) == chosen[:50]  # nested
+    assert has_foreground[chosen[:300]].mean() == pytest.approx(1 / 3 + 2 / 3 / 10, abs=0.08)
+    assert sorted(foreground_aware(has_foreground[:12], 99)) == [*range(12)]
+    assert not foreground_aware(np.zeros(5, bool), 2)[2:]
 
 
 def test_slices_of_a_volume_begin_in_the_middle_and_spread():

@@ -15,8 +15,9 @@ from data.splits import labelled_count, labelled_exams
 from encoders import hub
 from engine.command_line import parse
 from engine.config import plain, read_config
+from segment.config import SegmentConfig
 from segment.config import demo as demo_unet
-from sweep.analysis.study_files import display_name
+from sweep.analysis.study_files import display_name, start_and_endings
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, run_config
@@ -173,10 +174,13 @@ def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_
     assert not any(job.is_trial for job in jobs_of(**settings, lr=(0.02,)))
 
 
+def averaged() -> SegmentConfig:
+    return replace(SweepConfig().segment, ema_decay=0.9)
+
+
 def test_a_pipeline_with_unlabelled_slices_differs_from_that_without_in_these_alone(tmp_path):
-    averaged = replace(SweepConfig().segment, ema_decay=0.9)
     names = ("specialist", "specialist+unlabelled", "generalist=/a/b.pth+unlabelled")
-    study = {"fractions": (0.5,), "seeds": (3,), "lr": (1e-4, 1e-3), "out": tmp_path, "segment": averaged}
+    study = {"fractions": (0.5,), "seeds": (3,), "lr": (1e-4, 1e-3), "out": tmp_path, "segment": averaged()}
     jobs = jobs_of(pipelines=names, **study)
     assert sum(job.name.startswith("encoders/specialist") for job in jobs) == 1
     pair = [job for job in jobs if job.is_cell and job.key["pipeline"].startswith("specialist")]
@@ -190,6 +194,35 @@ def test_a_pipeline_with_unlabelled_slices_differs_from_that_without_in_these_al
     assert other.folder.name == f"{display_name(names[2])}-n749-seed3"
     assert display_name(names[2]).startswith("generalist=b-")
     assert display_name(names[2]).endswith("+unlabelled")
+
+
+def test_rules_of_selection_are_pipelines_of_their_own_and_next_goes_on_from_the_size_before(tmp_path):
+    study = {"pipelines": ("hierarchical=/a/b.pth", "specialist"), "fractions": (0.02, 0.05, 0.1), "out": tmp_path}
+    jobs = jobs_of(**study, seeds=(3,), selection=("random", "foreground", "next"))
+    assert sum(job.name.startswith("encoders/specialist") for job in jobs) == 1
+    cells = {job.name.removeprefix("cells/"): job for job in jobs if job.is_cell}
+    assert len(cells) == 2 * 3 * 3
+    for number, labels in enumerate((30, 75, 150)):
+        plain_cell, other = cells[f"specialist-n{labels}-seed3"], cells[f"specialist+foreground-n{labels}-seed3"]
+        assert (plain_cell.key["pipeline"], other.key["pipeline"]) == ("specialist", "specialist+foreground")
+        assert replace(other.config, selection="random", out=plain_cell.folder) == plain_cell.config
+        cell = cells[f"specialist+next-n{labels}-seed3"]
+        assert cell.is_gone_on_from == (labels < 150)
+        if number == 0:
+            assert cell.config.selection == "foreground"
+            continue
+        earlier = cells[f"specialist+next-n{(30, 75)[number - 1]}-seed3"]
+        assert (cell.config.selection_run, cell.config.selection_round) == (earlier.folder, (number, 2))
+        assert cell.needs == ("encoders/specialist", earlier.name)
+        moved = replace(cell, config=replace(cell.config, selection_run=tmp_path / "elsewhere"))
+        assert moved.hash == cell.hash
+    name = "hierarchical=/a/b.pth+unlabelled+next"
+    assert display_name(name).endswith("+unlabelled+next")
+    assert start_and_endings(name) == ("hierarchical=/a/b.pth", "+unlabelled+next")
+    with pytest.raises(UserError, match="--selection first goes by the view of a pretrained encoder"):
+        SweepConfig(pipelines=("random+unlabelled",), segment=averaged(), selection=("first",))
+    with pytest.raises(UserError, match="--selection next: rules choose slices"):
+        SweepConfig(label_unit="patient", selection=("next",))
 
 
 @pytest.mark.slow

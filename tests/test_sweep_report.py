@@ -24,7 +24,8 @@ from sweep.report.figures.differences import differences
 from sweep.report.figures.style import INK, MUTED, NARROW, WIDE, drawing, legend, pipeline_styles, selected, to_svg
 from sweep.report.filters import interval, number, p_value, prose
 from sweep.report.page import report
-from sweep.report.study_folder import Facts, read_study, what_was_run
+from sweep.report.settings_table import what_was_run
+from sweep.report.study_folder import Facts, read_study
 from sweep.report.summary import caveats, ranking, sentences
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -158,6 +159,21 @@ def relative_paths(text: str, folder: Path) -> str:
 
 UNLABELLED = "+unlabelled"
 """End of the name of a pipeline whose fine-tuning learns from unlabelled slices as well, by pseudo-labels."""
+SELECTIONS = ("random", "foreground", "first", "next")
+"""Rules by which labelled slices are chosen (`segment --selection`); all but random end a pipeline's name: +next."""
+
+
+def with_selections(pipelines: Sequence[str], selections: Sequence[str]) -> list[str]:
+    """The pipelines of a study with each rule of selection in their names: hierarchical, hierarchical+foreground."""
+    return [name + f"+{rule}" * (rule != "random") for name in pipelines for rule in selections]
+
+
+def start_and_endings(pipeline: str) -> tuple[str, str]:
+    """A pipeline's name in two: hierarchical=FILE+unlabelled+next is hierarchical=FILE and +unlabelled+next."""
+    endings = rf"((?:{re.escape(UNLABELLED)})?(?:\+(?:{'|'.join(SELECTIONS)}))?)$"
+    found = re.search(endings, pipeline)
+    assert found is not None  # it may be empty
+    return pipeline[: found.start()], found[0]
 
 
 def display_name(pipeline: str) -> str:
@@ -165,10 +181,9 @@ def display_name(pipeline: str) -> str:
 
     It is that of the cells' folders; different files stay different.
     """
-    stage, _, source = pipeline.removesuffix(UNLABELLED).partition("=")
-    if not source.startswith("/"):
-        return pipeline
-    return f"{stage}={source_name(source)}" + UNLABELLED * pipeline.endswith(UNLABELLED)
+    start, endings = start_and_endings(pipeline)
+    stage, _, source = start.partition("=")
+    return f"{stage}={source_name(source)}{endings}" if source.startswith("/") else pipeline
 
 
 def source_name(source: str) -> str:

@@ -31,7 +31,8 @@ from sweep.report.figures.pretraining import pretraining
 from sweep.report.figures.steps_reached import steps_reached
 from sweep.report.figures.style import NARROW, WIDE, Styles, pipeline_styles, save, to_svg
 from sweep.report.figures.validation_curves import validation_curves
-from sweep.report.study_folder import Study, read_study, what_was_run
+from sweep.report.settings_table import what_was_run
+from sweep.report.study_folder import Study, read_study
 from sweep.report.summary import caveats, ranking, sentences
 
 Measure = Literal["dice", "jaccard"]

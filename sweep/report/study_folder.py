@@ -19,6 +19,7 @@ from sweep.analysis.study_files import (
     read_results,
     relative_paths,
     require_all_cells,
+    with_selections,
 )
 from sweep.analysis.tables import analyse, scored_split
 from sweep.report.encoder_cards import natural_image_starts, pretraining_lengths
@@ -33,6 +34,8 @@ class Facts:
 
     pipelines: tuple[str, ...]
     """In the order of the study."""
+    selections: int = 1
+    """Number of rules by which labelled slices are chosen."""
     score: str
     """Name of the score: Dice, Jaccard, AUC."""
     unit: str
@@ -122,7 +125,8 @@ def read_study(folder: Path, measure: str | None = None, draws: int = 2000, seed
     settings, results, plan = read_settings(folder), read_results(folder), read_plan(folder)
     settings = read_json(folder / "study.json", _Settings)
     measure = measure or settings.get("measure") or "dice"
-    settings["pipelines"] = [display_name(pipeline) for pipeline in settings["pipelines"]]
+    pipelines = with_selections(settings["pipelines"], settings.get("selection", ["random"]))
+    settings["pipelines"] = [display_name(pipeline) for pipeline in pipelines]
     for job in plan["jobs"]:
         if job.get("pipeline"):
             job["pipeline"] = display_name(job["pipeline"])
@@ -141,6 +145,7 @@ def read_study(folder: Path, measure: str | None = None, draws: int = 2000, seed
     pretraining, is_short = pretraining_lengths(folder)
     facts = Facts(
         pipelines=tuple(name for name in settings["pipelines"] if name in scored),
+        selections=len(settings.get("selection", ["random"])),
         score="AUC" if exams else NAMES[measure],
         unit=plan["unit"],
         split=NAMES.get(split, split),
@@ -149,7 +154,7 @@ def read_study(folder: Path, measure: str | None = None, draws: int = 2000, seed
         seeds=int(tables["by_size"]["seeds"].max()),
         dataset=_dataset(settings, plan["task"], is_synthetic(results)),
         synthetic=is_synthetic(results),
-        settings=f"{run_settings['encoder']}, {_pixels(run_settings['image_size'])}, {_length(run_settings)}",
+        settings=f"{run_settings['encoder']}, {pixels(run_settings['image_size'])}, {length_of(run_settings)}",
         natural_image_starts=dict(natural_image_starts(folder)),
         pretrainings=int(results.groupby("pipeline")["pretrain_seed"].nunique().max()),
         pretraining=pretraining,
@@ -228,6 +233,7 @@ class _Settings(_Data):
     """study.json, as far as the report reads it."""
 
     pipelines: list[str]
+    selection: list[str] = ["random"]
     seeds: list[int]
     pretrain_seeds: list[int]
     pretrain_epochs: list[int] = []
@@ -321,79 +327,12 @@ def _dataset(settings: Mapping[str, Any], task: str, synthetic: bool) -> str:
     return f"a synthetic phantom in the layout of {name}" if synthetic else name
 
 
-def what_was_run(study: Study) -> dict[str, str]:
-    """The settings of a study in words, for the page."""
-    facts, settings = study.facts, study.settings
-    run, pretraining = settings["classify" if study.measure == "auc" else "segment"], settings["pretrain"]
-    sizes = study.results.groupby("labels")["fraction"].first().items()
-    spacing = run.get("spacing_mm")
-    rows = {
-        "Data set": facts.data,
-        "Scored on": f"{facts.count_scored} of the {facts.split} split",
-        "Pipelines": ", ".join(settings["pipelines"]),
-        f"Labelled {facts.unit}": ", ".join(
-            str(labels) if settings.get("sizes") else f"{labels} ({100 * fraction:.2g} %)" for labels, fraction in sizes
-        ),
-        "Seeds": _commas(settings["seeds"])
-        + (" (every subset seed with every training seed)" if settings.get("cross_seeds") else ""),
-        "Encoder": run["encoder"],
-        "Images": _pixels(run["image_size"]) + (f" of {spacing:g} mm" if spacing else ""),
-        "Training": _length(run),
-    }
-    if "labelled_subjects" in study.results:
-        subjects = study.results.groupby("labels")["labelled_subjects"].mean()
-        rows["Mean number of labelled patients"] = ", ".join(f"{count:.3g}" for count in subjects)
-    epochs = {job["stage"]: job["epochs"] for job in study.runs if job.get("stage") in ("specialist", "hierarchical")}
-    if epochs:
-        if counts := settings.get("pretrain_epochs"):
-            whole = ", ".join(f"{count:g} ({stage})" for stage, count in epochs.items())
-            whole = f"{pretraining['steps']:,} steps" if pretraining["steps"] else f"{whole} epochs"
-            length = f"{_commas(counts)} epochs of a schedule of {whole}"
-        elif pretraining["steps"]:
-            length = f"{pretraining['steps']:,} steps"
-        else:
-            length = ", ".join(f"{count:g} epochs ({stage})" for stage, count in epochs.items())
-        size = _pixels(pretraining["image_size"])
-        masked = ["masked"] if any(each.startswith("masked") for each in settings["pipelines"]) else []
-        methods = ", ".join(dict.fromkeys([pretraining.get("method", "byol"), *masked]))
-        rows[f"Domain pretraining ({methods})"] = f"{length} with batch size {pretraining['batch_size']}, {size}"
-    if facts.natural_image_starts:
-        rows["Natural-image start"] = "; ".join(facts.natural_image_starts)
-    if rates := _rates(study):
-        rows["Learning rate"] = rates
-    if run.get("keep_largest_component") == "yes":
-        rows["Predictions"] = "only the largest connected component of each volume's foreground is kept"
-    if len(settings["pretrain_seeds"]) > 1:
-        rows["Pretraining seeds"] = _commas(settings["pretrain_seeds"])
-    if "versions" in study.results:
-        rows["Versions"] = str(study.results["versions"].iloc[0]).replace(" ", ", ").replace("=", " ")
-    return rows
-
-
-def _rates(study: Study) -> str:
-    """The learning rate of each pipeline and how it was chosen; empty if all have one rate."""
-    tried = study.settings.get("lr") or []
-    if len(tried) < 2 or "lr" not in study.results:
-        return ""
-    rates = study.results.groupby("pipeline", sort=False)["lr"].first()
-    texts = [f"{rate:g} ({pipeline})" for pipeline, rate in rates.items()]
-    unit = study.facts.unit_scored
-    how = f"each the best of {_commas([f'{rate:g}' for rate in tried])} on a third of the labelled training {unit}"
-    ends = [f"{pipeline}: {'highest' if rate == max(tried) else 'lowest'}" for pipeline, rate in rates.items()
-            if rate in (min(tried), max(tried))]  # fmt: skip
-    edge = f"; at the edge of those tried, so that a better one may lie beyond: {', '.join(ends)}" if ends else ""
-    return f"{', '.join(texts)}, {how}, which nothing reported was scored on{edge}"
-
-
-def _commas(values: Sequence[Any]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _pixels(size: int | Sequence[int]) -> str:
+def pixels(size: int | Sequence[int]) -> str:
+    """The side or sides of an image in words."""
     return f"{size} pixels" if isinstance(size, int) else f"{size[0]} x {size[1]} pixels"
 
 
-def _length(run: Mapping[str, Any]) -> str:
+def length_of(run: Mapping[str, Any]) -> str:
     """Length of a cell's training."""
     length = f"{run['steps']:,} steps" if run["steps"] else f"{run['epochs']:g} epochs"
     return f"{length} with batch size {run['batch_size']}"

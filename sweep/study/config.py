@@ -21,7 +21,7 @@ from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
-from sweep.analysis.study_files import UNLABELLED
+from sweep.analysis.study_files import UNLABELLED, with_selections
 from sweep.imbalance.config import ImbalanceConfig
 
 PIPELINES = ("random", "generalist", "specialist", "hierarchical")
@@ -64,6 +64,10 @@ class SweepConfig(Settings):
     of them also with +unlabelled at its end, e.g. hierarchical+unlabelled: the U-Net learns from unlabelled slices as
     well (`python -m segment --unlabelled`). For exams with a 3D encoder also kinetics: torchvision's weights of
     videos."""
+    selection: Annotated[tuple[Literal["random", "foreground", "first", "next"], ...], MayGrow] = ("random",)
+    """Rules by which labelled slices are chosen (segment only, see `python -m segment --selection`); every pipeline is
+    trained with each. `next` chooses the slices of each size with the network of the size before, those of the
+    smallest as `foreground`, the baseline that the other rules have to beat."""
     fractions: Annotated[tuple[float, ...], MayGrow] = FRACTIONS
     """Shares of the labelled training slices (patients, exams), each in (0, 1]."""
     sizes: Annotated[tuple[int, ...], MayGrow] = ()
@@ -159,6 +163,7 @@ class SweepConfig(Settings):
                     f"--pipelines kinetics: these are weights of {', '.join(VIDEO_ENCODERS)}; pass --task classify "
                     f"--classify.encoder {VIDEO_ENCODERS[0]} --pretrain.encoder {VIDEO_ENCODERS[0]}"
                 )
+        self._refuse_unsuitable_selections()
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
                 raise UserError(f"--fractions {fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
@@ -205,6 +210,18 @@ class SweepConfig(Settings):
                 "comparable; pass --segment.ema-decay 0.99"
             )
 
+    def _refuse_unsuitable_selections(self) -> None:
+        if self.selection != ("random",) and (self.task == "classify" or self.label_unit != "slice"):
+            raise UserError(
+                f"--selection {' '.join(self.selection)}: rules choose slices; leave it out with --task classify and "
+                "with --label-unit patient"
+            )
+        if "first" in self.selection and any(name.partition("+")[0] == "random" for name in self.pipelines):
+            raise UserError(
+                "--selection first goes by the view of a pretrained encoder: leave random out of --pipelines, or first "
+                "out of --selection"
+            )
+
     def _refuse_unsafe_settings_of_slurm(self) -> None:
         """Refuse what is no name of a partition or resource: Slurm's settings become lines of a batch script."""
         for name in ("slurm_partition", "slurm_gres"):
@@ -241,6 +258,11 @@ class SweepConfig(Settings):
         """The settings of the study that all its runs share, if they have them: data set, device, precision, test."""
         names = {f.name for f in dataclasses.fields(self)} - {*marked(SweepConfig, OfStudyAlone)}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(config) if f.name in names}
+
+    @property
+    def arms(self) -> list[str]:
+        """What is compared: every pipeline with every rule of selection, by the names of the results."""
+        return with_selections(self.pipelines, self.selection)
 
     @property
     def run_config(self) -> SegmentConfig | ClassifyConfig:

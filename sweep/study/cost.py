@@ -52,7 +52,8 @@ def probe(cfg: SweepConfig, job: Job) -> tuple[float, float]:
     """Seconds of an optimiser step, and of a scoring of the validation split, of one cell from random weights."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "probe"
-        short = {"steps": PROBE_STEPS, "evaluate_every": PROBE_STEPS, "checkpoint_every": 0}
+        short: dict[str, Any] = {"steps": PROBE_STEPS, "evaluate_every": PROBE_STEPS, "checkpoint_every": 0}
+        short |= {"selection": "random", "selection_run": None} if cfg.task == "segment" else {}
         config: Any = replace(job.config, out=out, init="random", **short)  # type: ignore[arg-type]
         run_job(replace(job, config=config, trials=()), threads=cfg.threads)
         result = json.loads((out / "result.json").read_text())

@@ -16,7 +16,7 @@ from encoders.card import UNET
 from engine.config import result_settings
 from pretrain.config import OF_METHODS, PretrainConfig
 from segment.config import SegmentConfig
-from sweep.analysis.study_files import UNLABELLED, source_name
+from sweep.analysis.study_files import UNLABELLED, source_name, start_and_endings, with_selections
 from sweep.study.config import SweepConfig
 from sweep.study.rates import fraction_to_try
 
@@ -37,6 +37,8 @@ class Job:
     """Names of the jobs that must be finished first."""
     trials: tuple[tuple[float, Path], ...] = ()
     """Learning rate and folder of the trials that decide on a cell's rate; none: that of `config`."""
+    is_gone_on_from: bool = False
+    """Whether another cell chooses its labels by this one's network, which is kept for it."""
     key: dict[str, Any]
     """pipeline, pretrain_epochs, pretrain_seed, fraction, labels, subset_seed, seed of a cell, of several folds also
     fold; empty for the others."""
@@ -61,8 +63,9 @@ class Job:
     def hash(self) -> str:
         """Digest of all that affects the result."""
         # the initial weights are named by the jobs that make them: a path differs between machines
-        weights = {name: "" for name in ("init", "generalist") if hasattr(self.config, name)}
-        settings = result_settings(replace(self.config, **weights))  # type: ignore[arg-type]
+        weights: dict[str, Any] = {name: "" for name in ("init", "generalist") if hasattr(self.config, name)}
+        weights |= {"selection_run": Path()} if getattr(self.config, "selection_run", None) else {}
+        settings = result_settings(replace(self.config, **weights))
         return hashlib.sha256(json.dumps([settings, self.key, self.needs], sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -99,14 +102,17 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
     encoders: dict[str, Job] = {}
     starts = {name: _starts(cfg, name.removesuffix(UNLABELLED), encoders, of_fold) for name in cfg.pipelines}
     trials = {name: _trials(cfg, name, starts[name], total, of_fold) for name in cfg.pipelines}
-    count = len(pairs) * len(sizes) * sum(map(len, starts.values()))
+    count = len(pairs) * len(sizes) * len(cfg.selection) * sum(map(len, starts.values()))
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
-    cells = []
-    for (subset_seed, seed), (labels, fraction), pipeline in product(pairs, sizes.items(), cfg.pipelines):
+    cells: dict[str, Job] = {}
+    before: dict[str, Job] = {}  # of the size before, by the name without size
+    combined = product(pairs, sizes.items(), cfg.pipelines, cfg.selection)
+    for (subset_seed, seed), (labels, fraction), pipeline, rule in combined:
         for start in starts[pipeline]:
+            (arm,) = with_selections([pipeline], [rule])
             key = {
-                "pipeline": pipeline,
+                "pipeline": arm,
                 "pretrain_epochs": start.epochs,
                 "pretrain_seed": start.seed,
                 "fraction": fraction,
@@ -115,22 +121,35 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
                 "seed": seed,
             }
             key |= {} if fold is None else {"fold": fold}
-            name = "-".join(["cells/" + _slug(pipeline) + start.suffix, f"n{labels}", f"seed{seed}"])
-            if cfg.cross_seeds:
-                name += f"-subset{subset_seed}"
-            name += of_fold
+            ends = [f"seed{seed}" + (f"-subset{subset_seed}" if cfg.cross_seeds else "") + of_fold]
+            name = "-".join(["cells/" + _slug(arm) + start.suffix, f"n{labels}", *ends])
             settings = {"seed": seed, "subset_seed": subset_seed, "labelled_fraction": fraction, "init": start.init}
+            needs = (*start.needs, *(trial.name for trial in trials[pipeline]))
             if cfg.task == "segment":
                 # the report shows masks of the largest size only, and drawing them takes time
                 drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
                 settings |= {"label_unit": cfg.label_unit, "figures": drawn}
                 settings |= {"unlabelled": pipeline.endswith(UNLABELLED)}
+                earlier = before.get("-".join([_slug(arm) + start.suffix, *ends])) if rule == "next" else None
+                settings |= _selecting(rule, earlier, [*sizes].index(labels), len(sizes) - 1)
+                if earlier:
+                    needs += (earlier.name,)
+                    cells[earlier.name] = replace(earlier, is_gone_on_from=True)
             settings |= {"lr": cfg.lr[0]} if len(cfg.lr) == 1 else {}
             config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
-            needs = (*start.needs, *(trial.name for trial in trials[pipeline]))
             tried = tuple(zip(cfg.lr, (trial.folder for trial in trials[pipeline]), strict=False))
-            cells.append(Job(name=name, config=config, needs=needs, trials=tried, key=key))
-    return [*encoders.values(), *chain(*trials.values()), *cells]
+            job = cells[name] = Job(name=name, config=config, needs=needs, trials=tried, key=key)
+            before["-".join([_slug(arm) + start.suffix, *ends])] = job
+    return [*encoders.values(), *chain(*trials.values()), *cells.values()]
+
+
+def _selecting(rule: str, earlier: Job | None, number: int, rounds: int) -> dict[str, Any]:
+    """Settings of a cell's rule of selection; `earlier` is that of the size before, of which this is round `number`."""
+    if rule != "next":
+        return {"selection": rule}
+    if earlier is None:
+        return {"selection": "foreground"}
+    return {"selection": "next", "selection_run": earlier.folder, "selection_round": (number, rounds)}
 
 
 @dataclass(frozen=True)
@@ -259,7 +278,8 @@ def unit(cfg: SweepConfig) -> str:
 
 def _slug(name: str) -> str:
     """A pipeline or source as part of a file's name; different paths stay different."""
-    stage, equals, source = name.removesuffix(UNLABELLED).rpartition("=")
+    start, endings = start_and_endings(name)
+    stage, equals, source = start.rpartition("=")
     if "/" in source:
         source = source_name(source)
-    return stage + equals + source + UNLABELLED * name.endswith(UNLABELLED)
+    return stage + equals + source + endings

@@ -45,7 +45,7 @@ def tidy(job: Job, *, keep_model: bool) -> None:
         return
     if job.is_cell or job.is_trial:
         (job.folder / "checkpoint.pt").unlink(missing_ok=True)
-        if job.is_trial or not keep_model:
+        if job.is_trial or not (keep_model or job.is_gone_on_from):
             (job.folder / "model.safetensors").unlink(missing_ok=True)
     remove_leftovers(job.folder, alone=True)
     _unfinished(job).unlink(missing_ok=True)

@@ -199,6 +199,11 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
         raise UserError(f"{cfg.out} holds another study ({what}); add to it with --extend, or choose another --out")
     if not changed:
         return cfg
+    if "next" in before.selection and (was["sizes"], was["fractions"]) != (now["sizes"], now["fractions"]):
+        raise UserError(
+            f"the study in {cfg.out} has --selection next, where each size goes on from the one before: no size can be "
+            "added; choose another --out"
+        )
     if bool(was["folds"]) != bool(now["folds"]):
         raise UserError(f"the study in {cfg.out} was begun with{'' if was['folds'] else 'out'} --folds; keep it so")
     if bool(was["sizes"]) != bool(now["sizes"]):

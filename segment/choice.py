@@ -14,6 +14,9 @@ STRATIFIED = 0.66
 """Share of the slices of a later round that is chosen class by class (ClaSP PE, arXiv 2601.13677)."""
 SHARPNESS = (1.0, 100.0)
 """Inverse scale of the noise in the first and in the last round; it grows geometrically (ClaSP PE)."""
+FROM_FOREGROUND = 1 / 3
+"""Share of foreground-aware draws that are made among the slices with foreground alone (nnActive, arXiv 2511.19183,
+whose draws are of patches: a sixth about foreground and a sixth about class borders)."""
 
 
 def typical_subjects(features: np.ndarray, count: int, seed: int = 0) -> list[tuple[int, str]]:
@@ -39,6 +42,31 @@ def typical_subjects(features: np.ndarray, count: int, seed: int = 0) -> list[tu
         most_typical = members[nearest.mean(axis=1).argmin()] if len(members) > 1 else members[0]
         what = f"most typical of {len(members)} alike subjects" if len(members) > 1 else "unlike all other subjects"
         chosen.append((int(most_typical), what))
+    return chosen
+
+
+def foreground_aware(has_foreground: np.ndarray, count: int, seed: int = 0) -> list[int]:
+    """Slices at random, a third of the draws among those with foreground: what rules of choice have to beat.
+
+    Fewer slices of one seed are the first of more.
+
+    Args:
+        has_foreground: (slices,) bool.
+        count: number of slices to choose, at most all.
+        seed: random seed of the draws.
+
+    Returns:
+        The slices in the order of choice.
+    """
+    rng = np.random.default_rng(seed)
+    left = dict.fromkeys(rng.permutation(len(has_foreground)).tolist())  # the order in which they are drawn
+    foreground = [k for k in left if has_foreground[k]]
+    chosen: list[int] = []
+    for among_foreground in rng.random(min(count, len(left))) < FROM_FOREGROUND:
+        pick = next((k for k in foreground if k in left), None) if among_foreground else None
+        pick = next(iter(left)) if pick is None else pick
+        chosen.append(pick)
+        del left[pick]
     return chosen
 
 

@@ -1,0 +1,140 @@
+"""`segment --selection`, and the rules as a dimension of a study."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_study, run_here
+
+from core.errors import UserError
+from data.augment import Augmentation
+from data.slices import Dataset
+from data.sources import AcdcSource, open_slices
+from encoders.build import build_encoder
+from encoders.weights import save_encoder
+from segment.config import SegmentConfig
+from segment.selection import labelled_rows
+from segment.training import run
+from sweep.report.settings_table import what_was_run
+from sweep.report.study_folder import read_study
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+KEYS = ["file", "slice"]
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("encoder")
+    facts = {"norm": "batch", "network": "target", "normalisation": {"over": "image"}, "lineage": []}
+    return save_encoder(build_encoder("resnet10t"), folder, name="resnet10t", in_channels=1, **facts)
+
+
+def settings(root: Path, **changes) -> SegmentConfig:
+    few = {"encoder": "resnet10t", "image_size": 32, "steps": 2, "batch_size": 4, "evaluate_every": 2, "figures": False}
+    few |= {"augmentation": Augmentation(crop="fixed", foreground=1.0), "labelled_fraction": 0.25, "subset_seed": 5}
+    return SegmentConfig(data=AcdcSource(data_root=root), **(few | changes))
+
+
+def chosen(cfg: SegmentConfig, dataset: Dataset | None = None) -> pd.DataFrame:
+    dataset = dataset or open_slices(cfg.data)
+    rows = labelled_rows(cfg, dataset, CPU)
+    assert (np.diff(rows) > 0).all()
+    table = dataset.table.iloc[rows]
+    assert set(table["split"]) == {"train"}
+    assert table["labelled"].all()
+    return table
+
+
+def test_every_rule_gives_as_many_slices_that_train(tiny_acdc, encoder):
+    random = chosen(settings(tiny_acdc))
+    foreground = chosen(settings(tiny_acdc, selection="foreground"))
+    first = chosen(settings(tiny_acdc, selection="first", init=str(encoder)))
+    assert len(random) == len(foreground) == len(first) == 6
+    assert {*first.index} != {*random.index}
+    again = chosen(settings(tiny_acdc, selection="first", init=str(encoder)))
+    assert list(again.index) == list(first.index)
+
+
+def test_foreground_aware_draws_go_to_slices_with_foreground(tiny_acdc):
+    dataset = open_slices(AcdcSource(data_root=tiny_acdc))
+    train = np.flatnonzero((dataset.table["split"] == "train") & dataset.table["labelled"])
+    values = dataset.table["label_values"].to_numpy(object, copy=True)
+    values[train] = "0"
+    values[train[::6]] = "0 2"
+    sparse = replace(dataset, table=dataset.table.assign(label_values=values))
+    counts = {
+        rule: sum(
+            (chosen(settings(tiny_acdc, selection=rule, subset_seed=seed), sparse)["label_values"] == "0 2").sum()
+            for seed in range(20)
+        )
+        for rule in ("random", "foreground")
+    }
+    assert counts["foreground"] > counts["random"] + 10
+
+
+def test_first_takes_one_volume_of_each_subject_middle_slices_included(tiny_acdc, encoder):
+    table = chosen(settings(tiny_acdc, selection="first", init=str(encoder), labelled_fraction=1 / 24))
+    (row,) = table.itertuples()
+    dataset = open_slices(AcdcSource(data_root=tiny_acdc))
+    volume = dataset.table[dataset.table["file"] == row.file]
+    assert row.slice == len(volume) // 2
+    most = chosen(settings(tiny_acdc, selection="first", init=str(encoder), labelled_fraction=0.5))
+    assert most.groupby("subject")["file"].nunique().eq(1).all()
+    with pytest.raises(UserError, match=r"one volume of each training subject, 12 slices in all: ask for"):
+        chosen(settings(tiny_acdc, selection="first", init=str(encoder), labelled_fraction=1.0))
+
+
+@pytest.mark.slow
+def test_next_keeps_the_labels_of_its_run_and_adds_what_that_is_unsure_of(tiny_acdc, tmp_path):
+    cfg = settings(tiny_acdc, out=tmp_path / "run", selection="foreground")
+    run(cfg)
+    before = pd.read_csv(tmp_path / "run/labelled_slices.csv")[KEYS]
+    following = settings(tiny_acdc, selection="next", selection_run=tmp_path / "run", labelled_fraction=0.5)
+    after = chosen(following)
+    assert len(after) == 12
+    assert len(after[KEYS].merge(before)) == len(before) == 6
+    with pytest.raises(UserError, match=r"trained on 6 slices, more than the 2 that are wanted"):
+        chosen(replace(following, labelled_fraction=0.1))
+    with pytest.raises(UserError, match="is no finished run of python -m segment"):
+        chosen(replace(following, selection_run=tmp_path))
+    dataset = open_slices(cfg.data)
+    swapped = dataset.table["split"].replace({"train": "val", "val": "train"})
+    with pytest.raises(UserError, match="pass a run on the same data and split"):
+        chosen(following, replace(dataset, table=dataset.table.assign(split=swapped)))
+
+
+def test_settings_that_do_not_go_together():
+    with pytest.raises(UserError, match="--selection next goes on from a run"):
+        SegmentConfig(selection="next")
+    with pytest.raises(UserError, match="--selection next goes on from a run"):
+        SegmentConfig(selection_run=Path("run"))
+    with pytest.raises(UserError, match="--selection first goes by the view of a pretrained encoder"):
+        SegmentConfig(selection="first")
+    with pytest.raises(UserError, match="--selection foreground chooses slices"):
+        SegmentConfig(selection="foreground", label_unit="patient")
+    with pytest.raises(UserError, match="--selection-round 3 2"):
+        SegmentConfig(selection_round=(3, 2))
+
+
+@pytest.mark.slow
+def test_a_study_of_rules(tiny_acdc, tmp_path):
+    rules = ("random", "foreground", "next")
+    cfg = make_study(tiny_acdc, tmp_path / "out", pipelines=("random",), seeds=(0,), selection=rules)
+    run_here(cfg)
+    results = pd.read_csv(cfg.out / "results.csv")
+    assert list(results["pipeline"].unique()) == ["random", "random+foreground", "random+next"]
+    assert results.groupby("labels")["labelled_slices"].nunique().eq(1).all()
+    labelled = {
+        name: set(map(tuple, pd.read_csv(cfg.out / f"cells/random{name}-seed0/labelled_slices.csv")[KEYS].to_numpy()))
+        for name in ("+foreground-n2", "+next-n2", "+next-n12")
+    }
+    assert labelled["+foreground-n2"] == labelled["+next-n2"] < labelled["+next-n12"]
+    assert [file.parent.name for file in cfg.out.glob("cells/*/model.safetensors")] == ["random+next-n2-seed0"]
+    study = read_study(cfg.out, draws=50)
+    assert (study.facts.pipelines, study.facts.selections) == (tuple(results["pipeline"].unique()), 3)
+    assert what_was_run(study)["Pipelines"] == "random, random+foreground, random+next"
