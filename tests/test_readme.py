@@ -1,12 +1,14 @@
-"""Every command that the README prints runs, with the smallest settings, in the order of its section.
+"""Every command that the README and the pages of docs/ print runs, with the smallest settings, page by page.
 
-The placeholders ACDC, MRNET, DIR, FILE_OR_DIR, OUT and RUN become tiny data sets and runs; `imagenet` becomes a file in
-torchvision's layout, as tests need no network. Commands that install something or start the tests are only looked up.
+The placeholders ACDC, MRNET, DIR, SCANS, FILE_OR_DIR, OUT, ENCODER and RUN become tiny data sets, files and runs;
+`imagenet` becomes a file in torchvision's layout, as tests need no network. Commands that install something or start
+the tests are only looked up.
 """
 
 import importlib.util
 import re
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -14,6 +16,8 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -48,41 +52,54 @@ SMALLEST = {
 
 
 class Command(NamedTuple):
-    section: str
+    page: str
     text: str
 
 
+OF_SITE = re.findall(r"(\w+\.md)", (ROOT / "mkdocs.yml").read_text())
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in OF_SITE)]
+
+
 def printed_commands() -> Iterator[Command]:
-    """The commands of `sh` blocks, continued lines joined, and whole commands in the cells of tables."""
-    for part in (ROOT / "README.md").read_text().split("\n## ")[1:]:
-        section, _, text = part.partition("\n")
+    """The commands of `sh` blocks, continued lines joined, and whole commands in the cells of tables.
+
+    The tables of docs/methods.md describe commands and are left out.
+    """
+    for page in PAGES[:-1]:
+        text = page.read_text()
         for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 if words := shlex.split(line, comments=True):
-                    yield Command(section, shlex.join(words))
+                    yield Command(page.stem, shlex.join(words))
         for row in re.findall(r"^\|.*\|$", text, re.MULTILINE):
-            yield from (Command(section, text) for text in re.findall(r"`(python -m [^`]+)`", row))
+            yield from (Command(page.stem, text) for text in re.findall(r"`(python -m [^`]+ [^`]+)`", row))
 
 
 COMMANDS = list(printed_commands())
-SECTIONS = list(dict.fromkeys(command.section for command in COMMANDS))
+OF_PAGES = list(dict.fromkeys(command.page for command in COMMANDS))
 
 
 def test_every_code_block_is_tested():
-    text = (ROOT / "README.md").read_text()
-    assert set(re.findall(r"^```(\w+)", text, re.MULTILINE)) == {"sh"}
-    assert len(COMMANDS) > 15
-    assert {"Two commands", "Pipelines", "Your own data", "Whole exams: knee MRI"} <= set(SECTIONS)
+    for page in PAGES[:-1]:
+        assert set(re.findall(r"^```(\w+)", page.read_text(), re.MULTILINE)) <= {"sh"}, page.name
+    assert len(COMMANDS) > 25
+    assert {"README", "tutorial", "data", "pipelines", "labelling", "studies", "exams", "papers"} == set(OF_PAGES)
 
 
-def test_links_and_folders_exist():
-    text = (ROOT / "README.md").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (ROOT / target).exists(), target
-    tree = re.search(r"## The tree\n\n```\n(.*?)```", text, re.DOTALL)
-    assert tree
-    for folder in re.findall(r"^(\w+)/", tree[1], re.MULTILINE):
-        assert (ROOT / folder).is_dir(), folder
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+def test_links_exist():
+    """mkdocs checks those of docs/ once more; it does not know the README."""
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_sites_index():
+    assert PAGES[-1].name == "methods.md"
+    assert {page.name for page in PAGES[1:]} == {file.name for file in (ROOT / "docs").glob("*.md")}
 
 
 def test_commands_that_are_not_run_exist():
@@ -105,33 +122,57 @@ HELPS = [
 
 @pytest.mark.slow
 def test_printed_options_exist(monkeypatch, capsys):
-    """Options in the text and in docs/methods.md as well."""
+    """Options in the text as well."""
     monkeypatch.setenv("COLUMNS", "400")
     offered: set[str] = set()
     for module, *arguments in HELPS:
         with pytest.raises(SystemExit):
             run_module(module, [*arguments, "--help"], monkeypatch)
         offered |= set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out.replace("_", "-")))
-    for file in ("README.md", "docs/methods.md"):
-        printed = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", (ROOT / file).read_text()))
-        assert not printed - offered - FOREIGN - {"--help"}, file
+    for page in PAGES:
+        printed = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", page.read_text()))
+        assert not printed - offered - FOREIGN - {"--help"}, page.name
 
 
 @pytest.fixture(scope="module")
 def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("readme")
     write_mrnet(folder / "knees", exams=12, seed=0)
-    patient = str(tiny_acdc / "training" / "patient002")
+    write_folder(tiny_acdc, folder / "own")
+    shutil.copytree(tiny_acdc, folder / "scans")
+    for number in (3, 4, 5, 6):
+        for file in (folder / "scans").glob(f"training/patient00{number}/*_gt.nii.gz"):
+            file.unlink()
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18().state_dict(), folder / "imagenet.pth")
     return {
         "ACDC": str(tiny_acdc),
         "MRNET": str(folder / "knees"),
-        "FILE_OR_DIR": patient,
-        "DIR": patient,
+        "FILE_OR_DIR": str(folder / "own/images"),
+        "DIR": str(folder / "own"),
+        "SCANS": str(folder / "scans"),
+        "ENCODER": str(folder / "imagenet.pth"),
         "OUT": str(folder / "masks"),
         "imagenet": str(folder / "imagenet.pth"),
     }
+
+
+def write_folder(acdc: Path, root: Path) -> None:
+    """The labelled frames of ACDC files as images/ and labels/ of the same names."""
+    for label in acdc.rglob("*_gt.nii.gz"):
+        name = label.name.replace("_gt", "")
+        for kind, file in (("images", label.with_name(name)), ("labels", label)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, root / kind / name)
+
+
+def draw_masks(plan: Path) -> None:
+    """Stand in for the person who draws the masks of a plan: a square in each slice."""
+    for file in (plan / "masks").iterdir():
+        mask = nib.load(file)
+        values = np.zeros(mask.shape, np.uint8)
+        values[10:14, 10:14] = 1
+        nib.Nifti1Image(values, mask.affine, mask.header).to_filename(file)
 
 
 def write_published_byol(file: Path) -> None:
@@ -174,6 +215,8 @@ def execute(command: str, placeholders: dict[str, str], monkeypatch) -> None:
     words = shlex.split(command.removeprefix("uv run "))
     module, arguments = (words[2], words[3:]) if words[:2] == ["python", "-m"] else (words[1], words[2:])
     arguments = [newest_run(Path.cwd()) if word == "RUN" else placeholders.get(word, word) for word in arguments]
+    if arguments[:1] == ["collect"]:
+        draw_masks(Path(arguments[arguments.index("--plan") + 1]))
     for word in arguments:
         if word.startswith("resnet50_byol") and not Path(word).exists():
             write_published_byol(Path(word))
@@ -198,19 +241,14 @@ def run_in_this_process(jobs, report, **_) -> None:
         report(job, "done")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """The working folder of all sections."""
-    return tmp_path_factory.mktemp("here")
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("section", SECTIONS)
-def test_commands_run_as_printed(section, placeholders, folder, monkeypatch):
+@pytest.mark.parametrize("page", OF_PAGES)
+def test_commands_run_as_printed(page, placeholders, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp(page)
     monkeypatch.setenv("FEWSLICE_CACHE", str(folder / "cache"))
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sweep.study.local.run_locally", run_in_this_process)
     for command in COMMANDS:
-        if command.section == section and not command.text.startswith(ONLY_LOOKED_UP):
+        if command.page == page and not command.text.startswith(ONLY_LOOKED_UP):
             print("$", command.text)
             execute(command.text, placeholders, monkeypatch)
