@@ -1,6 +1,8 @@
 """Peak memory of `python -m segment.predict` as files grow in number and in size."""
 
+import io
 import tempfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import nibabel as nib
@@ -87,5 +89,6 @@ def peak_of(runs: list[Path], images: Path | None, folder: Path) -> float:
     else:
         out = folder / f"{images.name}-{len(runs)}"
         maps = folder / f"{out.name}-maps" if len(runs) > 1 else None
-        predict(Predict(run=tuple(runs), input=images, output=out, uncertainty=maps, device="cpu"))
+        with redirect_stdout(io.StringIO()):
+            predict(Predict(run=tuple(runs), input=images, output=out, uncertainty=maps, device="cpu"))
     return resident_mb(peak=True)

@@ -275,11 +275,14 @@ def _print(table: pd.DataFrame, output: Path) -> None:
     console = terminal()
     classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
     if not table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all():
-        summary = table_of("volumes", "file", "phase", "frame", *(f"{name} mL" for name in classes))
+        heads = [*(f"{name} mL" for name in classes), *["predicted Dice"] * ("predicted_dice" in table)]
+        summary = table_of("volumes", "file", "phase", "frame", *heads)
         is_single = table.groupby("file")["frame"].transform("size") == 1
         for _, row in table[(table["phase"] != "") | is_single].iterrows():
-            volumes = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
-            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *volumes)
+            numbers = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
+            predicted = [row["predicted_dice"]] if "predicted_dice" in row else []
+            numbers += ["–" if np.isnan(value) else f"{value:.2f}" for value in predicted]
+            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *numbers)
         if summary.row_count:
             console.print(summary)
         for chamber in (name for name in ("LV", "RV") if name in classes):
