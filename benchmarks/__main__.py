@@ -20,7 +20,7 @@ from benchmarks.machine import describe, in_fresh_process, keep_bytecode, load
 from benchmarks.outcome import Outcome, Row, outcome_of
 from core.command_line import parse_command
 
-Name = Literal["open", "views", "step", "evaluation", "study", "scale", "gpu"]
+Name = Literal["open", "views", "step", "evaluation", "prediction", "study", "scale", "gpu"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 
 from classify.config import ClassifyConfig
 from classify.model import Combination, log_odds
+from classify.run_page import run_page
 from classify.scoring import write_scores
 from classify.training import choose_threshold, prepare, run_plane
 from core.errors import UserError
@@ -23,6 +24,7 @@ from data.sources import MrnetSource
 from engine.devices import make_fabric, show_messages
 from engine.model_file import write_card
 from engine.run_folder import RunFolder
+from engine.run_page import write_run_page
 
 log = logging.getLogger("fewslice")
 
@@ -74,6 +76,7 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             }
         result["seconds"] = time.perf_counter() - began
         result = run.write_result(result)
+        write_run_page(run, cfg, lambda: run_page(cfg, run.path, result))
     fabric.barrier()
     return result
 

@@ -1,5 +1,6 @@
 """Print the scores of a finished classifier run."""
 
+from pathlib import Path
 from shlex import quote
 from typing import Any
 
@@ -29,11 +30,20 @@ def print_result(result: dict[str, Any], cfg: ClassifyConfig) -> None:
     console.print(table)
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
-    folder, data = cfg.run_folder, cfg.data.data_root or "DIR"
-    files = ("result.json", "per_exam.csv", "roc.png", "calibration.png")
+    folder = cfg.run_folder
+    predict, compare = next_commands(folder, cfg.data.data_root).values()
+    files = ("result.json", "per_exam.csv", "roc.png", "calibration.png", "report.html")
     console.print(
         f"result:  {folder}: {', '.join(file for file in files if (folder / file).exists())}\n"
-        f"next:    python -m classify.predict --run {quote(str(folder))} --input {quote(str(data))}\n"
-        f"         python -m classify.compare {quote(str(folder))} OTHER_RUN",
+        f"next:    {predict}\n         {compare}",
         soft_wrap=True,
     )
+
+
+def next_commands(folder: Path, data: Path | None) -> dict[str, str]:
+    """The commands that come after a finished run, by what they do."""
+    run = quote(str(folder))
+    return {
+        "Classify other exams": f"python -m classify.predict --run {run} --input {quote(str(data or 'DIR'))}",
+        "Compare with another classifier": f"python -m classify.compare {run} OTHER_RUN",
+    }

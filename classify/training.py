@@ -17,6 +17,7 @@ from torch import nn
 from classify.config import ClassifyConfig
 from classify.explain import explain_exams
 from classify.model import Classifier, ModelCard, build_classifier, load_classifier
+from classify.run_page import run_page
 from classify.scoring import highest, probabilities, score_table, validate, write_scores
 from classify.statistics import youden_threshold
 from core.errors import UserError
@@ -37,6 +38,7 @@ from engine.loop import Metrics
 from engine.model_file import name_of_init, save_model, write_card
 from engine.optimisers import warmup_cosine
 from engine.run_folder import RunFolder
+from engine.run_page import write_run_page
 from engine.sampler import sampler_of
 from engine.supervised import Task, fit, say_start
 
@@ -144,6 +146,7 @@ def run_plane(
             result |= _score(cfg, fabric, run.path, exams)
         result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
         result = run.write_result(result)
+        write_run_page(run, cfg, lambda: run_page(cfg, run.path, result))
     fabric.barrier()
     return result
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "pretrain": "pretrain an encoder on unlabelled images",
     "segment": "train a U-Net on few labels and score whole volumes",
     "segment.predict": "write label maps of images with a trained U-Net",
+    "segment.agreement": "check the predicted Dice of an ensemble against references",
     "segment.evaluate": "score a folder of masks against a folder of reference masks",
     "classify": "train a classifier of exams and score it with intervals",
     "classify.predict": "write probabilities of exams with a trained classifier",

@@ -5,7 +5,7 @@ Reads every file, one at a time, goes on past bad ones, and ends with exit code 
 
 import logging
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +17,13 @@ from rich.text import Text
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
-from core.files import write_json
+from core.files import write_json, write_text
 from core.progress import progress
 from core.settings import Settings
 from core.terminal import terminal
-from core.text import printable
 from data.duplicates import duplicate_findings, fingerprint
+from data.inspect_page import picture_of, pictured, render, sample_of
+from data.inspection import Report
 from data.readers.acdc import missing_halves
 from data.readers.discovery import discover
 from data.readers.folder import description_of
@@ -35,7 +36,7 @@ from data.readers.geometry import (
     plane,
     stored_spacing,
 )
-from data.readers.images import Volume, VolumeShape, one_channel, read_volume
+from data.readers.images import Volume, one_channel, read_volume
 from data.readers.label_maps import (
     IGNORED,
     LabelMap,
@@ -49,7 +50,7 @@ from data.sources import find_root
 from data.splits import SPLITS, refuse_overlap
 
 PERCENTILES = (0.5, 50, 99.5)
-EXAMPLES = ("--data-root ACDC", "--dataset folder --data-root DIR --json report.json")
+EXAMPLES = ("--data-root ACDC", "--dataset folder --data-root DIR --json report.json --html report.html")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,31 +77,9 @@ class Inspect(Settings):
     """Value from which a pixel of a grey mask is foreground (folder only); default: masks hold class indices."""
     json: Path | None = None
     """Also write the report to this file."""
-
-
-@dataclass
-class Report:
-    """What was found in a data set: ``problems`` make files unfit for training, ``warnings`` do not."""
-
-    problems: list[dict[str, str]] = field(default_factory=list)
-    warnings: list[dict[str, str]] = field(default_factory=list)
-    volumes: list[dict[str, Any]] = field(default_factory=list)
-    voxels: Counter = field(default_factory=Counter)
-    """Number of voxels of each label value."""
-    digests: dict[Path, list[str]] = field(default_factory=dict)
-    """Fingerprints of the frames of each image."""
-    shapes: dict[bool, dict[Path, VolumeShape]] = field(default_factory=lambda: {True: {}, False: {}})
-    """Shapes of labelled and of unlabelled images."""
-    scaled: list[Path] = field(default_factory=list)
-    """Label maps of 0 and 255."""
-
-    def error(self, file: Path, what: str) -> None:
-        """Note a file unfit for training."""
-        self.problems.append({"file": printable(file), "problem": what})
-
-    def warn(self, file: Path, what: str) -> None:
-        """Note something worth knowing."""
-        self.warnings.append({"file": printable(file), "problem": what})
+    html: Path | None = None
+    """Also write a self-contained page to this file: contact sheet, intensities, classes, outliers and duplicates. Its
+    pictures and names show patients."""
 
 
 def inspect_dataset(
@@ -123,6 +102,24 @@ def inspect_dataset(
     Raises:
         UserError: if there is no data set at the root.
     """
+    report, table, classes = examine(dataset, root, subject_pattern, splits_file, channels, options)
+    return _summary(report, table, classes)
+
+
+def examine(
+    dataset: str,
+    root: Path,
+    subject_pattern: str | None = None,
+    splits_file: Path | None = None,
+    channels: int | None = None,
+    options: ReadingOptions | None = None,
+    *,
+    for_page: bool = False,
+) -> tuple[Report, pd.DataFrame, tuple[str, ...]]:
+    """What `inspect_dataset` describes: what was found, the table of slices and the classes.
+
+    With `for_page` pictures and samples of the images are kept as well.
+    """
     report = Report()
     unreadable: dict[Path, UserError] = {}
     options = options or ReadingOptions()
@@ -139,6 +136,8 @@ def inspect_dataset(
         report.error(root, str(error))
     files = table.drop_duplicates("file")
     pairs = list(zip(files["file"], files["label_file"], strict=True))
+    if for_page:
+        report.pictured = pictured([root / file for file, _ in pairs])
     for file, label_file in progress(pairs, "reading"):
         _check(report, root / file, root / label_file if label_file else None, classes, options, channels)
     if dataset == "folder":
@@ -148,7 +147,7 @@ def inspect_dataset(
             report.error(file, what)
     _check_duplicates(report, root, files)
     _check_together(report, root, classes)
-    return _summary(report, table, classes) | {"problems": report.problems, "warnings": report.warnings}
+    return report, table, classes
 
 
 def _check(
@@ -168,21 +167,30 @@ def _check(
     except UserError as error:
         report.error(file, str(error))
     if label_file is None:
+        _draw(report, file, volume, None)
         return
     try:
         labels = _labels_of(report, label_file, volume, options, channels)
     except UserError as error:
         report.error(label_file, str(error))
+        _draw(report, file, volume, None)
         return
+    _draw(report, file, volume, labels)
     report.scaled += [label_file] if labels.scaled else []
     counts = np.bincount(labels.indices.ravel())[:IGNORED]
     values = np.flatnonzero(counts).tolist()
-    report.voxels.update({value: int(counts[value]) for value in values})
+    report.label_counts[label_file] = {value: int(counts[value]) for value in values}
+    report.voxels.update(report.label_counts[label_file])
     if classes and values and values[-1] >= len(classes):
         wrong = [value for value in values if value >= len(classes)]
         report.error(label_file, f"holds label values {wrong}; the classes are 0..{len(classes) - 1}")
     if values in ([], [0]):
         report.warn(label_file, "is background only" if values else "is ignored everywhere")
+
+
+def _draw(report: Report, file: Path, volume: Volume | None, labels: LabelMap | None) -> None:
+    if volume is not None and file in report.pictured:
+        report.pictures[file] = picture_of(volume, labels)
 
 
 def _labels_of(
@@ -220,6 +228,8 @@ def _check_image(report: Report, volume: Volume) -> None:
     elif disagreement := header_disagreement(volume):
         report.warn(volume.path, disagreement)
     row_mm, column_mm, slice_mm = volume.shape.slice_spacing
+    if report.pictured:
+        report.samples.append(sample_of(flat))
     sample = np.percentile(flat[:: max(1, flat.size // 200_000)], PERCENTILES)  # of some 200,000 voxels
     across = f"axis {volume.shape.slice_axis}" + (f" ({name})" if (name := plane(volume.shape)) else "")
     report.volumes.append(
@@ -259,7 +269,8 @@ def _check_duplicates(report: Report, root: Path, files: pd.DataFrame) -> None:
         for subject, split, file in files[columns].to_numpy().tolist()
         for digest in report.digests.get(root / file, [])
     ]
-    for file, what, apart in duplicate_findings(pd.DataFrame(rows, columns=[*columns, "digest"])):
+    report.images = pd.DataFrame(rows, columns=[*columns, "digest"])
+    for file, what, apart in duplicate_findings(report.images):
         (report.error if apart else report.warn)(root / file, what)
 
 
@@ -312,6 +323,8 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
             classes[value] if value < len(classes) else str(value): count / report.voxels.total()
             for value, count in sorted(report.voxels.items())
         },
+        "problems": report.problems,
+        "warnings": report.warnings,
     }
 
 
@@ -349,11 +362,24 @@ def run(cfg: Inspect) -> int:
         slice_axis=cfg.slice_axis, ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold
     )
     root = find_root(cfg.dataset, cfg.data_root)
-    report = inspect_dataset(cfg.dataset, root, cfg.subject_pattern, cfg.splits_file, cfg.channels, options)
+    found, table, classes = examine(
+        cfg.dataset,
+        root,
+        cfg.subject_pattern,
+        cfg.splits_file,
+        cfg.channels,
+        options,
+        for_page=cfg.html is not None,
+    )
+    report = _summary(found, table, classes)
     print_report(report, terminal())
     if cfg.json is not None:
         cfg.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(cfg.json, report)
+    if cfg.html is not None:
+        cfg.html.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cfg.html, render(root, report, found, classes))
+        print(f"page:    {cfg.html.resolve().as_uri()}")
     return len(report["problems"])
 
 

@@ -36,9 +36,11 @@ from encoders.names import is_video
 from encoders.weights import load_into_unet, load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
 from engine.run_folder import RunFolder
+from engine.run_page import write_run_page
 from pretrain.config import PretrainConfig
 from pretrain.methods.build import require_method, trains_unet, views_of
 from pretrain.probe import Probe
+from pretrain.run_page import run_page
 from pretrain.sources import Augmenters, StageImages, natural_images, target_exams, target_images, target_slices
 from pretrain.train import facts_of_encoder, train_stage
 
@@ -93,6 +95,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         else:
             result = _save_untrained(cfg, run_folder, encoder, lineage)
         result = run_folder.write_result(result)
+        write_run_page(run_folder, cfg, lambda: run_page(cfg, result))
     return result
 
 

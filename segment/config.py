@@ -54,7 +54,7 @@ class SegmentConfig(SupervisedSettings):
     flip_tta: bool = False
     """Test-time augmentation: average each prediction with that of the left-right flipped slice."""
     figures: Annotated[Output[bool], SetBySweep] = True
-    """Draw `learning_curve.png` and `predictions.png`."""
+    """Draw `learning_curve.png` and `predictions.png`, and write `report.html`."""
 
     image_size: Annotated[int, Group("images")] = 224
     """Side of a training image in pixels; a multiple of 32."""

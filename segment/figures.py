@@ -12,11 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from core.files import save_figure
+from data.pictures import OPACITY, colour_of
 from data.readers.label_maps import without_ignored
 from segment.metrics import foreground, mean_dice
-
-# Okabe and Ito, "Color Universal Design" (2008), the brightest first, as they are drawn on grey images.
-COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#F0E442", "#009E73", "#D55E00", "#0072B2")
 
 
 def worst_median_best(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, int]:
@@ -76,7 +74,7 @@ def prediction_panel(
     rows = figure.subfigures(len(cases), 1, squeeze=False)[:, 0]
     for row, case in zip(rows, cases, strict=True):
         row.suptitle(case["title"], fontsize=10, fontweight="bold", parse_math=False)
-        window = _window(case["reference"], case["prediction"], case["aspect"])
+        window = foreground_window((case["reference"] > 0) | (case["prediction"] > 0), case["aspect"])
         image = case["image"][window]
         low, high = np.percentile(image, (1, 99))
         axes = row.subplots(1, 3)
@@ -88,7 +86,7 @@ def prediction_panel(
                 _draw_labels(axis, case[name][window], case["aspect"])
     handles = [
         # matplotlib leaves a label that begins with an underscore out of the legend
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], linewidth=5, label=f" {name}" if name[0] == "_" else name)
+        Line2D([], [], color=colour_of(i + 1), linewidth=5, label=f" {name}" if name[0] == "_" else name)
         for i, name in enumerate(foreground(classes))
     ]
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
@@ -97,9 +95,14 @@ def prediction_panel(
     save_figure(path, figure, dpi=200)
 
 
-def _window(reference: np.ndarray, prediction: np.ndarray, aspect: float) -> tuple[slice, slice]:
-    """A square (in mm) of 1.5 times the width of all foreground, cut to the image; the image without foreground."""
-    marked = np.argwhere((reference > 0) | (prediction > 0))
+def foreground_window(foreground: np.ndarray, aspect: float) -> tuple[slice, slice]:
+    """A square (in mm) of 1.5 times the width of the foreground, cut to the image; the image without foreground.
+
+    Args:
+        foreground: (rows, columns) boolean.
+        aspect: row_mm / column_mm.
+    """
+    marked = np.argwhere(foreground)
     if not len(marked):
         return slice(None), slice(None)
     low, high = marked.min(axis=0), marked.max(axis=0) + 1
@@ -115,7 +118,7 @@ def _draw_labels(axis: Axes, labels: np.ndarray, aspect: float) -> None:
     for label in range(1, int(labels.max()) + 1):
         mask = labels == label
         if mask.any():
-            colour = COLOURS[(label - 1) % len(COLOURS)]
-            overlay = np.dstack([np.broadcast_to(to_rgb(colour), (*mask.shape, 3)), mask * 0.35])
+            colour = colour_of(label)
+            overlay = np.dstack([np.broadcast_to(to_rgb(colour), (*mask.shape, 3)), mask * OPACITY])
             axis.imshow(overlay, aspect=aspect, interpolation="nearest")
             axis.contour(mask, levels=[0.5], colors=[colour], linewidths=1.4)

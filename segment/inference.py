@@ -1,6 +1,7 @@
 """Segment whole slices, without cropping; label maps lie on the grid of the files."""
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -44,23 +45,64 @@ def segment_stack(
     Raises:
         UserError: if the slices are too large, or cannot be resampled.
     """
-    device = next(unet.parameters()).device
-    narrowed = narrow(stack)
-    pixels = max(math.prod(stack.shape[1:]), math.prod(resampled_size(stack.shape[1:], spacing, card.spacing_mm)))
-    batch = max(1, min(batch, PIXELS_PER_FORWARD // pixels))
-    labels = []
-    for first in range(0, len(stack), batch):
-        images = [_prepare(image, spacing, card) for image in narrowed[first : first + batch]]
-        x = torch.from_numpy(np.stack(images)[:, None]).to(device)
-        probabilities = class_probabilities(unet, x)
-        if card.flip_tta:
-            probabilities = (probabilities + class_probabilities(unet, x.flip(3)).flip(3)) / 2
-        if probabilities.shape[2:] != stack.shape[1:]:
-            probabilities = F.interpolate(probabilities, size=stack.shape[1:], mode="bilinear", align_corners=False)
-        most_probable = probabilities.max(dim=1).indices  # on a CPU a tenth of the time of argmax
-        labels.append(most_probable.to(torch.uint8).cpu().numpy())
-    volume = np.concatenate(labels)
+    volume = np.empty(stack.shape, np.uint8)
+    for part, (probabilities,) in probabilities_by_part([(unet, card)], stack, spacing, batch=batch):
+        volume[part] = most_probable(probabilities)
     return largest_component(volume) if card.keep_largest_component else volume
+
+
+@torch.no_grad()
+def probabilities_by_part(
+    members: Sequence[tuple[nn.Module, ModelCard]],
+    stack: np.ndarray,
+    spacing: tuple[float, float],
+    *,
+    batch: int = 16,
+) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Class probabilities of a stack of slices, a few slices at a time: those of a whole volume may exceed the memory.
+
+    Args:
+        members: networks in evaluation mode with their cards, of the same classes and pixel size.
+        stack: (slices, rows, columns), file units.
+        spacing: (row_mm, column_mm).
+        batch: slices per forward, fewer if they are large.
+
+    Yields:
+        The slices, and their probabilities (n, classes, rows, columns) by each member, on the grid of the stack.
+
+    Raises:
+        UserError: if the slices are too large, or cannot be resampled.
+    """
+    shape = stack.shape[1:]
+    narrowed = narrow(stack)
+    pixels = max(math.prod(shape), math.prod(resampled_size(shape, spacing, members[0][1].spacing_mm)))
+    batch = max(1, min(batch, PIXELS_PER_FORWARD // pixels))
+    for first in range(0, len(stack), batch):
+        images = narrowed[first : first + batch]
+        yield slice(first, first + len(images)), [_probabilities(*member, images, spacing) for member in members]
+
+
+def _probabilities(unet: nn.Module, card: ModelCard, images: np.ndarray, spacing: tuple[float, float]) -> Tensor:
+    """(n, rows, columns) in file units -> (n, classes, rows, columns)."""
+    prepared = np.stack([_prepare(image, spacing, card) for image in images])[:, None]
+    x = torch.from_numpy(prepared).to(next(unet.parameters()).device)
+    probabilities = class_probabilities(unet, x)
+    if card.flip_tta:
+        probabilities = (probabilities + class_probabilities(unet, x.flip(3)).flip(3)) / 2
+    if probabilities.shape[2:] != images.shape[1:]:
+        probabilities = F.interpolate(probabilities, size=images.shape[1:], mode="bilinear", align_corners=False)
+    return probabilities
+
+
+def most_probable(probabilities: Tensor) -> np.ndarray:
+    """(n, classes, rows, columns) -> (n, rows, columns) uint8 class indices."""
+    indices = probabilities.max(dim=1).indices  # on a CPU a tenth of the time of argmax
+    return indices.to(torch.uint8).cpu().numpy()
+
+
+def entropy_of(probabilities: Tensor) -> Tensor:
+    """Entropy over the classes (dimension 1) in nats: from 0, certain, to the logarithm of the number of classes."""
+    return -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=1)
 
 
 @torch.no_grad()
@@ -80,9 +122,8 @@ def uncertainty_by_class(
         all pixels.
     """
     x = torch.from_numpy(_prepare(narrow(image[None])[0], spacing, card)[None, None])
-    probabilities = class_probabilities(unet, x.to(next(unet.parameters()).device))[0]
-    entropy = -(probabilities * probabilities.clamp_min(1e-12).log()).sum(dim=0)
-    predicted = probabilities.max(dim=0).indices
+    probabilities = class_probabilities(unet, x.to(next(unet.parameters()).device))
+    entropy, predicted = entropy_of(probabilities)[0], probabilities[0].max(dim=0).indices
     of_classes = [entropy[predicted == label].mean().item() for label in range(1, len(card.classes))]
     return np.array([entropy.mean().item(), *of_classes])
 
@@ -102,8 +143,10 @@ def largest_component(labels: np.ndarray) -> np.ndarray:
     components, count = ndimage.label(labels > 0)
     if count < 2:
         return labels
-    sizes = np.bincount(components.ravel())
-    return np.where(components == 1 + sizes[1:].argmax(), labels, 0).astype(labels.dtype)
+    sizes = np.zeros(count + 1, np.int64)
+    for part in components:  # of the whole volume, bincount would make a copy of eight bytes a voxel
+        sizes += np.bincount(part.ravel(), minlength=count + 1)
+    return np.where(components == 1 + sizes[1:].argmax(), labels, labels.dtype.type(0))
 
 
 def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -> np.ndarray:

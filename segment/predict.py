@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,13 +14,13 @@ from core.command_line import parse_command
 from core.errors import SomeFilesFailed, UserError, user_errors
 from core.files import remove_leftovers, write_csv
 from core.settings import Settings
-from core.subjects import anonymised
+from core.subjects import anonymised, pseudonyms
 from core.terminal import terminal
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.discovery import discover
 from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
-from data.readers.images import PLANAR_SUFFIXES, is_image, one_channel, read_volume, stem, write_label_map
+from data.readers.images import PLANAR_SUFFIXES, is_image, one_channel, read_volume, stem, write_label_map, write_map
 from data.readers.roles import names_label_map
 from segment.tables import table_of
 
@@ -28,15 +29,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fewslice")
 
-EXAMPLES = ("--run RUN --input scan.nii.gz --output OUT", "--run RUN --input DIR --output OUT")
+EXAMPLES = (
+    "--run RUN --input scan.nii.gz --output OUT",
+    "--run RUN --input DIR --output OUT",
+    "--run RUN1 RUN2 RUN3 --input DIR --output OUT --uncertainty MAPS --contact-sheet sheet.png",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predict(Settings):
     """Segment images with a trained U-Net."""
 
-    run: Path
-    """Run folder of `python -m segment`."""
+    run: tuple[Path, ...]
+    """Run folder of `python -m segment`, or several of the same classes, pixel size and normalisation: the mean of
+    their class probabilities is used, and volumes.csv gains the Dice predicted from how far they agree."""
     input: Path
     """An image (3D or 4D NIfTI, PNG, TIFF), or a folder of images, searched with its subfolders. Label maps in it are
     left out; of nnU-Net's channels case_0000, case_0001, ... the one that was trained on is used."""
@@ -45,7 +51,26 @@ class Predict(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: a GPU if there is one."""
     anonymous: bool = False
-    """Write codes in place of the names of subjects and files into volumes.csv; the label maps keep their names."""
+    """Write codes in place of the names of subjects and files into volumes.csv and onto the contact sheet; the label
+    maps keep their names."""
+    flip_tta: Literal["auto", "yes", "no"] = "auto"
+    """Average each prediction with that of the left-right flipped slice; auto: as the runs were trained to."""
+    uncertainty: Path | None = None
+    """Folder for uncertainty maps on the images' grids, outside the input and output: the entropy of the mean class
+    probabilities in nats, from 0 (certain) to the logarithm of the number of classes, float32. NIfTI images get NIfTI
+    maps, PNG and TIFF images TIFF maps."""
+    contact_sheet: Path | None = None
+    """PNG file, outside the input and output, for a picture of up to 60 predictions: of an ensemble those of the lowest
+    predicted Dice, else the first."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.run, Path):  # from Python
+            object.__setattr__(self, "run", (self.run,))
+        for name, path in (("--uncertainty", self.uncertainty), ("--contact-sheet", self.contact_sheet)):
+            _require_outside(name, path, self.input, self.output)
+        if self.contact_sheet is not None and self.contact_sheet.suffix.lower() != ".png":
+            raise UserError(f"--contact-sheet {self.contact_sheet}: must end in .png")
 
 
 def run(cfg: Predict) -> pd.DataFrame:
@@ -55,7 +80,8 @@ def run(cfg: Predict) -> pd.DataFrame:
 
     Returns:
         One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS` (in units of 1000 pixels for
-        2D images, which have no spacing).
+        2D images, which have no spacing); of an ensemble also `predicted_dice` and `predicted_dice_CLASS`, see
+        `segment.ensemble.Agreement`; with `uncertainty` `mean_entropy_nats`.
 
     Raises:
         UserError: if there is no image.
@@ -63,13 +89,15 @@ def run(cfg: Predict) -> pd.DataFrame:
     """
     _check_paths(cfg.input, cfg.output)
     from engine.devices import make_fabric, show_messages  # torch is slow to import: mistakes in the paths come first
-    from segment.inference import segment_stack
-    from segment.model import load_unet
+    from segment.contact_sheet import ContactSheet
+    from segment.ensemble import load_ensemble, mean_agreement
 
     show_messages()
-    unet, card = load_unet(cfg.run)
+    ensemble = load_ensemble(cfg.run, make_fabric(cfg.device).device, cfg.flip_tta)
+    card = ensemble.card
     targets, problems = _targets(cfg.input, cfg.output, card)
-    unet.to(make_fabric(cfg.device).device)
+    maps = _map_targets(targets, cfg)
+    sheet = ContactSheet()
     remove_leftovers(cfg.output)
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg.output)  # marks the folder as an output
@@ -79,26 +107,44 @@ def run(cfg: Predict) -> pd.DataFrame:
             volume = replace(read_volume(file), slicing=card.slice_axis)
             if card.channels is not None and volume.shape.frames > 1:
                 volume = one_channel(volume, card.channels)
-            if not np.isfinite(volume.stack).all():
+            if not all(np.isfinite(image).all() for frame in volume.stack for image in frame):
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
             row_mm, column_mm, slice_mm = volume.shape.slice_spacing
             resampled_size(volume.stack.shape[2:], (row_mm, column_mm), card.spacing_mm, str(file))
-            labels = np.stack([segment_stack(unet, frame, (row_mm, column_mm), card) for frame in volume.stack])
+            spacing, entropy = (row_mm, column_mm), file in maps
+            predictions = [ensemble.segment(frame, spacing, entropy=entropy) for frame in volume.stack]
+            labels = _stacked([prediction.labels for prediction in predictions])
             write_label_map(target, labels, volume)
+            if entropy:
+                frames = [prediction.entropy for prediction in predictions if prediction.entropy is not None]
+                write_map(maps[file], _stacked(frames), volume)
         except UserError as error:
             problems.append(str(error))
             continue
-        counts = [np.bincount(frame.ravel(), minlength=len(card.classes)) for frame in labels]
-        for (subject, phase, frame), count in zip(_frames(file, target, len(labels)), counts, strict=True):
+        # slice by slice: of a whole volume, bincount would make a copy of eight bytes a voxel
+        size = len(card.classes)
+        counts = [np.sum([np.bincount(page.ravel(), minlength=size) for page in frame], axis=0) for frame in labels]
+        of_frames = zip(_frames(file, target, len(labels)), counts, predictions, strict=True)
+        for (subject, phase, frame), count, prediction in of_frames:
             millilitres = count * row_mm * column_mm * slice_mm / 1000
-            volumes = dict(zip(names, millilitres[1:], strict=True))
-            rows.append({"file": str(target), "subject": subject, "phase": phase, "frame": frame} | volumes)
+            row = {"file": str(target), "subject": subject, "phase": phase, "frame": frame}
+            row |= dict(zip(names, millilitres[1:], strict=True))
+            if agreement := prediction.agreement:
+                row["predicted_dice"] = mean_agreement(agreement)
+                row |= {f"predicted_dice_{name}": value for name, value in agreement.items()}
+            if prediction.entropy is not None:
+                row["mean_entropy_nats"] = float(prediction.entropy.mean(dtype=np.float64))
+            rows.append(row)
+        if cfg.contact_sheet is not None:
+            sheet.add(target, volume.stack, labels, spacing, mean_agreement(predictions[0].agreement))
     table = pd.DataFrame(rows)
     if cfg.anonymous:
         table = anonymised(table)
     if rows:
         _write_volumes(table, cfg.output)
         _print(table, cfg.output)
+        if cfg.contact_sheet is not None:
+            sheet.write(cfg.contact_sheet, pseudonyms() if cfg.anonymous else str)
     if problems:
         raise SomeFilesFailed(problems, table["file"].nunique() if rows else 0)
     return table
@@ -131,6 +177,40 @@ def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
             fraction = 100 * (full - empty) / full
             fractions.append({"source": name, "ed_ml": full, "es_ml": empty, "ejection_fraction": fraction})
     return pd.DataFrame(fractions, columns=["source", "ed_ml", "es_ml", "ejection_fraction"])
+
+
+def _require_outside(option: str, path: Path | None, *folders: Path) -> None:
+    """Raise a UserError if a path lies in one of the folders, where its files would be taken for images or masks."""
+    inside = [folder for folder in folders if path is not None and path.resolve().is_relative_to(folder.resolve())]
+    if inside:
+        raise UserError(
+            f"{option} {path} lies in {inside[0]}, where it would be taken for an image or a mask: choose another place"
+        )
+
+
+def _map_targets(targets: dict[Path, Path], cfg: Predict) -> dict[Path, Path]:
+    """{image: uncertainty map to write}, named as the label maps; none without `--uncertainty`.
+
+    Raises:
+        UserError: if a file would be replaced that no earlier call with the same `--output` wrote.
+    """
+    maps: dict[Path, Path] = {}
+    for image, target in targets.items():
+        if cfg.uncertainty is None:
+            break
+        place = cfg.uncertainty / target.relative_to(cfg.output)
+        maps[image] = place.with_name(f"{place.name}.tif") if place.suffix.lower() == ".png" else place
+    sheet = [cfg.contact_sheet] if cfg.contact_sheet is not None else []
+    present = sorted(place for place in [*maps.values(), *sheet] if place.exists())
+    again = cfg.output.is_dir() and is_output(cfg.output, os.listdir(cfg.output))
+    if present and not again:
+        raise UserError(f"{present[0]} exists and was not written by this command; choose another place")
+    return maps
+
+
+def _stacked(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """(frames, slices, rows, columns); a single frame, which may be large, is not copied."""
+    return frames[0][None] if len(frames) == 1 else np.stack(frames)
 
 
 def _check_paths(path: Path, output: Path) -> None:
@@ -195,11 +275,14 @@ def _print(table: pd.DataFrame, output: Path) -> None:
     console = terminal()
     classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
     if not table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all():
-        summary = table_of("volumes", "file", "phase", "frame", *(f"{name} mL" for name in classes))
+        heads = [*(f"{name} mL" for name in classes), *["predicted Dice"] * ("predicted_dice" in table)]
+        summary = table_of("volumes", "file", "phase", "frame", *heads)
         is_single = table.groupby("file")["frame"].transform("size") == 1
         for _, row in table[(table["phase"] != "") | is_single].iterrows():
-            volumes = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
-            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *volumes)
+            numbers = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
+            predicted = [row["predicted_dice"]] if "predicted_dice" in row else []
+            numbers += ["–" if np.isnan(value) else f"{value:.2f}" for value in predicted]
+            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *numbers)
         if summary.row_count:
             console.print(summary)
         for chamber in (name for name in ("LV", "RV") if name in classes):

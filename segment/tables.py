@@ -20,13 +20,18 @@ def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> N
             console.print(table)
     if result["synthetic"]:
         console.print("synthetic data: this checks that the software runs; it is no evidence about any method")
-    files = ("result.json", "per_volume.csv", "predictions.png", "learning_curve.png")
+    files = ("result.json", "per_volume.csv", "predictions.png", "learning_curve.png", "report.html")
     console.print(
         f"result:  {folder}: {', '.join(file for file in files if (folder / file).exists())}\n"
-        f"next:    python -m segment.predict --run {quote(str(folder))} --input {quote(str(images or 'FILE.nii.gz'))} "
-        "--output OUT",
+        f"next:    {next_command(folder, images)}",
         soft_wrap=True,
     )
+
+
+def next_command(folder: Path, images: Path | None) -> str:
+    """The command that segments the images of a data set, or a file, with a finished run."""
+    what = quote(str(images or "FILE.nii.gz"))
+    return f"python -m segment.predict --run {quote(str(folder))} --input {what} --output OUT"
 
 
 def result_tables(result: dict[str, Any]) -> Iterator[Table]:

@@ -36,6 +36,7 @@ from engine.loop import Metrics
 from engine.model_file import name_of_init, save_model
 from engine.optimisers import warmup_cosine, warmup_periodic_cosine
 from engine.run_folder import RunFolder
+from engine.run_page import write_run_page
 from engine.sampler import sampler_of
 from engine.supervised import LossInParts, Task, fit, say_start
 from segment.components import is_one_component
@@ -44,6 +45,7 @@ from segment.inference import padded_sizes
 from segment.loss_of_sums import SampleSums, loss_of_sums
 from segment.model import ModelCard, UnlabelledSlices, build_unet, load_unet, require_unet, segmentation_loss
 from segment.pseudo_labels import COLUMNS, MOST_SLICES, PseudoLabels, Rules, looks
+from segment.run_page import run_page
 from segment.scoring import predict_split, score_split, split_scores
 from segment.selection import labelled_rows
 
@@ -67,12 +69,9 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     main = fabric.global_rank == 0
     show_messages(main)
-    if dataset is None:
-        dataset = _with_reserved_split(open_slices(cfg.data), cfg)
-    dataset = with_labelled_list(dataset, cfg.labelled_list)
-    whole = dataset  # what is said and saved of the split is that of the whole; the inner one serves this run alone
-    if cfg.inner_split:
-        dataset = with_splits(dataset, inner_splits(dataset))
+    # what is said and saved of the split is that of the whole; the inner one serves this run alone
+    whole = with_labelled_list(dataset or _with_reserved_split(open_slices(cfg.data), cfg), cfg.labelled_list)
+    dataset = with_splits(whole, inner_splits(whole)) if cfg.inner_split else whole
     positions = labelled_rows(cfg, dataset, fabric.device)
     # Missing labels are reported before training, not after it.
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
@@ -136,11 +135,20 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         if card.unlabelled:
             result |= {"unlabelled": card.unlabelled.model_dump()}
         if main:
-            result |= _score(cfg, fabric, run.path, dataset, predictions)
+            label_maps = _predict(cfg, fabric, run.path, dataset, predictions)
+            result |= _score(cfg, run.path, dataset, label_maps)
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
         result = run.write_result(result)
+        if cfg.figures:
+            write_run_page(run, cfg, lambda: run_page(cfg, run.path, dataset, label_maps, result))
     fabric.barrier()
     return result
+
+
+def split_as_trained(cfg: SegmentConfig) -> Dataset:
+    """The data set of a run with the split that it was trained and validated on."""
+    whole = with_labelled_list(_with_reserved_split(open_slices(cfg.data), cfg), cfg.labelled_list)
+    return with_splits(whole, inner_splits(whole)) if cfg.inner_split else whole
 
 
 def _with_reserved_split(dataset: Dataset, cfg: SegmentConfig) -> Dataset:
@@ -272,18 +280,25 @@ def _teaching(
     return partial(PseudoLabels, pool=pool, rules=rules, fabric=fabric), WithUnlabelled(labelled, pool)
 
 
-def _score(
+def _predict(
     cfg: SegmentConfig, fabric: Fabric, folder: Path, dataset: Dataset, validation: list[np.ndarray]
-) -> dict[str, Any]:
-    """Score the kept network on the validation split, and with `--test` on the test split.
+) -> dict[str, list[np.ndarray]]:
+    """Label maps of the kept network on the validation split, and with `--test` on the test split.
 
-    `validation` holds its label maps of the validation split, or none if they are yet to be predicted.
+    `validation` holds those of the validation split, or none if they are yet to be predicted.
     """
     predictions = {"val": validation} if validation else {}
     if missing := [split for split in (("val", "test") if cfg.test else ("val",)) if split not in predictions]:
         unet, card = load_unet(folder)
         channels_last(unet.to(fabric.device))
         predictions |= {split: predict_split(unet, card, dataset, split) for split in missing}
+    return predictions
+
+
+def _score(
+    cfg: SegmentConfig, folder: Path, dataset: Dataset, predictions: dict[str, list[np.ndarray]]
+) -> dict[str, Any]:
+    """The scores of the label maps of each split."""
     settings: dict[str, Any] = {"figures": cfg.figures, "anonymous": cfg.anonymous, "parity": cfg.parity == "ssl4mis"}
     result = score_split(predictions["val"], dataset, "val", folder, **settings)
     if cfg.test:

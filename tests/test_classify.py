@@ -24,7 +24,7 @@ from classify.explain import _attribution, heat_maps
 from classify.model import Classifier, Combination, build_classifier, load_classifier, log_odds
 from classify.predict import Predict
 from classify.scoring import probabilities, validate
-from classify.statistics import summarise, youden_threshold
+from classify.statistics import interval_text, summarise, youden_threshold
 from classify.training import decay, oversampled, run
 from core.errors import UserError
 from data.augment import Augmentation
@@ -89,6 +89,9 @@ def test_result(finished):
             assert 0 <= figure["brier"] <= 1
     for name in ("roc.png", "calibration.png", "learning_curve.png", "model.safetensors", "splits.json"):
         assert (folder / name).stat().st_size > 0
+    page = (folder / "report.html").read_text()
+    assert f"AUC {interval_text(result['test']['auc'])} on 12 exams" in page
+    assert page.count("data:image/png;base64,") == 2
     assert len(list((folder / "explain").glob("valid-*.png"))) == 2
 
 

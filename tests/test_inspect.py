@@ -1,13 +1,17 @@
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 
 from data.inspect import Inspect, inspect_dataset, run
+from data.inspect_page import outliers
 
 
 def save(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> None:
@@ -130,3 +134,31 @@ def test_real_acdc(real_acdc):
     assert report["problems"] == []
     assert report["subjects"] == 100
     assert report["labelled_slices"] == {"train": 1498, "val": 206, "test": 198}
+
+
+def test_outliers_of_spacing_and_shape():
+    volumes = pd.DataFrame(
+        {"file": list("abcdefgh"), "row_mm": [1.0, 1.01, 1, 1, 1, 1, 1, 2], "column_mm": 1.0, "slice_mm": 5.0,
+         "rows": [100, 110, 120, 130, 140, 150, 160, 170], "columns": 9, "slices": 9, "frames": 1}
+    )  # fmt: skip
+    assert outliers(volumes) == [("h", "row spacing, mm", 2.0, 1.0)]
+    assert outliers(pd.DataFrame()) == []
+
+
+def test_the_page_of_a_data_set(tmp_path, capsys):
+    root = tmp_path / "<b>data"
+    for number in (2, 3, 4):
+        patient(root, number)
+    shutil.copy(root / "patient002/patient002_4d.nii.gz", root / "patient003/patient003_4d.nii.gz")
+    (root / "patient004/patient004_frame01.nii.gz").write_bytes(b"damaged")
+    assert run(Inspect(data_root=root, html=tmp_path / "new/page.html")) > 0
+    html = (tmp_path / "new/page.html").read_text()
+    assert "<b>data" not in html
+    assert "Data set &lt;b&gt;data" in html
+    assert html.count("data:image/jpeg;base64,") == 8  # all images but the damaged one
+    assert "patient004_frame01.nii.gz" in html
+    assert re.search(r"<td>patient002 \(val\): [^;]*4d\.nii\.gz; patient003 \(train\): [^<]*</td><td>yes</td>", html)
+    assert "5 of 5" in html  # label maps with each class
+    assert html.count("<svg") == 4
+    assert "http" not in re.sub(r"http://www\.w3\.org[^\"]*", "", html)
+    assert (tmp_path / "new/page.html").resolve().as_uri() in capsys.readouterr().out

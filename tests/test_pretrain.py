@@ -90,6 +90,7 @@ def test_hierarchical_writes_both_stages(hierarchical):
     assert {"encoder.safetensors", "encoder.json", "config.json", "metrics.csv", "train.log", "checkpoint.pt"} <= {
         file.name for file in out.iterdir()
     }
+    assert "python -m segment --labelled-fraction 0.02 --init" in (out / "report.html").read_text()
     assert (result["stage"], result["images"], result["steps"]) == ("hierarchical", POOL, 8)
     assert read_config(PretrainConfig, out / "config.json") == cfg
     natural = json.loads((out / "generalist" / "result.json").read_text())

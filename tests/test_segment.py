@@ -94,7 +94,7 @@ def test_result(finished):
 @pytest.mark.slow
 def test_files_of_a_run(finished):
     folder = finished[0].run_folder
-    pictures = ("learning_curve.png", "predictions.png", "test/predictions.png")
+    pictures = ("report.html", "learning_curve.png", "predictions.png", "test/predictions.png")
     for name in ("config.json", "metrics.csv", "per_volume.csv", "model.json", "model.safetensors", *pictures):
         assert (folder / name).stat().st_size > 0, name
     labelled = pd.read_csv(folder / "labelled_slices.csv")

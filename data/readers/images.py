@@ -176,23 +176,41 @@ def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     Raises:
         ValueError: if the shapes differ (both are named).
     """
+    _write_on_grid(path, stack, like, np.uint8)
+
+
+def write_map(path: Path, stack: np.ndarray, like: Volume) -> None:
+    """Write float32 values, such as an uncertainty, on the grid of an image, as `write_label_map` writes labels.
+
+    Args:
+        path: ``.nii``, ``.nii.gz``, or ``.tif`` for a PNG or TIFF image.
+        stack: (frames, slices, rows, columns), as ``like.stack``.
+        like: the image.
+
+    Raises:
+        ValueError: if the shapes differ (both are named).
+    """
+    _write_on_grid(path, stack, like, np.float32)
+
+
+def _write_on_grid(path: Path, stack: np.ndarray, like: Volume, dtype: type[np.uint8] | type[np.float32]) -> None:
     if stack.shape != like.stack.shape:
-        raise ValueError(f"label stack {stack.shape} does not fit the image stack {like.stack.shape} of {like.path}")
+        raise ValueError(f"stack {stack.shape} does not fit the image stack {like.stack.shape} of {like.path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.lower().endswith(PLANAR_SUFFIXES):
         frames, slices = stack.shape[:2]
         if frames > 1 or (slices > 1 and path.suffix.lower() == ".png"):
             raise UserError(f"{path} can hold one slice and {like.path} has more: write a .nii.gz file")
-        first, *others = (Image.fromarray(page.astype(np.uint8)) for page in stack[0])
+        first, *others = (Image.fromarray(page.astype(dtype, copy=False)) for page in stack[0])
         options: dict[str, Any] = {"save_all": True, "append_images": others} if others else {}
         write_atomically(path, lambda file: first.save(file, **options))
         return
-    values = np.moveaxis(stack.astype(np.uint8).T, 2, like.shape.slice_axis)
+    values = np.moveaxis(stack.astype(dtype, copy=False).T, 2, like.shape.slice_axis)
     if like.header is None:
         write_atomically(path, nib.Nifti1Image(values[..., 0], like.affine).to_filename)
         return
     header = like.header.copy()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(dtype)
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window would hide the labels
     for name in ("descrip", "db_name", "aux_file", "intent_name"):  # they may name the patient

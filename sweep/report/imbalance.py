@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from core.drawing import inline_svg
 from core.files import write_csv, write_text
+from core.page import page_environment
 from core.text import read_json
 from sweep.analysis.imbalance import BALANCED, HEAD, SETS, analyse
 from sweep.analysis.statistics import decided
@@ -67,10 +68,7 @@ def render(
     """The page of a study, after its figures are drawn and saved."""
     methods = list(dict.fromkeys(tables["gaps"]["method"]))
     styles = pipeline_styles(methods)
-    loader = FileSystemLoader(Path(__file__).parent)
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for name in ("number", "interval", "listed"):
-        page.filters[name] = getattr(filters, name)
+    page = page_environment(Path(__file__).parent)
     page.filters["pipeline"] = partial(filters.pipeline, pipelines=methods)
     page.filters["prose"] = partial(filters.prose, pipelines=methods)
     page.tests["decided"] = decided
@@ -190,7 +188,7 @@ def _figures(
     (folder / "figures").mkdir(exist_ok=True)
     for name, draw in drawings.items():
         drawn = {"wide": save(draw(width=WIDE), folder / "figures" / name), "narrow": to_svg(draw(width=NARROW), name)}
-        yield name, {kind: filters.inline_svg(svg, f"{name}-{kind}", styles) for kind, svg in drawn.items()}
+        yield name, {kind: inline_svg(svg, f"{name}-{kind}", styles) for kind, svg in drawn.items()}
 
 
 def gaps_figure(gaps: pd.DataFrame, styles: Styles, *, width: int = WIDE) -> Figure:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import tyro
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from core.drawing import inline_svg
 from core.files import write_text
+from core.page import page_environment
 from core.settings import Settings
+from data.pictures import embedded_png
 from sweep.analysis.bootstrap import require_resamples
 from sweep.analysis.convergence import LEVEL, runs_from
 from sweep.analysis.curve_fitting import OFFSET_POWER_LAW
@@ -77,9 +79,8 @@ def render(study: Study) -> str:
     """The page of a study, after its figures are drawn and saved."""
     facts, tables = study.facts, study.tables
     styles, curves = pipeline_styles(facts.pipelines), read_curves(study.folder, study.measure)
-    loader = FileSystemLoader(Path(__file__).parent)
-    page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    for name in ("number", "interval", "p_value", "bounded", "labels_needed", "listed"):
+    page = page_environment(Path(__file__).parent)
+    for name in ("p_value", "bounded", "labels_needed"):
         page.filters[name] = getattr(filters, name)
     page.filters["pipeline"] = partial(filters.pipeline, pipelines=facts.pipelines)
     page.filters["prose"] = partial(filters.prose, pipelines=facts.pipelines)
@@ -139,7 +140,7 @@ def _figures(
             path.with_suffix(".png").unlink(missing_ok=True)
             continue
         drawn = {"wide": save(wide, path), "narrow": to_svg(narrow, name)}
-        yield name, {kind: filters.inline_svg(svg, f"{name}-{kind}", styles) for kind, svg in drawn.items()}
+        yield name, {kind: inline_svg(svg, f"{name}-{kind}", styles) for kind, svg in drawn.items()}
 
 
 def _shapes(fits: pd.DataFrame, bends: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -170,5 +171,5 @@ def _pictures(study: Study) -> Iterator[dict[str, Any]]:
         largest = rows["labels"].max()
         for cell in rows.loc[rows["labels"] == largest, "cell"]:
             if (file := study.folder / "cells" / cell / subfolder / "predictions.png").is_file():
-                yield {"pipeline": name, "labels": largest, "address": filters.embedded_png(file)}
+                yield {"pipeline": name, "labels": largest, "address": embedded_png(file)}
                 break

@@ -1,13 +1,10 @@
-"""Colours, markers, axes and legends that all figures share."""
+"""Colours, markers, axes and legends that all figures of a study share."""
 
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -17,14 +14,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator
 
+from core.drawing import GRID as GRID
+from core.drawing import INK as INK
+from core.drawing import MUTED as MUTED
+from core.drawing import NARROW as NARROW
+from core.drawing import PAPER as PAPER
+from core.drawing import WIDE as WIDE
+from core.drawing import Style as Style
+from core.drawing import Styles as Styles
+from core.drawing import drawing as drawing
+from core.drawing import to_svg as to_svg
 from core.files import save_figure, write_text
 
 T = TypeVar("T")
-WIDE, NARROW = 860, 360
-"""Widths of a figure on a screen and on a phone, in pixels."""
-INK, MUTED, GRID, PAPER = "#1c2126", "#5f6870", "#dcdad3", "#fefefd"
-"""Colours of text, secondary text, grid lines and background. No pipeline has one of these colours, so the page can
-replace them by the colours of its light or dark theme."""
 STAGES = {
     "random": ("#6b7480", "#a5aeb8", "o"),
     "generalist": ("#0072b2", "#4da6e8", "s"),
@@ -37,22 +39,6 @@ OTHERS = (
     ("#56b4e9", "#a8e0ff", "X"),
     ("#7f3c8d", "#b98ae0", "p"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Style:
-    """Colours and marker of a pipeline in all figures and on the page."""
-
-    light: str
-    """Colour on a light background, #rrggbb."""
-    dark: str
-    """Colour on a dark background, #rrggbb."""
-    marker: str
-    """Matplotlib's code of the marker."""
-
-
-Styles = Mapping[str, Style]
-"""Style of each pipeline, in the order of the study."""
 
 
 def pipeline_styles(pipelines: Sequence[str]) -> dict[str, Style]:
@@ -73,31 +59,6 @@ def pipeline_styles(pipelines: Sequence[str]) -> dict[str, Style]:
 def selected(labels: Sequence[int] | np.ndarray, count: int = 6) -> list[int]:
     """Positions of at most `count` sizes, the smallest and the largest among them, evenly spread."""
     return sorted({round(place) for place in np.linspace(0, len(labels) - 1, min(count, len(labels)))})
-
-
-@contextmanager
-def drawing(width: int, height: float) -> Iterator[Figure]:
-    """An empty figure of `width` by `height` pixels, drawn with the report's fonts and lines."""
-    size = 12 if width > NARROW else 11
-    settings = (
-        dict.fromkeys(("font.size", "axes.titlesize", "axes.labelsize", "figure.labelsize"), size)
-        | dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), size - 1)
-        | dict.fromkeys(
-            ("text.color", "axes.labelcolor", "axes.titlecolor", "xtick.labelcolor", "ytick.labelcolor"), INK
-        )
-        | dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED)
-        | dict.fromkeys(("legend.frameon", "axes.spines.top", "axes.spines.right"), False)
-        | dict.fromkeys(("figure.constrained_layout.h_pad", "figure.constrained_layout.w_pad"), 5 / 72)
-        | {"axes.grid": True, "axes.axisbelow": True, "grid.color": GRID, "grid.linewidth": 0.7}
-        | {"axes.titleweight": "bold", "axes.linewidth": 0.8, "axes.facecolor": "none"}
-        | {"text.parse_math": False}  # a dollar sign in the name of a file is a dollar sign
-        | {"legend.handlelength": 1.6, "legend.columnspacing": 1.4}
-    )
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(width / 72, height / 72), layout="constrained", facecolor=PAPER)
-        yield figure
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # the layout is fixed: SVG and PNG are alike, and saved faster
 
 
 def panels(
@@ -175,14 +136,6 @@ def error_ticks(side: Axis, limits: tuple[float, float], least: int = 4) -> None
     side.set_major_locator(FixedLocator(ticks))
     side.set_major_formatter(lambda value, _: f"{value:.3g}")
     side.set_minor_locator(NullLocator())
-
-
-def to_svg(figure: Figure, name: str) -> str:
-    """The figure as SVG with text kept as text; the same bytes on every call."""
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue()
 
 
 def save(figure: Figure, path: Path) -> str:
