@@ -19,6 +19,7 @@ from data.dicom.planes import planes_of
 from data.dicom.series import Annotation, Archive
 from data.dicom.stacks import Stack
 from data.readers.decoding import naming, require_memory
+from data.readers.file_search import count_of
 from data.readers.label_maps import check_class_names
 
 HALF = 0.5
@@ -112,6 +113,7 @@ def _names(annotation: Annotation, header: Dataset) -> dict[int, str]:
     if annotation.kind == "RTSTRUCT":
         items = header.get("StructureSetROISequence") or []
         names = {int(item.ROINumber): str(item.get("ROIName") or "").strip() for item in items}
+        names = {number: name for number, name in names.items() if number not in _points(header)}
     else:
         items = header.get("SegmentSequence") or []
         names = {
@@ -120,7 +122,7 @@ def _names(annotation: Annotation, header: Dataset) -> dict[int, str]:
             if int(item.SegmentNumber) > 0  # 0 is the background of a label map
         }
     if not names or not all(names.values()):
-        raise UserError("it has no segments, or segments without names")
+        raise UserError("it has no segments or regions, or some without a name")
     if repeated := [name for name, count in Counter(map(plain, names.values())).items() if count > 1]:
         raise UserError(f"several segments are called {repeated[0]!r}")
     return names
@@ -177,6 +179,15 @@ def _contour_sources(contour: Dataset) -> list[tuple[str, int]]:
     ]
 
 
+def _points(header: Dataset) -> set[int]:
+    """Numbers of the ROIs of a structure set that are points, such as the isocentre: they have no voxels."""
+    kinds: dict[int, set[str]] = defaultdict(set)
+    for roi in header.get("ROIContourSequence") or []:
+        for contour in roi.get("ContourSequence") or []:
+            kinds[int(roi.ReferencedROINumber)].add(str(contour.get("ContourGeometricType")))
+    return {number for number, of_roi in kinds.items() if of_roi == {"POINT"}}
+
+
 def _draw_segments(
     drawing: Drawing, annotation: Annotation, names: Mapping[int, str], wanted: Mapping[int, int]
 ) -> list[str]:
@@ -208,7 +219,8 @@ def _draw_structures(
 ) -> list[str]:
     """Draw the closed contours of a structure set; returns remarks."""
     header = read_header(annotation.file)
-    remarks: list[str] = []
+    points = len(_points(header))
+    remarks = [f"{count_of(points, 'point')} left out"] if points else []
     for roi in header.get("ROIContourSequence") or []:
         number = int(roi.ReferencedROINumber)
         if number not in wanted:
@@ -227,7 +239,9 @@ def _draw_structures(
                 rows, columns = np.nonzero(mask)
                 drawing.draw(time, (columns, rows, np.full(len(rows), z)), wanted[number], region)
             if gaps := max(masks, default=0) - min(masks, default=0) + 1 - len(masks) if masks else 0:
-                remarks.append(f"{names[number]!r} has no contour on {gaps} slices between its first and last")
+                remarks.append(
+                    f"{names[number]!r} has no contour on {count_of(gaps, 'slice')} between its first and last"
+                )
     if not drawing.maps:
         raise UserError("its structures have no contours")
     return remarks

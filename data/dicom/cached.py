@@ -8,10 +8,9 @@ from pathlib import Path
 
 from core.cache import cache_folder, made_once
 from core.files import write_json
-from core.tables import read_table
+from core.text import read_json
 from data.dicom.names import names_for, read_salt
 from data.dicom.search import files_below, holds_dicom
-from data.readers.file_search import CONVERTED
 
 log = logging.getLogger("fewslice")
 
@@ -40,26 +39,23 @@ def readable_root(root: Path) -> Path:
     content = json.dumps([FORMAT, str(root.resolve()), salt, listing], default=str)
     key = hashlib.blake2b(content.encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
     message = f"{root} holds DICOM files: converting them once, into {{folder}}"
-    folder = made_once(PREFIX + key, message, lambda new: _convert(root, new, salt))
-    os.utime(folder / "origin.json")  # when it was last used, for `python -m data.cache`
-    folder /= "data"
-    table = read_table(folder / CONVERTED)
-    from data.dicom.writing import summary
-
-    for line in summary(table):
+    origin = made_once(PREFIX + key, message, lambda new: _convert(root, new, salt)) / "origin.json"
+    os.utime(origin)  # when it was last used, for `python -m data.cache`
+    for line in read_json(origin)["summary"]:
         log.info("%s: %s", root, line)
-    return folder
+    return origin.parent / "data"
 
 
 def conversions() -> list[Path]:
-    """The folders of conversions in the cache folder, each with an ``origin.json`` (root, format)."""
+    """The folders of conversions in the cache folder, each with an ``origin.json`` (root, format, summary)."""
     return [folder for folder in sorted(cache_folder().glob(f"{PREFIX}*")) if (folder / "origin.json").is_file()]
 
 
 def _convert(root: Path, folder: Path, salt: str) -> None:
     from data.dicom.series import read_archive
-    from data.dicom.writing import write_converted
+    from data.dicom.writing import summary, write_converted
 
     archive = read_archive(root)
-    write_converted(archive, folder / "data", names_for((), salt, keep=False))
-    write_json(folder / "origin.json", {"root": str(root.resolve()), "format": FORMAT})
+    table = write_converted(archive, folder / "data", names_for((), salt, keep=False))
+    about = {"root": str(root.resolve()), "format": FORMAT, "summary": summary(table)}
+    write_json(folder / "origin.json", about)

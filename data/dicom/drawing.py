@@ -123,7 +123,7 @@ def fill_contours(stack: Stack, contours: Sequence[np.ndarray]) -> dict[int, np.
         raise UserError("the images have no place in the patient")
     columns, rows, slices, _ = stack.shape
     inverse = np.linalg.inv(stack.affine)
-    masks: dict[int, np.ndarray] = defaultdict(lambda: np.zeros((rows, columns), bool))
+    filled: dict[int, list[np.ndarray]] = defaultdict(list)
     for points in contours:
         voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
         z = int(np.rint(voxels[:, 2].mean()))
@@ -135,9 +135,11 @@ def fill_contours(stack: Stack, contours: Sequence[np.ndarray]) -> dict[int, np.
             continue
         x, y = np.meshgrid(np.arange(low[0], high[0] + 1), np.arange(low[1], high[1] + 1))
         inside = Polygon(voxels[:, :2]).contains_points(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
-        before = masks[z][low[1] : high[1] + 1, low[0] : high[0] + 1]
-        common = before & inside
-        if common.any() and (common != inside).any() and np.count_nonzero(common) < np.count_nonzero(masks[z]):
-            raise UserError("contours of one structure cross each other within a slice")
-        before ^= inside
-    return dict(masks)
+        mask = np.zeros((rows, columns), bool)
+        mask[low[1] : high[1] + 1, low[0] : high[0] + 1] = inside
+        for other in filled[z]:
+            common = np.count_nonzero(mask & other)
+            if 0 < common < min(np.count_nonzero(mask), np.count_nonzero(other)):
+                raise UserError("contours of one structure cross each other within a slice")
+        filled[z].append(mask)
+    return {z: np.logical_xor.reduce(members) for z, members in filled.items()}
