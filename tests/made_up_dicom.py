@@ -111,7 +111,7 @@ def cine(folder: Path, slices: int = 4, frames: int = 3, **attributes: Any) -> l
     return datasets
 
 
-def enhanced(places: Sequence[tuple[int, int]], slope: float = 1.0) -> Dataset:
+def enhanced(places: Sequence[tuple[int, int]], slope: float = 1.0, pixels: np.ndarray | None = None) -> Dataset:
     """A multi-frame MR image; frame k shows (slice, time) `places[k]`, with functional groups."""
     dataset = header(ENHANCED_MR)
     shared = Dataset()
@@ -134,7 +134,8 @@ def enhanced(places: Sequence[tuple[int, int]], slope: float = 1.0) -> Dataset:
         group.PixelValueTransformationSequence[0].RescaleType = "US"
         groups.append(group)
     dataset.PerFrameFunctionalGroupsSequence = groups
-    return with_pixels(dataset, np.stack([pattern(z, t) for z, t in places]))
+    stack = np.stack([pattern(z, t) for z, t in places]) if pixels is None else pixels
+    return with_pixels(dataset, stack)
 
 
 def structures(

@@ -219,8 +219,8 @@ def _draw_structures(
 ) -> list[str]:
     """Draw the closed contours of a structure set; returns remarks."""
     header = read_header(annotation.file)
-    points = len(_points(header))
-    remarks = [f"{count_of(points, 'point')} left out"] if points else []
+    isocentres = len(_points(header))
+    remarks = [f"{count_of(isocentres, 'point')} left out"] if isocentres else []
     for roi in header.get("ROIContourSequence") or []:
         number = int(roi.ReferencedROINumber)
         if number not in wanted:
