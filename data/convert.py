@@ -76,7 +76,9 @@ def _failures(archive: Archive, table: pd.DataFrame) -> list[str]:
     """A line for each refusal, with a file for the user at the terminal, which the table does not name."""
     lines = []
     for series in archive.series.values():
-        lines += [f"{series.files[0]}: {reason}" for reason in dict.fromkeys(series.reasons) if series.is_image]
+        lines += [
+            f"{series.files[0]}: {reason}" for reason in dict.fromkeys(series.reasons) if series.outcome == "refused"
+        ]
     listed = {line.split(": ", 1)[1] for line in lines}
     others = table[(table["result"] == "refused") & ~table["remark"].isin(listed)]
     of_others = others[["modality", "series", "remark"]].itertuples(index=False)

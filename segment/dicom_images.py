@@ -72,7 +72,7 @@ def dicom_images(path: Path) -> tuple[list[DicomImage], list[str]] | None:
         several = len(series.stacks) > 1
         for number, stack in enumerate(series.stacks, 1):
             images.append(DicomImage(name=stem + (f"_part{number}" if several else ""), stack=stack))
-        if series.is_image:
+        if series.outcome == "refused":
             problems += [f"{series.files[0]} and its series: {reason}" for reason in dict.fromkeys(series.reasons)]
     return images, [*problems, *archive.damaged.values()]
 

@@ -277,7 +277,7 @@ def test_series_are_chosen_by_description(tmp_path):
     rows = convert(tmp_path / "in", tmp_path / "out", series="sax")
     assert sorted((row["result"], row["remark"]) for row in rows) == [
         ("converted", ""),
-        ("no image", "left out by --series"),
+        ("left out", "left out by --series"),
     ]
 
 

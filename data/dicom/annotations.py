@@ -26,6 +26,10 @@ HALF = 0.5
 """Share from which a voxel of a fractional segmentation belongs to its segment."""
 
 
+class LeftOut(UserError):
+    """The images of a segmentation or structure set are not wanted."""
+
+
 def plain(name: str) -> str:
     """A class name by which two are compared: case and spaces do not matter."""
     return " ".join(name.casefold().split())
@@ -60,6 +64,8 @@ def read_labels(archive: Archive, classes: Sequence[str] = ()) -> Labels:
             header = read_header(annotation.file)
             stacks = _stacks(archive, annotation, header)
             readable.append((annotation, _names(annotation, header), stacks))
+        except LeftOut as error:
+            labels.outcomes.append((annotation, "left out", str(error)))
         except Exception as error:  # pydicom parses values when they are used, and raises errors of any type
             labels.outcomes.append((annotation, "refused", _reason(error, annotation)))
     found = {plain(name): name for _, names, _ in reversed(readable) for name in sorted(names.values(), reverse=True)}
@@ -135,7 +141,9 @@ def _stacks(archive: Archive, annotation: Annotation, header: Dataset) -> list[S
     if not series:
         named = {instance for instance, _ in instances}
         series = [each for each in archive.series.values() if named & {plane.instance for plane in each.planes}]
-    series = [each for each in series if each.is_image]
+    if series and all(each.outcome == "left out" for each in series):
+        raise LeftOut("its series is left out by --series")
+    series = [each for each in series if each.outcome == "refused"]  # that of every series with images
     if not series:
         raise UserError("it refers to a series that is not among the files")
     if any(each.patient != annotation.patient for each in series):

@@ -15,7 +15,7 @@ from data.readers.roles import names_label_map
 
 SHORTEST_SALT = 8
 DIGITS = 12
-"""Hexadecimal digits of a subject's hash."""
+"""Hexadecimal digits of the hash of a subject or series."""
 
 
 def salt_file() -> Path:
@@ -59,8 +59,8 @@ class Names:
         return f"sub-{self.kept.get(patient) or salted(f'patient|{patient}', self.salt)[:DIGITS]}"
 
     def series(self, uid: str) -> str:
-        """The name of a series: 8 hexadecimal digits."""
-        return salted(f"series|{uid}", self.salt)[:8]
+        """The name of a series: hexadecimal digits."""
+        return salted(f"series|{uid}", self.salt)[:DIGITS]
 
 
 def names_for(patients: Iterable[str], salt: str, *, keep: bool) -> Names:

@@ -17,6 +17,7 @@ from data.readers.decoding import require_memory, require_slices
 
 INTEGERS = (np.int16, np.uint16, np.int32)
 """Types for stacks of whole numbers, the first that holds them; else float32."""
+LARGEST = np.iinfo(np.int32).max
 RADIOGRAPHS = {"CR", "DX", "MG", "RF", "XA", "IO", "PX", "RG"}
 """Modalities whose pixels have no physical unit, so that an inverted image may be turned."""
 
@@ -42,11 +43,10 @@ def decode(stack: Stack) -> np.ndarray:
         stored = _stored(file)
         for t, z, plane in members:
             pixels = stored[plane.index]
-            if pixels.dtype.kind == "f" and values.dtype.kind != "f":
+            rescaled = pixels.astype(np.float64) * plane.slope + plane.intercept
+            if values.dtype.kind != "f" and (pixels.dtype.kind == "f" or np.abs(rescaled).max() > LARGEST):
                 values = values.astype(np.float32)
-            if pixels.dtype.kind == "u" and pixels.max() > np.iinfo(np.int32).max:
-                values = values.astype(np.float32)
-            values[:, :, z, t] = (pixels.astype(np.float64) * plane.slope + plane.intercept).T
+            values[:, :, z, t] = rescaled.T
     if values.dtype.kind == "i":
         low, high = values.min(), values.max()
         fitting = next(each for each in INTEGERS if np.iinfo(each).min <= low and high <= np.iinfo(each).max)

@@ -17,6 +17,7 @@ from data.dicom.pixels import is_inverted, require_readable
 from data.dicom.planes import Plane, planes_of
 from data.dicom.search import files_below, is_dicom
 from data.dicom.stacks import Stack, stacks_of
+from data.readers.file_search import count_of
 
 SEGMENTATIONS = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 """SOP classes of segmentations: of bits or fractions, and label maps."""
@@ -24,6 +25,7 @@ STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
 """SOP class of RT structure sets."""
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
+LEFT_OUT = "left out by --series"
 WITH_PLACE = {"CT", "MR", "PT", "NM"}
 """Modalities whose images always have a place in the patient."""
 
@@ -45,8 +47,10 @@ class Series:
     reasons: list[str] = field(default_factory=list)
     """Why images of the series are no stack."""
     remarks: list[str] = field(default_factory=list)
-    is_image: bool = True
-    """Whether the series holds images; else reports, presentation states and the like."""
+    no_images: list[str] = field(default_factory=list)
+    """Kinds of the files that are no images: reports, presentation states and the like."""
+    outcome: str = "refused"
+    """Why the images that are no stack are none: "refused", "no image" or "left out"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +109,10 @@ def read_archive(root: Path, pattern: str | None = None) -> Archive:
         raise UserError(f"{root} holds no DICOM images{first or ': check the path'}")
     for series in archive.series.values():
         if pattern is not None and search_text(pattern, series.description) is None:
-            series.planes, series.reasons, series.is_image = [], ["left out by --series"], False
-        if series.planes:
+            series.reasons, series.outcome = [LEFT_OUT], "left out"
+        elif not series.planes and not series.reasons:
+            series.reasons, series.outcome = [f"no image ({', '.join(dict.fromkeys(series.no_images))})"], "no image"
+        else:
             _sort(series)
     return archive
 
@@ -144,8 +150,7 @@ def _add(archive: Archive, file: Path, header: Dataset) -> None:
     if series.patient != patient:
         series.reasons.append("images of different patients have one Series Instance UID")
     if "Rows" not in header or kind == DOSE:
-        series.is_image = False
-        series.reasons.append(f"no image ({UID(kind).name})")
+        series.no_images.append(UID(kind).name)
         return
     try:
         if kind.startswith(SECONDARY_CAPTURE) or header.get("BurnedInAnnotation") == "YES":
@@ -165,6 +170,8 @@ def _add(archive: Archive, file: Path, header: Dataset) -> None:
 def _sort(series: Series) -> None:
     """Sort the planes of a series into stacks; a series of which images are refused gives none."""
     series.remarks = [*dict.fromkeys(series.remarks)]
+    if series.no_images:
+        series.remarks.append(f"{count_of(len(series.no_images), 'file')} without an image left out")
     if series.reasons:
         counts = Counter(series.reasons)
         series.reasons = [f"{reason} ({count} of {len(series.files)} files)" for reason, count in counts.most_common(2)]

@@ -146,15 +146,14 @@ def _require_alike(planes: Sequence[Plane]) -> None:
 def _parts(planes: Sequence[Plane]) -> dict[str, list[Plane]]:
     """Planes by echo, b-value or type of image, if that distinguishes images of the same places; else all as one."""
     normal = plane_affine(planes[0])[:3, 2]
+    levels = _levels(planes, normal, SAME_PLACE * min(planes[0].spacing or (1.0,)))
     parts: dict[tuple, list[Plane]] = defaultdict(list)
-    for plane in planes:
-        parts[plane.contrast].append(plane)
-    pixel = min(planes[0].spacing or (1.0,))
-    places = [
-        {int(np.rint(_along(plane, normal) / (2 * SAME_PLACE * pixel))) for plane in part} for part in parts.values()
-    ]
-    repeated = len(planes) > len(set().union(*places))
-    if len(parts) == 1 or not repeated or any(len(place) != len(places[0]) for place in places):
+    places: dict[tuple, set[int]] = defaultdict(set)
+    for number, level in enumerate(levels):
+        for plane in level:
+            parts[plane.contrast].append(plane)
+            places[plane.contrast].add(number)
+    if len(parts) == 1 or any(len(place) < len(levels) for place in places.values()):
         return {"": [*planes]}
     common = set.intersection(*(set(contrast) for contrast in parts))
     named: dict[str, list[Plane]] = {}

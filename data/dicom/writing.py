@@ -57,8 +57,7 @@ def write_converted(
     drawings, annotation_rows, class_names = _labels(archive, names, classes)
     for series in progress([*archive.series.values()], "converting series"):
         about = _about(archive, series, names, keep_names)
-        result = "refused" if series.is_image else "no image"
-        rows += [{**about, "result": result, "remark": reason} for reason in dict.fromkeys(series.reasons)]
+        rows += [{**about, "result": series.outcome, "remark": reason} for reason in dict.fromkeys(series.reasons)]
         for number, stack in enumerate(series.stacks, 1):
             row = {**about, **_shape_of(stack)}
             name = names.subject(series.patient)
@@ -177,7 +176,7 @@ def _damaged(archive: Archive) -> list[dict[str, Any]]:
 def _without_paths(text: str, files: Sequence[Path]) -> str:
     """A reason without paths, which may name patients."""
     for file in files:
-        text = text.replace(str(file), "a file").replace(file.name, "a file")
+        text = text.replace(str(file), "a file")
     return text
 
 
