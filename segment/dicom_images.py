@@ -108,8 +108,8 @@ def write_segmentations(
         file = (
             target if labels.shape[3] == 1 else target.with_stem(f"{target.stem}_frame{first_frame + number + 1:02d}")
         )
-        sources = _sources(image.stack, first_frame + number)
         try:
+            sources = _sources(image.stack, first_frame + number)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values in the images that break the standard's rules
                 segmentation = highdicom.seg.Segmentation(

@@ -219,7 +219,7 @@ def test_a_folder_of_dicom_files_is_read_directly(tmp_path, monkeypatch, capsys,
     source = FolderSource(data_root=tmp_path / "in")
     with caplog.at_level("INFO", "fewslice"):
         dataset = open_slices(source)
-    assert "4 images of 4 subjects from DICOM, 4 with labels" in caplog.text
+    assert "4 images of 4 subjects from DICOM, 4 with labels; " in caplog.text
     assert (dataset.classes, len(dataset.table)) == (("background", "a", "b"), 16)
     assert dataset.table["subject"].nunique() == 4
     assert "patient-" not in dataset.table.to_csv()

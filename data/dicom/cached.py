@@ -11,6 +11,7 @@ from core.files import write_json
 from core.text import read_json
 from data.dicom.names import names_for, read_salt
 from data.dicom.search import files_below, holds_dicom
+from data.readers.file_search import CONVERTED
 
 log = logging.getLogger("fewslice")
 
@@ -41,9 +42,11 @@ def readable_root(root: Path) -> Path:
     message = f"{root} holds DICOM files: converting them once, into {{folder}}"
     origin = made_once(PREFIX + key, message, lambda new: _convert(root, new, salt)) / "origin.json"
     os.utime(origin)  # when it was last used, for `python -m data.cache`
-    for line in read_json(origin)["summary"]:
+    folder = origin.parent / "data"
+    first, *others = read_json(origin)["summary"]
+    for line in (f"{first}; {folder / CONVERTED} lists every series", *others):
         log.info("%s: %s", root, line)
-    return origin.parent / "data"
+    return folder
 
 
 def conversions() -> list[Path]:

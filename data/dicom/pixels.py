@@ -13,7 +13,7 @@ from core.errors import UserError
 from data.dicom.files import read_whole
 from data.dicom.planes import Plane
 from data.dicom.stacks import Stack
-from data.readers.decoding import require_memory, require_slices
+from data.readers.decoding import naming, require_memory, require_slices
 
 INTEGERS = (np.int16, np.uint16, np.int32)
 """Types for stacks of whole numbers, the first that holds them; else float32."""
@@ -40,7 +40,8 @@ def decode(stack: Stack) -> np.ndarray:
     whole = all(plane.slope == int(plane.slope) and plane.intercept == int(plane.intercept) for plane in _planes(stack))
     values = np.zeros((columns, rows, slices, frames), np.int32 if whole else np.float32)
     for file, members in of_file.items():
-        stored = _stored(file)
+        with naming(file):
+            stored = _stored(file)
         for t, z, plane in members:
             pixels = stored[plane.index]
             rescaled = pixels.astype(np.float64) * plane.slope + plane.intercept

@@ -17,6 +17,7 @@ from data.dicom.pixels import is_inverted, require_readable
 from data.dicom.planes import Plane, planes_of
 from data.dicom.search import files_below, is_dicom
 from data.dicom.stacks import Stack, stacks_of
+from data.readers.decoding import naming
 from data.readers.file_search import count_of
 
 SEGMENTATIONS = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
@@ -99,7 +100,7 @@ def read_archive(root: Path, pattern: str | None = None) -> Archive:
             archive.others += 1
             continue
         try:
-            with warnings.catch_warnings():
+            with naming(file), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of values that break the standard's rules, which most archives hold
                 _add(archive, file, read_header(file))
         except UserError as error:
