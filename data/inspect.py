@@ -21,6 +21,7 @@ from core.files import write_json, write_text
 from core.progress import progress
 from core.settings import Settings
 from core.terminal import terminal
+from data.dicom.cached import readable_root
 from data.duplicates import duplicate_findings, fingerprint
 from data.inspect_page import picture_of, pictured, render, sample_of
 from data.inspection import Report
@@ -58,7 +59,7 @@ class Inspect(Settings):
     """Check every file of a data set and describe it."""
 
     dataset: Literal["acdc", "folder"] = "acdc"
-    """Layout of the data set: the ACDC challenge's, or any folder of NIfTI, PNG or TIFF files."""
+    """Layout of the data set: the ACDC challenge's, or any folder of NIfTI, PNG, TIFF or DICOM files."""
     data_root: Path | None = None
     """Folder of the data set; default: the embedded synthetic hearts (acdc only)."""
     subject_pattern: str | None = None
@@ -362,6 +363,7 @@ def run(cfg: Inspect) -> int:
         slice_axis=cfg.slice_axis, ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold
     )
     root = find_root(cfg.dataset, cfg.data_root)
+    root = readable_root(root) if cfg.dataset == "folder" else root
     found, table, classes = examine(
         cfg.dataset,
         root,

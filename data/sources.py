@@ -8,6 +8,7 @@ from typing import Literal, TypeVar
 
 from core.errors import UserError
 from core.settings import Output, Settings
+from data.dicom.cached import readable_root
 from data.protocols import TestSet, acdc_splits, require_known_split
 from data.readers.class_images import ClassImages, read_class_images, read_digits
 from data.readers.exams import ExamSet, load_exams, load_mrnet
@@ -45,7 +46,7 @@ class FolderSource(Settings):
 
     dataset: Literal["folder"] = "folder"
     """Layout of the data set: nnU-Net's, images/ and labels/ (or masks/), case and case_seg side by side, or any folder
-    of NIfTI, PNG or TIFF files."""
+    of NIfTI, PNG or TIFF files, or of DICOM files, see `python -m data.convert --help`."""
     data_root: Output[Path | None] = None
     """Folder that holds the images; required."""
     subject_pattern: str | None = None
@@ -169,7 +170,7 @@ def find_root(dataset: str, data_root: Path | None, labels: Path | None = None) 
 
 
 def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
-    """Index and pack the slices of a source; see `data.slices.load_dataset`.
+    """Index and pack the slices of a source; see `data.slices.load_dataset`. DICOM files are converted into the cache.
 
     With `labelled` False, for pretraining, doubts about label maps are logged, not refused.
     """
@@ -179,7 +180,7 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
         return with_splits(dataset, acdc_splits(dataset.splits, source.split, source.fold, source.test_set))
     return load_dataset(
         "folder",
-        root,
+        readable_root(root),
         subject_pattern=source.subject_pattern,
         splits_file=source.splits_file,
         channels=source.channels,
@@ -230,7 +231,7 @@ def open_exams(source: ExamSource, *, labelled: bool) -> ExamSet:
     if labelled and source.labels is None:
         raise UserError("--dataset exams needs --labels FILE.csv with the columns path,label")
     return load_exams(
-        root,
+        readable_root(root) if source.labels is None else root,
         labels=source.labels,
         split_seed=source.split_seed,
         subject_pattern=source.subject_pattern,

@@ -1,4 +1,7 @@
-"""`python -m segment.predict --run RUN --input FILE|DIR --output DIR`: label maps on the images' own grids."""
+"""`python -m segment.predict --run RUN --input FILE|DIR --output DIR`: label maps on the images' own grids.
+
+Of DICOM images they are written as NIfTI and as DICOM segmentations, see `segment.dicom_images`.
+"""
 
 import logging
 import os
@@ -11,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from core.command_line import parse_command
-from core.errors import SomeFilesFailed, UserError, user_errors
+from core.errors import SomeFilesFailed, UserError, first_and_count, user_errors
 from core.files import remove_leftovers, write_csv
+from core.hashes import sha256
 from core.settings import Settings
 from core.subjects import anonymised, pseudonyms
 from core.terminal import terminal
@@ -20,8 +24,18 @@ from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.discovery import discover
 from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
-from data.readers.images import PLANAR_SUFFIXES, is_image, one_channel, read_volume, stem, write_label_map, write_map
+from data.readers.images import (
+    PLANAR_SUFFIXES,
+    Volume,
+    is_image,
+    one_channel,
+    read_volume,
+    stem,
+    write_label_map,
+    write_map,
+)
 from data.readers.roles import names_label_map
+from segment.dicom_images import DicomImage, dicom_images, write_segmentations
 from segment.tables import table_of
 
 if TYPE_CHECKING:
@@ -44,10 +58,12 @@ class Predict(Settings):
     """Run folder of `python -m segment`, or several of the same classes, pixel size and normalisation: the mean of
     their class probabilities is used, and volumes.csv gains the Dice predicted from how far they agree."""
     input: Path
-    """An image (3D or 4D NIfTI, PNG, TIFF), or a folder of images, searched with its subfolders. Label maps in it are
-    left out; of nnU-Net's channels case_0000, case_0001, ... the one that was trained on is used."""
+    """An image (3D or 4D NIfTI, PNG, TIFF, DICOM), or a folder of images, searched with its subfolders. Label maps in
+    it are left out; of nnU-Net's channels case_0000, case_0001, ... the one that was trained on is used."""
     output: Path
-    """Folder for the label maps, which keep the images' names (without channel) and folders, and for volumes.csv."""
+    """Folder for the label maps, which keep the images' names (without channel) and folders, and for volumes.csv. Of
+    DICOM series they are NIfTI files under hashed names, as by `python -m data.convert`, and DICOM segmentations, which
+    carry the patient's name."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to compute on; auto: a GPU if there is one."""
     anonymous: bool = False
@@ -95,17 +111,25 @@ def run(cfg: Predict) -> pd.DataFrame:
     show_messages()
     ensemble = load_ensemble(cfg.run, make_fabric(cfg.device).device, cfg.flip_tta)
     card = ensemble.card
-    targets, problems = _targets(cfg.input, cfg.output, card)
+    from_dicom = dicom_images(cfg.input)
+    if from_dicom is None:
+        targets, problems = _targets(cfg.input, cfg.output, card)
+        dicom: dict[Path, DicomImage] = {}
+    else:
+        dicom, targets, problems = _dicom_targets(*from_dicom, cfg)
     maps = _map_targets(targets, cfg)
     sheet = ContactSheet()
     remove_leftovers(cfg.output)
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg.output)  # marks the folder as an output
+    model = "+".join(sha256(folder / "model.safetensors")[:16] for folder in cfg.run)[:64] if dicom else ""
     rows = []
     for file, target in targets.items():
         try:
-            volume = replace(read_volume(file), slicing=card.slice_axis)
-            if card.channels is not None and volume.shape.frames > 1:
+            volume = dicom[file].read() if file in dicom else read_volume(file)
+            volume = replace(volume, slicing=card.slice_axis)
+            is_channel = card.channels is not None and volume.shape.frames > 1
+            if card.channels is not None and is_channel:
                 volume = one_channel(volume, card.channels)
             if not all(np.isfinite(image).all() for frame in volume.stack for image in frame):
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
@@ -119,12 +143,16 @@ def run(cfg: Predict) -> pd.DataFrame:
                 frames = [prediction.entropy for prediction in predictions if prediction.entropy is not None]
                 write_map(maps[file], _stacked(frames), volume)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(f"{file}: {error}" if file in dicom else str(error))
             continue
+        if file in dicom:
+            first = card.channels if is_channel and card.channels is not None else 0
+            problems += _write_dicom(target, labels, volume, dicom[file], card, model, first)
         # slice by slice: of a whole volume, bincount would make a copy of eight bytes a voxel
         size = len(card.classes)
         counts = [np.sum([np.bincount(page.ravel(), minlength=size) for page in frame], axis=0) for frame in labels]
-        of_frames = zip(_frames(file, target, len(labels)), counts, predictions, strict=True)
+        known = [(dicom[file].subject, "", t + 1) for t in range(len(labels))] if file in dicom else None
+        of_frames = zip(known or _frames(file, target, len(labels)), counts, predictions, strict=True)
         for (subject, phase, frame), count, prediction in of_frames:
             millilitres = count * row_mm * column_mm * slice_mm / 1000
             row = {"file": str(target), "subject": subject, "phase": phase, "frame": frame}
@@ -248,12 +276,53 @@ def _targets(path: Path, output: Path, card: "ModelCard") -> tuple[dict[Path, Pa
                 continue
             taken[target] = image.file
             targets[image.file] = target
+    _refuse_foreign_files(targets, output)
+    if not targets and not problems:
+        raise UserError(f"{path} holds no image (.nii, .nii.gz, .png, .tif, DICOM); pass a file or a folder of them")
+    return targets, problems
+
+
+def _dicom_targets(
+    images: list[DicomImage], problems: list[str], cfg: Predict
+) -> tuple[dict[Path, DicomImage], dict[Path, Path], list[str]]:
+    """{name: image}, {name: label map to write}, and sentences about series that are left out."""
+    if cfg.input.is_dir() and cfg.output.resolve().is_relative_to(cfg.input.resolve()):
+        raise UserError(f"--output {cfg.output} lies within --input {cfg.input}: choose a folder outside")
+    if not images:
+        raise UserError(f"no DICOM series in {cfg.input} can be read: {first_and_count(problems or ['no images'])}")
+    by_name = {Path(f"{image.name}.nii.gz"): image for image in images}
+    targets = {name: cfg.output / name for name in by_name}
+    _refuse_foreign_files(targets, cfg.output)
+    return by_name, targets, problems
+
+
+def _write_dicom(
+    target: Path, labels: np.ndarray, volume: Volume, image: DicomImage, card: "ModelCard", model: str, frame: int
+) -> list[str]:
+    """Write DICOM segmentations beside a label map; returns why that is impossible, if it is.
+
+    Args:
+        target: the label map.
+        labels: (frames, slices, rows, columns), as `volume.stack`.
+        volume: the image.
+        image: its DICOM planes.
+        card: names the classes.
+        model: see `write_segmentations`.
+        frame: the image's time frame, from 0, of the first label map.
+    """
+    values = np.moveaxis(labels.T, 2, volume.shape.slice_axis)
+    try:
+        write_segmentations(target.with_name(f"{stem(target)}.dcm"), values, image, card.classes, model, frame)
+    except UserError as error:
+        return [f"{target} is written, but {error}"]
+    return []
+
+
+def _refuse_foreign_files(targets: dict[Path, Path], output: Path) -> None:
+    """Raise a UserError if a file that this command did not write would be overwritten."""
     present = sorted(target for target in targets.values() if target.exists())
     if present and not is_output(output, os.listdir(output)):
         raise UserError(f"{present[0]} exists and was not written by this command; choose another --output")
-    if not targets and not problems:
-        raise UserError(f"{path} holds no image (.nii, .nii.gz, .png, .tif); pass a file or a folder of them")
-    return targets, problems
 
 
 def _write_volumes(table: pd.DataFrame, output: Path) -> None:

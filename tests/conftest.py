@@ -30,9 +30,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session", autouse=True)
 def _test_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the packed slices of the tests out of the user's cache; a test may set another folder."""
+    """Keep the tests' packed slices and their salt of names out of the user's folders; a test may set others."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSLICE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         yield
 
 

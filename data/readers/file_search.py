@@ -16,7 +16,9 @@ RUN_FILES = ({"config.json", "train.log"}, {"model.json", "model.safetensors"}, 
 VOLUMES = "volumes.csv"
 """Table that ``python -m segment.predict`` writes first of all into its output folder."""
 VOLUME_COLUMNS = ("file", "subject", "phase", "frame")
-DESCRIPTIONS = {"dataset.json", "splits.json", VOLUMES}
+CONVERTED = "converted.csv"
+"""Table that ``python -m data.convert`` writes beside the images."""
+DESCRIPTIONS = {"dataset.json", "splits.json", VOLUMES, CONVERTED}
 """Files that are read beside the images, so that they do not count as skipped."""
 
 
