@@ -42,14 +42,19 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch", stem: S
 
 def require_encoder(name: str) -> None:
     """Raise UserError unless this is a timm model with a pyramid of feature maps, for images of any size."""
+    require_name(name)
+    if why := _unsuitable(name):
+        raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
+
+
+def require_name(name: str) -> None:
+    """Raise UserError unless this is a timm model; the nearest names are listed."""
     if is_video(name):
         raise UserError(f"encoder {name!r} takes clips of exams, not single images; choose resnet18 or resnet50.")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         choices = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"
         raise UserError(f"encoder {name!r} is not a model of timm; {choices}.")
-    if why := _unsuitable(name):
-        raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
 
 
 @cache

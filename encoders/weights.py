@@ -28,6 +28,7 @@ from encoders.hub import kinetics_weights, timm_weights
 from encoders.identify import recognise
 from encoders.names import is_video
 from encoders.norm import Norm, norm_of
+from encoders.patches import resample_patches
 from encoders.stem import stem_of
 
 log = logging.getLogger("fewslice")
@@ -75,7 +76,7 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
 
 
 def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport:
-    """Load weights into ``smp.Unet(encoder_name="tu-" + name)``.
+    """Load weights into a network of ``encoders.decoders.build_segmenter``: SMP's U-Net or DPT.
 
     The ``unet.safetensors`` of a pretrained U-Net, or a run folder that holds one, sets encoder and decoder; the output
     layer keeps its weights. Any other ``source`` of ``load_weights`` sets the encoder; its layers after the last
@@ -88,7 +89,8 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
     card = None if str(source) in NO_FILES else read_card(source)
     if card is None or card.part != "unet":
         encoder: Any = unet.encoder
-        return _load(encoder.model, _timm_names(encoder.model, name), source, name, encoder._in_channels)
+        channels = getattr(encoder, "_in_channels", 1)  # transformers do not say it: ours take one
+        return _load(encoder.model, _timm_names(encoder.model, name), source, name, channels)
     path, body = Path(source), body_of(unet)
     _require_architecture(card, name, path)
     norm = norm_of(body)
@@ -287,10 +289,10 @@ def _norm_in(keys: Iterable[str], wanted: Iterable[str]) -> Norm | None:
 
 
 def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> State:
-    """The tensors with the first convolutions adapted to the network's input channels."""
+    """The tensors with the first convolutions adapted to the network's input channels, and patches to its size."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     first = "stem.0" if is_video(name) else config.first_conv if config else None
-    state = dict(state)
+    state = resample_patches(state, wanted)
     for module in (first,) if isinstance(first, str) else first or ():
         key = f"{module}.weight"
         if key not in wanted or key not in state:
@@ -331,11 +333,14 @@ def _require_sane(state: State, source: str | Path) -> None:
 
 @cache
 def _after_features(name: str) -> frozenset[str]:
-    """Tensors of timm's whole network that its feature extractor, and so a U-Net, lacks."""
+    """Tensors of timm's whole network that its feature extractor, and so a U-Net, lacks; DPT lacks none."""
     if is_video(name):
         return frozenset()
     with torch.device("meta"):
-        features: Any = smp.encoders.get_encoder(f"tu-{name}", weights=None).model
+        try:
+            features: Any = smp.encoders.get_encoder(f"tu-{name}", weights=None).model
+        except Exception:  # a transformer has no pyramid: errors of several types
+            return frozenset()
         return frozenset(
             timm.create_model(name, num_classes=0).state_dict().keys() - _timm_names(features, name).values()
         )

@@ -8,9 +8,8 @@ from PIL import Image
 from torch import nn
 
 from core.errors import UserError
-from encoders.build import require_forward, require_image_size
+from encoders.build import require_forward, require_image_size, require_unet
 from segment.inference import padded_sizes
-from segment.model import require_unet
 
 
 class Picky(nn.Module):
