@@ -140,7 +140,10 @@ class SupervisedSettings(RunSettings):
     """Peak learning rate of Adam."""
     encoder_lr_factor: float | None = None
     """Factor, 0 or more, on the learning rate of the encoder and of a decoder that was pretrained with it; None: 0.1
-    for a pretrained encoder, 1 for a random one."""
+    for a pretrained encoder, 1 for a random one. 0 freezes them, with the statistics of their batch norm."""
+    layer_decay: float = 1.0
+    """Factor, in (0, 1], on the learning rate from each block of the encoder to the one before it, so that the first
+    layers change least; 1: all alike. Vision transformers are usually fine-tuned with 0.65 to 0.85."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW, not applied to biases and norms; 0 is plain Adam."""
     ema_decay: float = 0.0
@@ -160,6 +163,8 @@ class SupervisedSettings(RunSettings):
             raise UserError(f"--labelled-fraction {self.labelled_fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: must lie in [0, 1)")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer-decay {self.layer_decay}: must lie in (0, 1], 1 for none")
         self.require_above_0("batch_size", "lr")
         self.require_at_least_0("encoder_lr_factor", "weight_decay", "subset_seed")
 
