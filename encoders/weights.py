@@ -90,7 +90,7 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
     if card is None or card.part != "unet":
         encoder: Any = unet.encoder
         channels = getattr(encoder, "_in_channels", 1)  # transformers do not say it: ours take one
-        return _load(encoder.model, _timm_names(encoder.model, name), source, name, channels)
+        return _load(encoder.model, timm_names(encoder.model, name), source, name, channels)
     path, body = Path(source), body_of(unet)
     _require_architecture(card, name, path)
     norm = norm_of(body)
@@ -157,7 +157,7 @@ def save_encoder(
     state = network_2d.state_dict()
     if hasattr(encoder, "out_channels"):  # of segmentation_models
         features: Any = encoder.model
-        names = _timm_names(features, name)
+        names = timm_names(features, name)
         state = {names[key]: value for key, value in features.state_dict().items()}
     facts: dict[str, Any] = {"network": network, "normalisation": normalisation, "norm": norm, "lineage": lineage}
     return _save(path, state, architecture=name, in_channels=in_channels, stem=stem_of(network_2d), **facts)
@@ -342,11 +342,11 @@ def _after_features(name: str) -> frozenset[str]:
         except Exception:  # a transformer has no pyramid: errors of several types
             return frozenset()
         return frozenset(
-            timm.create_model(name, num_classes=0).state_dict().keys() - _timm_names(features, name).values()
+            timm.create_model(name, num_classes=0).state_dict().keys() - timm_names(features, name).values()
         )
 
 
-def _timm_names(features: nn.Module, name: str) -> dict[str, str]:
+def timm_names(features: nn.Module, name: str) -> dict[str, str]:
     """From tensor names in timm's ``features_only`` network to those in its whole network.
 
     Source: ``timm.models._features``, which keeps a name, joins its first two parts by an underscore, or wraps the
