@@ -170,7 +170,7 @@ class MaxPoolFrames(nn.Module):
         """Clips (N, channels, T, H, W) -> (N, features, H / stride, W / stride), the maximum over frames."""
         frames = clips.transpose(1, 2).flatten(0, 1)
         maps: Tensor = self.frame_encoder.forward_features(frames)  # type: ignore[operator]
-        return maps.unflatten(0, (len(clips), -1)).amax(dim=1)
+        return maps.unflatten(0, (clips.shape[0], -1)).amax(dim=1)  # not len(), which a traced graph would fix
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (N, channels, T, H, W) -> (N, features)."""

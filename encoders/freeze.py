@@ -12,7 +12,7 @@ def freeze(module: nn.Module) -> None:
     """
     module.requires_grad_(False)
     if not isinstance(module, _Evaluated):
-        module.__class__ = _evaluated_class(type(module))  # type: ignore[assignment]
+        module.__class__ = _evaluated_class(type(module))  # type: ignore[arg-type]
     module.eval()
 
 

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
-from encoders.card import NO_FILES, UNET, EncoderCard, Network, read_card, read_lineage, unet_source
+from encoders.card import UNET, EncoderCard, Network, read_card, read_lineage, unet_source
 from encoders.channels import adapt_channels
 from encoders.formats import HEADS, State, find_encoder, fits, read_weights
-from encoders.hub import kinetics_weights, timm_weights
+from encoders.hub import hub_weights, kinetics_weights, timm_weights
 from encoders.identify import recognise
-from encoders.names import is_video
+from encoders.names import HUB, is_file, is_video
 from encoders.norm import Norm, norm_of
 from encoders.patches import resample_patches
 from encoders.stem import stem_of
@@ -60,10 +60,10 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
 
     Args:
         encoder: changed in place; in a ``MaxPoolFrames``, its 2D encoder is.
-        source: "imagenet" for timm's weights, "kinetics" for torchvision's of a video network (both need a network
-            connection), an ``encoder.safetensors`` or its folder, a trained U-Net or classifier, or a foreign file:
-            safetensors or a torch file of plain tensors, whatever the prefixes of its keys (``find_encoder``). Files
-            with Python code are never opened.
+        source: "imagenet" for timm's weights, "kinetics" for torchvision's of a video network, "hf-hub:NAME" for a
+            repository of the Hugging Face hub (these need a network connection), an ``encoder.safetensors`` or its
+            folder, a trained U-Net or classifier, or a foreign file: safetensors or a torch file of plain tensors,
+            whatever the prefixes of its keys (``find_encoder``). Files with Python code are never opened.
         name: timm's or torchvision's name of the encoder.
         in_channels: input channels of the encoder; ``adapt_channels`` adapts weights for another number.
 
@@ -86,7 +86,7 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
         UserError: as ``load_weights``, or if a U-Net's norm is another than the file's. The U-Net is unchanged then.
     """
     source = unet_source(source)
-    card = None if str(source) in NO_FILES else read_card(source)
+    card = read_card(source) if is_file(source) else None
     if card is None or card.part != "unet":
         encoder: Any = unet.encoder
         channels = getattr(encoder, "_in_channels", 1)  # transformers do not say it: ours take one
@@ -205,6 +205,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     card, declared = None, None
     if str(source) in ("imagenet", "kinetics"):
         payload, entry = kinetics_weights(name) if str(source) == "kinetics" else timm_weights(name, channels)
+    elif str(source).startswith(HUB):
+        payload, entry = hub_weights(str(source))
     else:
         path = Path(source)
         path = path / "encoder.safetensors" if path.is_dir() else path

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Output, SetBySweep, Settings
 from core.text import read_yaml
-from encoders.names import Norm
+from encoders.names import Norm, is_file
 
 C = TypeVar("C")
 
@@ -121,7 +121,8 @@ class SupervisedSettings(RunSettings):
 
     init: Annotated[str, Group("network"), SetBySweep] = "random"
     """Start of the encoder: random; imagenet (timm's weights, downloaded); kinetics (torchvision's weights of 3D
-    encoders, downloaded); or an encoder FILE, which determines `--encoder` and `--norm`."""
+    encoders, downloaded); hf-hub:NAME (weights of a repository of the Hugging Face hub, e.g. hf-hub:timm/
+    resnet18.a1_in1k, downloaded); or an encoder FILE, which determines `--encoder` and `--norm`."""
     labelled_fraction: Annotated[float, Group("labels"), SetBySweep] = 1.0
     """Share of the labelled training slices, patients or exams to use, in (0, 1]."""
     subset_seed: Annotated[int | None, SetBySweep] = None
@@ -188,8 +189,7 @@ class SupervisedSettings(RunSettings):
     @property
     def start_name(self) -> str:
         """`init` as part of a folder's name."""
-        named = self.init in ("random", "imagenet", "kinetics")  # else a file
-        return self.init if named else Path(self.init).resolve().parent.name
+        return Path(self.init).resolve().parent.name if is_file(self.init) else self.init.rsplit("/", 1)[-1]
 
 
 def memory_in_gigabytes() -> float:

@@ -159,7 +159,7 @@ def fit(
         Training samples per second.
     """
     network = channels_last(network)
-    encoder = getattr(network, "encoder", None)
+    encoder: Any = getattr(network, "encoder", None)
     if settings.factor_of_encoder_lr == 0:
         # In evaluation mode as well: batch norm would go on to follow the images. A ModuleDict of encoder and decoder
         # is no part of the network itself, its children are.

@@ -76,7 +76,8 @@ class SegmentConfig(SupervisedSettings):
     """Probability of replacing a box of an unlabelled sample, and of its pseudo-labels, by that of another one."""
 
     init: Annotated[str, Group("network"), SetBySweep] = "random"
-    """Start of the U-Net: random; imagenet (timm's weights for the encoder, downloaded); an encoder FILE; or a
+    """Start of the network: random; imagenet (timm's weights for the encoder, downloaded); hf-hub:NAME (an encoder of
+    the Hugging Face hub, e.g. hf-hub:timm/vit_small_patch14_dinov2.lvd142m, downloaded); an encoder FILE; or a
     `unet.safetensors` of `python -m pretrain --method masked` or its run folder, which sets the decoder, too. A FILE
     determines `--encoder` and `--norm`."""
     encoder: Annotated[str, Group("network")] = "resnet50"

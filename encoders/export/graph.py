@@ -4,6 +4,7 @@ import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,8 @@ def export_torchscript(trained: Trained, folder: Path, *, merge: bool = False) -
         warnings.simplefilter("ignore")  # of the tracer, about sizes: both sizes are checked below
         torch.jit.save(torch.jit.trace(graph, (first,), check_trace=False), file)
         loaded = torch.jit.load(file)
-        require_same(loaded(first), graph(first), "TorchScript")
+        for images in (first, first[:1]):  # of any number of samples
+            require_same(loaded(images), graph(images), "TorchScript")
         sizes = _sizes(lambda: require_same(loaded(second), graph(second), "TorchScript"), trained, merge)
     use = f'import torch\n\nnetwork = torch.jit.load("{file.name}")\noutput = network(images)'
     return {"sizes": sizes, "use": use}
@@ -116,13 +118,16 @@ def export_onnx(trained: Trained, folder: Path, *, merge: bool = False) -> dict[
         UserError: if the packages of the extra `onnx` are not installed, or the network cannot be exported.
     """
     require_onnx()
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     graph, file = graph_of(trained, merge), folder / "model.onnx"
     first, second = examples(trained, merge)
     axes = [0, *range(2, first.ndim)] if trained.frames is None else [0, 3, 4]
     free = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
-    names = {"input_names": ["images"], "output_names": ["features" if trained.kind == "encoder" else "logits"]}
+    names: dict[str, Any] = {
+        "input_names": ["images"],
+        "output_names": ["features" if trained.kind == "encoder" else "logits"],
+    }
     fixed = False
     with torch.no_grad(), warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
@@ -138,7 +143,8 @@ def export_onnx(trained: Trained, folder: Path, *, merge: bool = False) -> dict[
         def run(images: Tensor) -> Tensor:
             return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
-        require_same(run(first), graph(first), "ONNX")
+        for images in (first,) if fixed else (first, first[:1]):  # of any number of samples
+            require_same(run(images), graph(images), "ONNX")
         sizes = (
             f"exactly {tuple(first.shape)}"
             if fixed
@@ -151,9 +157,9 @@ def export_onnx(trained: Trained, folder: Path, *, merge: bool = False) -> dict[
     return {"sizes": sizes, "use": use}
 
 
-def _export_fixed(graph: nn.Module, images: Tensor, file: Path, names: dict[str, list[str]], encoder: str) -> None:
+def _export_fixed(graph: nn.Module, images: Tensor, file: Path, names: dict[str, Any], encoder: str) -> None:
     try:
-        torch.onnx.export(graph, (images,), file, dynamo=True, external_data=False, verbose=False, **names)  # type: ignore[arg-type]
+        torch.onnx.export(graph, (images,), file, dynamo=True, external_data=False, verbose=False, **names)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise UserError(
