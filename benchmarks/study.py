@@ -142,7 +142,7 @@ def _cells_in_one_process(cfg: SweepConfig) -> list[dict[str, float]]:
 
 
 SCORING = ("predict_split", "split_scores", "score_split")
-PARTS = ("build_unet", "load_into_unet", "save_model", "load_unet", "draw_learning_curve", "prediction_panel")
+PARTS = ("build_segmenter", "load_into_unet", "save_model", "load_unet", "draw_learning_curve", "prediction_panel")
 """Functions whose time is part of a cell's overhead."""
 
 

@@ -8,6 +8,7 @@ from core.errors import UserError
 from core.settings import Group, SetBySweep
 from data.augment import Augmentation
 from data.sources import ImagesSource
+from encoders.names import is_file
 from engine.config import RunSettings, SupervisedSettings
 
 
@@ -88,7 +89,7 @@ class ProbeConfig(RunSettings):
     @property
     def run_folder(self) -> Path:
         """Folder of the run."""
-        name = self.init if self.init in ("random", "imagenet") else Path(self.init).resolve().parent.name
+        name = Path(self.init).resolve().parent.name if is_file(self.init) else self.init.rsplit("/", 1)[-1]
         return self.out or Path("runs") / f"probe-{name}-{self.data.dataset}"
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "sweep.report": "rebuild the report of a study",
     "sweep.forecast": "labels needed for a target score, and the worth of the next ones",
     "sweep.tables": "the results of studies beside those of the papers",
+    "encoders.export": "write a trained network for timm, torchvision, segmentation_models, ONNX or TorchScript",
     "data.convert": "convert DICOM series, segmentations and structure sets to NIfTI",
     "data.inspect": "check every file of a data set and describe it",
     "data.phantom": "write a synthetic data set",

@@ -42,14 +42,19 @@ def build_encoder(name: str, in_channels: int = 1, norm: Norm = "batch", stem: S
 
 def require_encoder(name: str) -> None:
     """Raise UserError unless this is a timm model with a pyramid of feature maps, for images of any size."""
+    require_name(name)
+    if why := _unsuitable(name):
+        raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
+
+
+def require_name(name: str) -> None:
+    """Raise UserError unless this is a timm model; the nearest names are listed."""
     if is_video(name):
         raise UserError(f"encoder {name!r} takes clips of exams, not single images; choose resnet18 or resnet50.")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=5, cutoff=0.4)
         choices = f"the nearest names are {', '.join(near)}" if near else "see timm.list_models()"
         raise UserError(f"encoder {name!r} is not a model of timm; {choices}.")
-    if why := _unsuitable(name):
-        raise UserError(f"encoder {name!r} {why}; take a convolutional network such as resnet18 or resnet50.")
 
 
 @cache
@@ -165,7 +170,7 @@ class MaxPoolFrames(nn.Module):
         """Clips (N, channels, T, H, W) -> (N, features, H / stride, W / stride), the maximum over frames."""
         frames = clips.transpose(1, 2).flatten(0, 1)
         maps: Tensor = self.frame_encoder.forward_features(frames)  # type: ignore[operator]
-        return maps.unflatten(0, (len(clips), -1)).amax(dim=1)
+        return maps.unflatten(0, (clips.shape[0], -1)).amax(dim=1)  # not len(), which a traced graph would fix
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips (N, channels, T, H, W) -> (N, features)."""

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from core.errors import UserError, first_violation
 from core.hashes import sha256
+from encoders.names import is_file
 from encoders.norm import Norm
 from encoders.stem import Stem
 
@@ -18,8 +19,6 @@ MODEL = "model.safetensors"
 """Name of the weights of a trained U-Net or classifier, whose card `engine.model_file` defines."""
 UNET = "unet.safetensors"
 """Name of the encoder and decoder of a pretrained U-Net."""
-NO_FILES = ("random", "imagenet", "kinetics")
-"""Initial weights that are not a file."""
 
 Network = Literal["target", "online", "masked", "segmentation", "supervised", "foreign"]
 
@@ -82,7 +81,7 @@ def read_lineage(source: str | Path) -> list[dict[str, Any]]:
     Raises:
         UserError: if the card is damaged.
     """
-    if str(source) in NO_FILES:
+    if not is_file(source):
         return []
     path = Path(source).expanduser()
     path = path / "encoder.safetensors" if path.is_dir() else path
@@ -111,7 +110,7 @@ class _LineageOfModel(BaseModel):
 def unet_source(source: str | Path) -> str | Path:
     """The U-Net file of a run folder that holds one; any other source of weights as it is."""
     file = Path(source).expanduser() / UNET
-    return file if file.is_file() else source
+    return file if is_file(source) and file.is_file() else source
 
 
 def require_channels(source: str | Path, channels: int, what: str) -> None:
@@ -122,7 +121,7 @@ def require_channels(source: str | Path, channels: int, what: str) -> None:
         channels: channels of the images.
         what: name of the images in the message.
     """
-    if str(source) in NO_FILES:
+    if not is_file(source):
         return
     path = Path(source).expanduser()
     card = read_card(path / "encoder.safetensors" if path.is_dir() else path)

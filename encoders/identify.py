@@ -13,7 +13,7 @@ from core.errors import UserError
 from core.text import read_json
 from encoders.card import read_card
 from encoders.formats import find_encoder, read_weights
-from encoders.names import VIDEO_ENCODERS, is_video
+from encoders.names import HUB, VIDEO_ENCODERS, is_video
 from encoders.norm import Norm
 
 CANDIDATES = (
@@ -54,6 +54,15 @@ def identify(path: Path) -> Identity | None:
         return recognise(read_weights(path))
     except (UserError, ValueError):
         return None  # loading reads the file again and reports the error
+
+
+def identify_repository(source: str) -> Identity | None:
+    """The network that the name of a repository of timm on the hub begins with, such as hf-hub:timm/resnet18.a1_in1k.
+
+    Nothing is downloaded; None if the name is none of timm's.
+    """
+    name = source.removeprefix(HUB).rsplit("/", 1)[-1].split("@")[0].split(".")[0]
+    return Identity(name, None) if timm.is_model(name) else None
 
 
 def recognise(payload: Mapping[str, Any]) -> Identity | None:

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
-from encoders.card import NO_FILES, UNET, EncoderCard, Network, read_card, read_lineage, unet_source
+from encoders.card import UNET, EncoderCard, Network, read_card, read_lineage, unet_source
 from encoders.channels import adapt_channels
 from encoders.formats import HEADS, State, find_encoder, fits, read_weights
-from encoders.hub import kinetics_weights, timm_weights
+from encoders.hub import hub_weights, kinetics_weights, timm_weights
 from encoders.identify import recognise
-from encoders.names import is_video
+from encoders.names import HUB, is_file, is_video
 from encoders.norm import Norm, norm_of
+from encoders.patches import resample_patches
 from encoders.stem import stem_of
 
 log = logging.getLogger("fewslice")
@@ -59,10 +60,10 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
 
     Args:
         encoder: changed in place; in a ``MaxPoolFrames``, its 2D encoder is.
-        source: "imagenet" for timm's weights, "kinetics" for torchvision's of a video network (both need a network
-            connection), an ``encoder.safetensors`` or its folder, a trained U-Net or classifier, or a foreign file:
-            safetensors or a torch file of plain tensors, whatever the prefixes of its keys (``find_encoder``). Files
-            with Python code are never opened.
+        source: "imagenet" for timm's weights, "kinetics" for torchvision's of a video network, "hf-hub:NAME" for a
+            repository of the Hugging Face hub (these need a network connection), an ``encoder.safetensors`` or its
+            folder, a trained U-Net or classifier, or a foreign file: safetensors or a torch file of plain tensors,
+            whatever the prefixes of its keys (``find_encoder``). Files with Python code are never opened.
         name: timm's or torchvision's name of the encoder.
         in_channels: input channels of the encoder; ``adapt_channels`` adapts weights for another number.
 
@@ -75,7 +76,7 @@ def load_weights(encoder: nn.Module, source: str | Path, *, name: str, in_channe
 
 
 def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport:
-    """Load weights into ``smp.Unet(encoder_name="tu-" + name)``.
+    """Load weights into a network of ``encoders.decoders.build_segmenter``: SMP's U-Net or DPT.
 
     The ``unet.safetensors`` of a pretrained U-Net, or a run folder that holds one, sets encoder and decoder; the output
     layer keeps its weights. Any other ``source`` of ``load_weights`` sets the encoder; its layers after the last
@@ -85,10 +86,11 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
         UserError: as ``load_weights``, or if a U-Net's norm is another than the file's. The U-Net is unchanged then.
     """
     source = unet_source(source)
-    card = None if str(source) in NO_FILES else read_card(source)
+    card = read_card(source) if is_file(source) else None
     if card is None or card.part != "unet":
         encoder: Any = unet.encoder
-        return _load(encoder.model, _timm_names(encoder.model, name), source, name, encoder._in_channels)
+        channels = getattr(encoder, "_in_channels", 1)  # transformers do not say it: ours take one
+        return _load(encoder.model, timm_names(encoder.model, name), source, name, channels)
     path, body = Path(source), body_of(unet)
     _require_architecture(card, name, path)
     norm = norm_of(body)
@@ -155,7 +157,7 @@ def save_encoder(
     state = network_2d.state_dict()
     if hasattr(encoder, "out_channels"):  # of segmentation_models
         features: Any = encoder.model
-        names = _timm_names(features, name)
+        names = timm_names(features, name)
         state = {names[key]: value for key, value in features.state_dict().items()}
     facts: dict[str, Any] = {"network": network, "normalisation": normalisation, "norm": norm, "lineage": lineage}
     return _save(path, state, architecture=name, in_channels=in_channels, stem=stem_of(network_2d), **facts)
@@ -203,6 +205,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     card, declared = None, None
     if str(source) in ("imagenet", "kinetics"):
         payload, entry = kinetics_weights(name) if str(source) == "kinetics" else timm_weights(name, channels)
+    elif str(source).startswith(HUB):
+        payload, entry = hub_weights(str(source))
     else:
         path = Path(source)
         path = path / "encoder.safetensors" if path.is_dir() else path
@@ -287,10 +291,10 @@ def _norm_in(keys: Iterable[str], wanted: Iterable[str]) -> Norm | None:
 
 
 def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> State:
-    """The tensors with the first convolutions adapted to the network's input channels."""
+    """The tensors with the first convolutions adapted to the network's input channels, and patches to its size."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     first = "stem.0" if is_video(name) else config.first_conv if config else None
-    state = dict(state)
+    state = resample_patches(state, wanted)
     for module in (first,) if isinstance(first, str) else first or ():
         key = f"{module}.weight"
         if key not in wanted or key not in state:
@@ -331,17 +335,20 @@ def _require_sane(state: State, source: str | Path) -> None:
 
 @cache
 def _after_features(name: str) -> frozenset[str]:
-    """Tensors of timm's whole network that its feature extractor, and so a U-Net, lacks."""
+    """Tensors of timm's whole network that its feature extractor, and so a U-Net, lacks; DPT lacks none."""
     if is_video(name):
         return frozenset()
     with torch.device("meta"):
-        features: Any = smp.encoders.get_encoder(f"tu-{name}", weights=None).model
+        try:
+            features: Any = smp.encoders.get_encoder(f"tu-{name}", weights=None).model
+        except Exception:  # a transformer has no pyramid: errors of several types
+            return frozenset()
         return frozenset(
-            timm.create_model(name, num_classes=0).state_dict().keys() - _timm_names(features, name).values()
+            timm.create_model(name, num_classes=0).state_dict().keys() - timm_names(features, name).values()
         )
 
 
-def _timm_names(features: nn.Module, name: str) -> dict[str, str]:
+def timm_names(features: nn.Module, name: str) -> dict[str, str]:
     """From tensor names in timm's ``features_only`` network to those in its whole network.
 
     Source: ``timm.models._features``, which keeps a name, joins its first two parts by an underscore, or wraps the

@@ -17,6 +17,7 @@ from core.command_line import parse_command
 from core.errors import UserError
 from core.settings import Group, OfStudyAlone, SetBySweep
 from data.sources import with_demo_data
+from encoders.names import HUB
 from engine.config import RENAMED, alternatives, marked, marks, read_config
 
 C = TypeVar("C")
@@ -127,11 +128,11 @@ def _in_present_spelling(arguments: Sequence[str]) -> list[str]:
 def _identity(early: Mapping[str, str]) -> dict[str, str]:
     """The encoder, its norm and its stem that the file of `--init` or `--generalist` determines."""
     source = early.get("init") or early.get("generalist")
-    if source is None or not Path(source).expanduser().exists():
+    if source is None or not (source.startswith(HUB) or Path(source).expanduser().exists()):
         return {}
-    from encoders.identify import identify  # imports torch, slow
+    from encoders.identify import identify, identify_repository  # imports torch, slow
 
-    identity = identify(Path(source).expanduser())
+    identity = identify_repository(source) if source.startswith(HUB) else identify(Path(source).expanduser())
     if identity is None:
         return {}
     known = {"encoder": identity.architecture, "norm": identity.norm, "stem": identity.stem}

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Output, SetBySweep, Settings
 from core.text import read_yaml
-from encoders.names import Norm
+from encoders.names import Norm, is_file
 
 C = TypeVar("C")
 
@@ -121,7 +121,8 @@ class SupervisedSettings(RunSettings):
 
     init: Annotated[str, Group("network"), SetBySweep] = "random"
     """Start of the encoder: random; imagenet (timm's weights, downloaded); kinetics (torchvision's weights of 3D
-    encoders, downloaded); or an encoder FILE, which determines `--encoder` and `--norm`."""
+    encoders, downloaded); hf-hub:NAME (weights of a repository of the Hugging Face hub, e.g. hf-hub:timm/
+    resnet18.a1_in1k, downloaded); or an encoder FILE, which determines `--encoder` and `--norm`."""
     labelled_fraction: Annotated[float, Group("labels"), SetBySweep] = 1.0
     """Share of the labelled training slices, patients or exams to use, in (0, 1]."""
     subset_seed: Annotated[int | None, SetBySweep] = None
@@ -140,7 +141,10 @@ class SupervisedSettings(RunSettings):
     """Peak learning rate of Adam."""
     encoder_lr_factor: float | None = None
     """Factor, 0 or more, on the learning rate of the encoder and of a decoder that was pretrained with it; None: 0.1
-    for a pretrained encoder, 1 for a random one."""
+    for a pretrained encoder, 1 for a random one. 0 freezes them, with the statistics of their batch norm."""
+    layer_decay: float = 1.0
+    """Factor, in (0, 1], on the learning rate from each block of the encoder to the one before it, so that the first
+    layers change least; 1: all alike. Vision transformers are usually fine-tuned with 0.65 to 0.85."""
     weight_decay: float = 0.0
     """Decoupled weight decay of AdamW, not applied to biases and norms; 0 is plain Adam."""
     ema_decay: float = 0.0
@@ -160,6 +164,8 @@ class SupervisedSettings(RunSettings):
             raise UserError(f"--labelled-fraction {self.labelled_fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"--ema-decay {self.ema_decay}: must lie in [0, 1)")
+        if not 0 < self.layer_decay <= 1:
+            raise UserError(f"--layer-decay {self.layer_decay}: must lie in (0, 1], 1 for none")
         self.require_above_0("batch_size", "lr")
         self.require_at_least_0("encoder_lr_factor", "weight_decay", "subset_seed")
 
@@ -183,8 +189,7 @@ class SupervisedSettings(RunSettings):
     @property
     def start_name(self) -> str:
         """`init` as part of a folder's name."""
-        named = self.init in ("random", "imagenet", "kinetics")  # else a file
-        return self.init if named else Path(self.init).resolve().parent.name
+        return Path(self.init).resolve().parent.name if is_file(self.init) else self.init.rsplit("/", 1)[-1]
 
 
 def memory_in_gigabytes() -> float:

@@ -16,8 +16,8 @@ from core.files import write_atomically, write_json
 from core.hashes import sha256
 from core.text import read_text
 from encoders import digest
-from encoders.card import NO_FILES
 from encoders.formats import read_weights
+from encoders.names import is_file
 from encoders.norm import Norm
 from encoders.weights import load_whole
 
@@ -51,7 +51,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 def name_of_init(init: str) -> str:
     """The setting `init` for a card: a file by its name and digest, as its folder may name a patient or a user."""
-    if init in NO_FILES:
+    if not is_file(init):
         return init
     path = Path(init).expanduser()
     path = path / "encoder.safetensors" if path.is_dir() else path

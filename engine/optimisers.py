@@ -1,7 +1,7 @@
 """Optimisers and learning-rate schedules."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from timm.optim import Lars
@@ -37,6 +37,7 @@ def adamw(
     scaled: bool,
     encoder: nn.Module | None = None,
     encoder_lr_factor: float = 1.0,
+    layers: Mapping[nn.Parameter, float] | None = None,
 ) -> optim.Optimizer:
     """AdamW without a loop over parameters, on the CPU as well; biases and norms are not decayed.
 
@@ -47,15 +48,16 @@ def adamw(
         scaled: gradients are scaled (fp16), which Fabric cannot clip under a fused optimiser.
         encoder: the part of the network with its own learning rate.
         encoder_lr_factor: factor on the encoder's learning rate, `lr_scale` of its parameter groups.
+        layers: further factors on single parameters of the encoder, see `encoders.layers`; others have factor 1.
 
     Source: Loshchilov and Hutter 2019, Decoupled weight decay regularization. No decay on biases and norms: He et al.
     2019, Bag of tricks for image classification, section 3.1.
     """
     of_encoder = set(encoder.parameters()) if encoder is not None else set()
-    parts = [
-        ([p for p in network.parameters() if p not in of_encoder], 1.0),
-        ([p for p in network.parameters() if p in of_encoder], encoder_lr_factor),
-    ]
+    parts = [([p for p in network.parameters() if p not in of_encoder], 1.0)]
+    further = {p: (layers or {}).get(p, 1.0) for p in network.parameters() if p in of_encoder}
+    for factor in sorted({*further.values()}):
+        parts.append(([p for p, own in further.items() if own == factor], encoder_lr_factor * factor))
     groups: list[dict[str, Any]] = []
     for parameters, factor in parts:
         weights, others = _weights_and_others(parameters)

@@ -14,6 +14,8 @@ from torch.utils.data import Dataset
 
 from core.files import write_json
 from core.tables import read_table
+from encoders.freeze import freeze
+from encoders.layers import layer_factors
 from engine.compiling import compile_method
 from engine.config import SupervisedSettings
 from engine.devices import channels_last, scales_gradients, synchronise_norms
@@ -157,6 +159,12 @@ def fit(
         Training samples per second.
     """
     network = channels_last(network)
+    encoder: Any = getattr(network, "encoder", None)
+    if settings.factor_of_encoder_lr == 0:
+        # In evaluation mode as well: batch norm would go on to follow the images. A ModuleDict of encoder and decoder
+        # is no part of the network itself, its children are.
+        for part in [*task.pretrained.children()] if task.pretrained else [encoder] if encoder else []:
+            freeze(part)
     if task.supervised:
         supervised = task.supervised(network)
     else:
@@ -172,8 +180,9 @@ def fit(
         lr=settings.lr,
         weight_decay=settings.weight_decay,
         scaled=scales_gradients(fabric),
-        encoder=task.pretrained or getattr(network, "encoder", None),
+        encoder=task.pretrained or encoder,
         encoder_lr_factor=settings.factor_of_encoder_lr,
+        layers=layer_factors(encoder, settings.encoder, settings.layer_decay) if settings.layer_decay < 1 else None,
     )
     model, optimiser = fabric.setup(supervised, adam)
     note = run.path / "kept.json"  # the metrics of the weights that are kept, on disk for a resumed run
@@ -238,4 +247,8 @@ def say_start(settings: SupervisedSettings) -> None:
         start = "random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)"
     factor = settings.factor_of_encoder_lr
     rate = f"learning rate {settings.lr * factor:.3g}, {factor:g} of the other layers' (--encoder-lr-factor)"
-    log.info(f"encoder: {start}" + (f"; {rate}" if factor != 1 else ""))
+    if factor == 0:
+        rate = "frozen: it is not trained, and its batch norm keeps its statistics"
+    if factor > 0 and settings.layer_decay < 1:
+        rate += f", times {settings.layer_decay:g} for each block towards the first (--layer-decay)"
+    log.info(f"encoder: {start}" + (f"; {rate}" if factor != 1 or settings.layer_decay < 1 else ""))

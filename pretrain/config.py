@@ -38,9 +38,10 @@ class PretrainConfig(RunSettings):
     and differ from each other; no negatives, no target network, gains from a wide projector. masked: fills in hidden
     patches of slices; pretrains a whole U-Net, of which `segment` takes the decoder, too."""
     generalist: str = "procedural"
-    """Natural images or their weights: imagenet (timm's weights, downloaded), an encoder FILE, a FOLDER of images
-    (pretraining on them) or procedural (pretraining on drawn images with the statistics of natural ones). For 3D
-    encoders kinetics (torchvision's weights, downloaded) or a FILE. A FILE determines `--encoder` and `--norm`."""
+    """Natural images or their weights: imagenet (timm's weights, downloaded), hf-hub:NAME (weights of the Hugging Face
+    hub, downloaded), an encoder FILE, a FOLDER of images (pretraining on them) or procedural (pretraining on drawn
+    images with the statistics of natural ones). For 3D encoders kinetics (torchvision's weights, downloaded) or a FILE.
+    A FILE determines `--encoder` and `--norm`."""
     generalist_images: int = 20_000
     """Number of procedural images."""
     generalist_epochs: float = 25

@@ -28,7 +28,7 @@ from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
 from data.samples.slices import Images, Pairing, Standardised, TwoViews
 from data.slices import Dataset, Slices
-from encoders.names import is_video
+from encoders.names import is_file, is_video
 
 log = logging.getLogger("fewslice")
 
@@ -71,7 +71,7 @@ def natural_images(
     """The natural images to pretrain on.
 
     Args:
-        generalist: "procedural", a folder of images, or weights: a file, "imagenet" or "kinetics".
+        generalist: "procedural", a folder of images, or weights: a file, "imagenet", "kinetics" or "hf-hub:NAME".
         encoder: name of the encoder.
         augmenters: augmentation of the views.
         count: number of procedural images.
@@ -85,7 +85,11 @@ def natural_images(
         UserError: if there is no such file or folder, or the encoder takes no single images.
     """
     path = Path(generalist)
-    if generalist in ("imagenet", "kinetics") or path.is_file() or (path / "encoder.safetensors").is_file():
+    if (
+        (generalist != "random" and not is_file(generalist))
+        or path.is_file()
+        or (path / "encoder.safetensors").is_file()
+    ):
         return None
     if is_video(encoder):
         raise UserError(

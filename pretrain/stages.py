@@ -61,11 +61,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
 
     # Mistakes are found before anything is written: in the encoder's name, the data and the file of weights.
     require_method(cfg)
-    if not (cfg.on_clips and is_video(cfg.encoder)):
-        require_encoder(cfg.encoder)
-    require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames if cfg.on_clips else None)
-    if trains_unet(cfg.method):
-        require_unet(cfg.encoder, cfg.norm, (cfg.image_size, cfg.image_size))
+    require_network(cfg)
     natural = None
     if cfg.stage != "specialist":
         natural = natural_images(
@@ -97,6 +93,15 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         result = run_folder.write_result(result)
         write_run_page(run_folder, cfg, lambda: run_page(cfg, result))
     return result
+
+
+def require_network(cfg: PretrainConfig) -> None:
+    """Raise a UserError unless the encoder, or the U-Net on it, takes images or clips of the size of the views."""
+    if not (cfg.on_clips and is_video(cfg.encoder)):
+        require_encoder(cfg.encoder)
+    require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames if cfg.on_clips else None)
+    if trains_unet(cfg.method):
+        require_unet(cfg.encoder, cfg.norm, (cfg.image_size, cfg.image_size))
 
 
 def _target(cfg: PretrainConfig, device: torch.device) -> tuple[StageImages, Probe | None]:

@@ -10,6 +10,7 @@ from core.settings import Group, Output, SetBySweep
 from data.augment import Augmentation
 from data.slices import Normalisation
 from data.sources import AcdcSource, FolderSource
+from encoders.names import Decoder
 from engine.config import SupervisedSettings
 
 TEACHER_DECAY = 0.99
@@ -18,7 +19,7 @@ TEACHER_DECAY = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(SupervisedSettings):
-    """Train a U-Net on the few labelled slices and score it on whole volumes."""
+    """Train a U-Net, or DPT on a vision transformer, on the few labelled slices and score it on whole volumes."""
 
     label_unit: Annotated[Literal["slice", "patient"], Group("labels"), SetBySweep] = "slice"
     """What the labelled fraction counts: slices of all patients (as in the paper) or whole patients."""
@@ -75,8 +76,8 @@ class SegmentConfig(SupervisedSettings):
     confidence: float = 0.95
     """Least probability, in [0, 1], of a pseudo-label; pixels with a lower one are left out of the loss."""
     unlabelled_weight: float = 1.0
-    """Weight, 0 or more, of the loss of unlabelled samples if all their pixels have a pseudo-label, and in proportion
-    less if not; that of labelled ones has weight 1."""
+    """Weight, 0 or more, of the loss of unlabelled samples where all pixels have a pseudo-label, less in proportion
+    where not; that of labelled ones has weight 1."""
     unlabelled_ramp: tuple[float, float] = (0.25, 0.5)
     """Shares of the steps, in [0, 1], between which that weight rises; before them it is 0, as the average knows too
     little to teach."""
@@ -84,10 +85,15 @@ class SegmentConfig(SupervisedSettings):
     """Probability of replacing a box of an unlabelled sample, and of its pseudo-labels, by that of another one."""
 
     init: Annotated[str, Group("network"), SetBySweep] = "random"
-    """Start of the U-Net: random; imagenet (timm's weights for the encoder, downloaded); an encoder FILE; or a
+    """Start of the network: random; imagenet (timm's weights for the encoder, downloaded); hf-hub:NAME (an encoder of
+    the Hugging Face hub, e.g. hf-hub:timm/vit_small_patch14_dinov2.lvd142m, downloaded); an encoder FILE; or a
     `unet.safetensors` of `python -m pretrain --method masked` or its run folder, which sets the decoder, too. A FILE
     determines `--encoder` and `--norm`."""
     encoder: Annotated[str, Group("network")] = "resnet50"
+    """Name of the encoder: with `--decoder unet` any convolutional network of timm, e.g. resnet18 or convnext_tiny;
+    with `--decoder dpt` a vision transformer, e.g. vit_small_patch14_dinov2 or vit_small_patch16_dinov3."""
+    decoder: Decoder = "unet"
+    """Decoder: unet for encoders with a pyramid of feature maps; dpt (Ranftl et al. 2021) for vision transformers."""
     loss: Annotated[Literal["jaccard", "jaccard+ce"], Group("training")] = "jaccard"
     """Jaccard loss over classes, or its sum with cross-entropy."""
     steps: int = 1050
@@ -116,7 +122,7 @@ class SegmentConfig(SupervisedSettings):
             raise UserError("--label-order ssl4mis is an order of patients: pass --label-unit patient")
         self._refuse_unsuitable_selection()
         if self.image_size % 32:
-            raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, the U-Net's stride")
+            raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, the network's stride")
         share = math.ceil(self.batch_size / self.devices)
         micro = min(self.micro_batch_size or share, share)
         if self.norm == "batch" and self.image_size == 32 and 1 in (micro, share % micro):

@@ -1,4 +1,4 @@
-"""The card and the losses of a U-Net, which `encoders.build` builds."""
+"""The card and the losses of a segmentation network, which `encoders.decoders` builds."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,11 +12,13 @@ from data.readers.geometry import SliceAxis
 from data.readers.label_maps import IGNORED, check_class_names
 from data.slices import Normalisation
 from encoders.build import build_unet as build_unet
-from encoders.build import require_unet as require_unet
+from encoders.decoders import build_segmenter as build_segmenter
+from encoders.decoders import require_segmenter as require_segmenter
+from encoders.names import Decoder
 from engine import model_file
 
 STRIDE = 32
-"""Input sides must be multiples of this: five halvings."""
+"""Input sides must be multiples of this: five halvings in a U-Net; in DPT the coarsest of four maps has this stride."""
 
 
 class UnlabelledSlices(BaseModel):
@@ -29,8 +31,10 @@ class UnlabelledSlices(BaseModel):
 
 
 class ModelCard(model_file.ModelCard):
-    """What must be known to use a trained U-Net: `model.json` beside `model.safetensors`."""
+    """What must be known to use a trained network: `model.json` beside `model.safetensors`."""
 
+    decoder: Decoder = "unet"
+    """Decoder of the network; cards before version 0.2 have none, as there were only U-Nets."""
     classes: Annotated[list[str], Field(min_length=2, max_length=256)]
     """Class names, background first."""
     normalisation: Normalisation
@@ -61,12 +65,14 @@ class ModelCard(model_file.ModelCard):
 
 
 def load_unet(folder: Path) -> tuple[nn.Module, ModelCard]:
-    """Read a trained U-Net and its card from a run folder, in evaluation mode on the CPU.
+    """Read a trained network and its card from a run folder, in evaluation mode on the CPU.
 
     Raises:
         UserError: if the folder holds no finished model, or its files do not belong together.
     """
-    return model_file.load_model(folder, ModelCard, lambda card: build_unet(card.encoder, len(card.classes), card.norm))
+    return model_file.load_model(
+        folder, ModelCard, lambda card: build_segmenter(card.encoder, len(card.classes), card.norm, card.decoder)
+    )
 
 
 def segmentation_loss(name: Literal["jaccard", "jaccard+ce"], *, ignores: bool = False) -> nn.Module:

@@ -25,7 +25,7 @@ from engine.config import read_config
 from segment.choice import foreground_aware, sharpness_of, spread_slices, typical_subjects, uncertain_slices
 from segment.config import SegmentConfig
 from segment.inference import uncertainty_by_class
-from segment.model import ModelCard, build_unet, load_unet
+from segment.model import ModelCard, build_segmenter, load_unet
 
 SIDE = 128
 """Side in pixels of the squares that slices are resized to for an encoder, as for the probe of pretraining."""
@@ -64,7 +64,7 @@ def labelled_rows(cfg: SegmentConfig, dataset: Dataset, device: torch.device) ->
 
 def _first(cfg: SegmentConfig, dataset: Dataset, table: pd.DataFrame, count: int, device: torch.device) -> list[int]:
     """Rows of slices of typical subjects, spread over the first labelled volume of each, as `annotate first` does."""
-    unet = build_unet(cfg.encoder, len(dataset.classes), cfg.norm)
+    unet = build_segmenter(cfg.encoder, len(dataset.classes), cfg.norm, cfg.decoder)
     load_into_unet(unet, cfg.init, cfg.encoder)
     encoder = nn.Sequential(_LastFeatures(unet.encoder), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device).eval()
     firsts = table.drop_duplicates("subject")[["subject", *KEYS[:2]]]
@@ -136,7 +136,7 @@ def finished_run(folder: Path) -> SegmentConfig:
 
 
 class _LastFeatures(nn.Module):
-    """The last feature map of a U-Net's encoder."""
+    """The last feature map of a segmentation network's encoder."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -144,8 +144,11 @@ class _LastFeatures(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, 1, H, W) -> (N, channels, H / 32, W / 32)."""
-        features: torch.Tensor = self.encoder(x)[-1]
-        return features
+        maps = self.encoder(x)
+        if isinstance(maps[0], list):  # of a transformer: maps, and tokens of the whole image
+            maps = maps[0]
+        last: torch.Tensor = maps[-1]
+        return last
 
 
 @torch.no_grad()

@@ -43,7 +43,14 @@ from segment.components import is_one_component
 from segment.config import SegmentConfig
 from segment.inference import padded_sizes
 from segment.loss_of_sums import SampleSums, loss_of_sums
-from segment.model import ModelCard, UnlabelledSlices, build_unet, load_unet, require_unet, segmentation_loss
+from segment.model import (
+    ModelCard,
+    UnlabelledSlices,
+    build_segmenter,
+    load_unet,
+    require_segmenter,
+    segmentation_loss,
+)
 from segment.pseudo_labels import COLUMNS, MOST_SLICES, PseudoLabels, Rules, looks
 from segment.run_page import run_page
 from segment.scoring import predict_split, score_split, split_scores
@@ -82,9 +89,9 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
 
     scored = dataset.table[dataset.table["labelled"] & dataset.table["split"].isin(["val", "test"])]
     size = (cfg.image_size, cfg.image_size)
-    require_unet(cfg.encoder, cfg.norm, size, *padded_sizes(scored, cfg.spacing_mm))
+    require_segmenter(cfg.encoder, cfg.norm, cfg.decoder, size, *padded_sizes(scored, cfg.spacing_mm))
     torch.manual_seed(cfg.seed)
-    unet = build_unet(cfg.encoder, len(dataset.classes), cfg.norm)
+    unet = build_segmenter(cfg.encoder, len(dataset.classes), cfg.norm, cfg.decoder)
     lineage: list[dict[str, Any]] = []
     pretrained = None
     if cfg.init != "random":
@@ -324,6 +331,7 @@ def _card(
     return ModelCard(
         encoder=cfg.encoder,
         norm=cfg.norm,
+        decoder=cfg.decoder,
         classes=list(dataset.classes),
         normalisation=cfg.normalisation,
         statistics=pooled_statistics(dataset.store, positions),

@@ -21,6 +21,9 @@ OTHER_NAMES = {
 NEEDED_BY_OTHERS = {"pyarrow", "tensorboard"}
 """Never imported here: pandas reads Parquet with the one, torch.utils.tensorboard writes with the other."""
 
+OPTIONAL = [each for extra in PROJECT["project"]["optional-dependencies"].values() for each in extra]
+"""Requirements of the extras."""
+
 
 def imported_modules() -> set[str]:
     """Top-level names of all absolute imports in the product, those within functions included."""
@@ -37,6 +40,9 @@ def imported_modules() -> set[str]:
 def test_what_is_imported_is_declared_and_the_other_way_round():
     third_party = imported_modules() - set(sys.stdlib_module_names) - set(PACKAGES)
     imported = {OTHER_NAMES.get(name, name.replace("_", "-")) for name in third_party}
-    declared = {re.match(r"[\w-]+", requirement)[0] for requirement in PROJECT["project"]["dependencies"]}
-    assert imported - declared == set()
+    declared, optional = (
+        {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
+        for requirements in (PROJECT["project"]["dependencies"], OPTIONAL)
+    )
+    assert imported - declared - optional == set()
     assert declared - imported == NEEDED_BY_OTHERS

@@ -1,16 +1,19 @@
 """Encoders that cannot take the images of a run are refused before anything is written."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_study
 from PIL import Image
 from torch import nn
 
 from core.errors import UserError
-from encoders.build import require_forward, require_image_size
+from encoders.build import require_forward, require_image_size, require_unet
 from segment.inference import padded_sizes
-from segment.model import require_unet
+from sweep.study.run import run as run_study
 
 
 class Picky(nn.Module):
@@ -77,3 +80,25 @@ def test_a_classifier_and_a_pretraining_refuse_them_too():
         require_image_size("inception_v3", "batch", 32)
     with pytest.raises(UserError, match="encoder 'halonet26t' cannot be used for images of 96 x 96 pixels"):
         require_image_size("halonet26t", "batch", 96, 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoder": "test_vit"}, "'test_vit' is a vision transformer, .* pass --decoder dpt"),
+        ({"encoder": "resnet10t", "decoder": "dpt"}, "'resnet10t' is none: pass --decoder unet"),
+    ],
+)
+def test_a_study_refuses_them_before_its_first_run(settings, message, tiny_acdc, tmp_path):
+    cfg = make_study(tiny_acdc, tmp_path / "study", pipelines=("random",))
+    with pytest.raises(UserError, match=message):
+        run_study(replace(cfg, segment=replace(cfg.segment, **settings)))
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.slow
+def test_a_study_refuses_a_network_of_few_sizes(tiny_acdc, tmp_path):
+    cfg = make_study(tiny_acdc, tmp_path / "study", pipelines=("random",))
+    with pytest.raises(UserError, match="'inception_v3' cannot be used for images of 32 x 32 pixels"):
+        run_study(replace(cfg, segment=replace(cfg.segment, encoder="inception_v3")))
+    assert not (tmp_path / "study").exists()

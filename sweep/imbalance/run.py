@@ -22,6 +22,7 @@ from engine.config import read_config, result_settings, saved
 from sweep.imbalance.config import SUPERVISED, ImbalanceConfig
 from sweep.study.grid import Job
 from sweep.study.jobs import failure, is_done, tidy
+from sweep.study.networks import require_networks
 from sweep.study.progress import Board
 
 log = logging.getLogger("fewslice")
@@ -41,6 +42,7 @@ def run(cfg: ImbalanceConfig) -> Path:
     if not len(images.test):
         raise UserError(f"{cfg.data.data_root} holds no test images: put them into test/CLASS/")
     jobs = plan(cfg, images)  # before the folder is made: a mistake in the data leaves nothing behind
+    require_networks(jobs)
     cfg.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(cfg.out, "another sweep"):
         remove_leftovers(cfg.out, alone=True, below=False)

@@ -24,6 +24,7 @@ from sweep.study.cost import estimate
 from sweep.study.grid import Job, epochs_beyond, plan, unit
 from sweep.study.jobs import failure, is_done, tidy
 from sweep.study.leakage import check_study
+from sweep.study.networks import require_networks
 from sweep.study.plan_file import write_plan
 from sweep.study.progress import Board
 from sweep.study.results import collect, collected
@@ -74,6 +75,7 @@ def _planned(cfg: SweepConfig) -> list[Job]:
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
     check_study(cfg, jobs)
     _require_epochs(cfg)
+    require_networks(jobs)
     return jobs
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from encoders.names import is_file
 from pretrain.config import PretrainConfig
 from sweep.study.config import BYOL_IMAGENET, SweepConfig
 from sweep.study.grid import Job
@@ -34,7 +35,7 @@ def _lacking(source: str, encoder: str, default: str) -> str:
         encoder: name of the encoder.
         default: the source of the pipelines that name none.
     """
-    if source in ("imagenet", "kinetics"):
+    if source != "random" and not is_file(source):
         from encoders.hub import missing_download  # imports torch, slow
 
         flag = "--pretrain.generalist FILE" if source == default else "generalist=FILE in --pipelines"
