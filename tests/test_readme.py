@@ -22,6 +22,7 @@ import pytest
 import torch
 import torchvision
 from conftest import run_module
+from made_up_dicom import cine
 
 from data.phantoms.knee import write_mrnet
 from sweep.study.jobs import run_job
@@ -115,7 +116,8 @@ HELPS = [
     *(("segment", "--dataset", layout) for layout in ("acdc", "folder")),
     *(("classify", "--dataset", layout) for layout in ("mrnet", "exams")),
     *(("sweep",), ("sweep", "--task", "classify"), ("sweep.forecast",)),
-    *(("segment.predict",), ("segment.evaluate",), ("data.inspect",)),
+    *(("segment.predict",), ("segment.evaluate",), ("data.inspect",), ("data.convert",), ("encoders.export",)),
+    ("segment.agreement",),
     *(("annotate", command) for command in ("first", "next", "collect")),
 ]
 
@@ -139,6 +141,7 @@ def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("readme")
     write_mrnet(folder / "knees", exams=12, seed=0)
     write_folder(tiny_acdc, folder / "own")
+    cine(folder / "dicom")
     shutil.copytree(tiny_acdc, folder / "scans")
     for number in (3, 4, 5, 6):
         for file in (folder / "scans").glob(f"training/patient00{number}/*_gt.nii.gz"):
@@ -150,6 +153,7 @@ def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
         "MRNET": str(folder / "knees"),
         "FILE_OR_DIR": str(folder / "own/images"),
         "DIR": str(folder / "own"),
+        "DICOM_DIR": str(folder / "dicom"),
         "SCANS": str(folder / "scans"),
         "ENCODER": str(folder / "imagenet.pth"),
         "OUT": str(folder / "masks"),
@@ -246,6 +250,7 @@ def run_in_this_process(jobs, report, **_) -> None:
 def test_commands_run_as_printed(page, placeholders, tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp(page)
     monkeypatch.setenv("FEWSLICE_CACHE", str(folder / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))  # the salt of DICOM names
     monkeypatch.chdir(folder)
     monkeypatch.setattr("sweep.study.local.run_locally", run_in_this_process)
     for command in COMMANDS:
