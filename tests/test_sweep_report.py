@@ -337,19 +337,25 @@ def three(tmp_path_factory):
 
 def test_a_difference_that_is_decided(three):
     study, summary, limits = three
-    assert len(summary) == 5
+    assert len(summary) == 6
     assert all(sentence.endswith(".") and sentence.count(". ") == 0 for sentence in summary)
+    gain = study.tables["gains"].set_index("pipeline").loc["generalist"]
+    assert (gain["fewest"], gain["most"]) == (6, 120)
+    means = study.tables["by_size"].set_index(["pipeline", "labels"])["mean"]
+    assert gain["gain"] == pytest.approx(means["generalist", 120] - means["generalist", 6])
+    assert 0 < gain["low"] < gain["gain"] < gain["high"]
+    assert summary[0].startswith(f"From 6 to 120 slices the Dice of generalist rose by {gain['gain']:.3f} (+")
     row = study.tables["primary"].iloc[0]
     interval = f"[{row['low']:.3f}, {row['high']:.3f}]"
-    assert "generalist had the best mean Dice: it beat " in summary[0]
-    assert f"random by {row['area_difference']:.3f} {interval}" in summary[0]
+    assert "generalist had the best mean Dice: it beat " in summary[1]
+    assert f"random by {row['area_difference']:.3f} {interval}" in summary[1]
     by_size = study.tables["by_size"].set_index(["pipeline", "labels"])["mean"]
-    assert f"With 6 slices generalist scored {by_size['generalist', 6]:.3f} [" in summary[1]
-    assert f"with 120 slices generalist scored {by_size['generalist', 120]:.3f} [" in summary[1]
-    assert "undecided" not in summary[0]
+    assert f"With 6 slices generalist scored {by_size['generalist', 6]:.3f} [" in summary[2]
+    assert f"with 120 slices generalist scored {by_size['generalist', 120]:.3f} [" in summary[2]
+    assert "undecided" not in summary[1]
     pattern = r"To equal random at 120 slices generalist needed \d+, \d.\d times fewer \(95 % interval"
-    assert re.match(pattern, summary[2])
-    assert re.search(r"with 120 slices generalist took (at least )?\d(.\d)? times fewer steps than random", summary[3])
+    assert re.match(pattern, summary[3])
+    assert re.search(r"with 120 slices generalist took (at least )?\d(.\d)? times fewer steps than random", summary[4])
     assert any("ACDC, real images" in limit for limit in limits)
     assert not any("synthetic" in sentence for sentence in (*summary, *limits))
 
@@ -357,21 +363,21 @@ def test_a_difference_that_is_decided(three):
 def test_a_difference_that_is_undecided(tmp_path):
     _, summary, _ = read(made_up_study(tmp_path, pipelines=("random", "specialist")))
     assert re.search(
-        r", but whether it is better than (random|specialist) \(\+0.\d+ \[−0.\d+, 0.\d+\]\) is undecided", summary[0]
+        r", but whether it is better than (random|specialist) \(\+0.\d+ \[−0.\d+, 0.\d+\]\) is undecided", summary[1]
     )
-    assert "beat" not in summary[0]
-    assert summary[1].count("undecided") == 2
-    assert "whether it saves labels is undecided" in summary[2]
+    assert "beat" not in summary[1]
+    assert summary[2].count("undecided") == 2
+    assert "whether it saves labels is undecided" in summary[3]
 
 
 def test_one_seed_decides_nothing(tmp_path):
     study, summary, limits = read(made_up_study(tmp_path, seeds=(0,)))
-    assert "but whether it is better than random (+0." in summary[0]
-    assert "no interval) is undecided" in summary[0]
-    assert summary[1].count("without an interval") == 2
-    assert "there is no interval, so whether it saves labels is undecided" in summary[2]
-    assert "there is no interval, so which is faster is undecided" in summary[3]
-    assert "a test on larger sizes takes 2 seeds or more" in summary[4]
+    assert "but whether it is better than random (+0." in summary[1]
+    assert "no interval) is undecided" in summary[1]
+    assert summary[2].count("without an interval") == 2
+    assert "there is no interval, so whether it saves labels is undecided" in summary[3]
+    assert "there is no interval, so which is faster is undecided" in summary[4]
+    assert "a test on larger sizes takes 2 seeds or more" in summary[5]
     assert "One seed: no interval, so nothing here is decided." in limits
     assert not any("[" in sentence for sentence in summary)
     assert study.facts.seeds == 1
@@ -381,17 +387,18 @@ def test_missing_cells_are_a_caveat(tmp_path):
     study, summary, limits = read(made_up_study(tmp_path, skip=[("random", 15, 0), ("generalist", 120, 13)]))
     assert (study.facts.missing, study.facts.cells) == (2, 24)
     assert any(limit.startswith("2 of 24 runs are missing") for limit in limits)
-    assert "it beat random" in summary[0]
+    assert "it beat random" in summary[1]
 
 
 def test_the_words_of_the_summary(three, tmp_path):
     """All sentences and limits once as they are printed, with # for numbers."""
     undecided = read(made_up_study(tmp_path, pipelines=("random", "specialist"), seeds=(0, 1), synthetic=True))
-    texts = [*three[1], *three[2], *undecided[1][:2], *undecided[2][:1]]
+    texts = [*three[1], *three[2], *undecided[1][1:3], *undecided[2][:1]]
     assert [re.sub(r"[+−]?\b\d+([.,]\d+)*", "#", text) for text in texts] == SUMMARY
 
 
 SUMMARY = [
+    "From # to # slices the Dice of generalist rose by # (# [#, #]).",
     "Over all sizes together generalist had the best mean Dice: it beat specialist by # [#, #] and random by # [#, #].",
     "With # slices generalist scored # [#, #] and random scored # [#, #], a difference of # [#, #]; with # slices "
     "generalist scored # [#, #] and random scored # [#, #], a difference of # [#, #].",
@@ -432,7 +439,7 @@ def with_rows(three, **tables) -> list[str]:
 
 
 def test_a_difference_that_holms_correction_leaves_undecided(three):
-    summary = with_rows(three, primary={"p_holm": 0.2})[0]
+    summary = with_rows(three, primary={"p_holm": 0.2})[1]
     assert re.search(
         r"whether it is better than random \(\+0.\d+ \[0.\d+, 0.\d+\], but Holm's p is 0.2\) is undecided", summary
     )
@@ -458,7 +465,7 @@ def test_a_difference_that_holms_correction_leaves_undecided(three):
 )
 def test_labels_saved_in_words(three, value, low, high, bound, expected):
     row = {"pipeline": "new", "baseline": "random", "labels": 100, "multiplier": value}
-    summary = with_rows(three, multipliers=row | {"low": low, "high": high, "bound": bound})[2]
+    summary = with_rows(three, multipliers=row | {"low": low, "high": high, "bound": bound})[3]
     assert summary.startswith("To equal random at 100 slices new ")
     assert expected in summary
 
@@ -476,7 +483,7 @@ def test_labels_saved_in_words(three, value, low, high, bound, expected):
 )
 def test_speed_in_words(three, first, value, low, high, bound, times, end):
     row = {"first": first, "second": "random" if first == "new" else "new", "labels": 1, "level": 0.95, "ratio": value}
-    summary = with_rows(three, speedups=row | {"low": low, "high": high, "bound": bound})[3]
+    summary = with_rows(three, speedups=row | {"low": low, "high": high, "bound": bound})[4]
     assert summary.startswith(f"To reach 95 % of the common reference score with 1 slice new took {times} random")
     assert summary.replace("the speed-up, over seeds,", "*").endswith(end)
 
@@ -490,7 +497,7 @@ def test_a_speedup_without_an_estimate(three):
         "ratio": np.nan,
         "note": "no run reached the level",
     }
-    assert "common reference score sooner with 9 slices: no run reached the level." in with_rows(three, speedups=row)[3]
+    assert "common reference score sooner with 9 slices: no run reached the level." in with_rows(three, speedups=row)[4]
 
 
 @pytest.mark.parametrize(
@@ -506,14 +513,14 @@ def test_a_speedup_without_an_estimate(three):
 def test_the_back_test_in_words(three, count, inside, expected):
     tables = dict(three[0].tables)
     tables["backtest"] = pd.DataFrame({"low": 0.1, "high": 0.2, "inside": [k < inside for k in range(count)]})
-    assert expected in sentences(tables, three[0].facts)[4]
+    assert expected in sentences(tables, three[0].facts)[5]
 
 
 def test_random_as_the_best(three):
     """If random is best, the runner-up is compared with it, and no sentence favours pretraining."""
     summary = with_rows(three, primary={"area_difference": -0.03, "low": -0.04, "high": -0.02, "p_holm": 0.01})
-    assert "random had the best mean Dice: it beat new by 0.030 [0.020, 0.040]." in summary[0]
-    assert summary[2].startswith("To equal random at")
+    assert "random had the best mean Dice: it beat new by 0.030 [0.020, 0.040]." in summary[1]
+    assert summary[3].startswith("To equal random at")
 
 
 def test_ranking_takes_what_pairs_share(three):

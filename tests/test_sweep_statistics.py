@@ -357,6 +357,7 @@ def test_holm_worked_example():
 
 COLUMNS = {
     "by_size": "pipeline labels seeds patients mean iqm sd low high",
+    "gains": "pipeline fewest most gain low high",
     "pairs": "first second labels difference low high improvement improvement_low improvement_high",
     "primary": "first second area_difference low high p p_holm",
     "areas": "pipeline area low high",

@@ -71,6 +71,24 @@ PAIRS = ("first", "second", "labels", "difference", "low", "high", "improvement"
          "improvement_high", "note")  # fmt: skip
 
 
+def gains(boot: Bootstrap) -> pd.DataFrame:
+    """What labels are worth to each pipeline: its score at its largest size less that at its smallest.
+
+    Returns:
+        pipeline, fewest and most (labels), gain, low, high; a row for each pipeline with scores at two sizes or more.
+        Seeds and patients are paired.
+    """
+    rows = []
+    for p, pipeline in enumerate(boot.scores.pipelines):
+        if len(sizes := measured(boot, p)) > 1:
+            cells = boot.cells[:, p, sizes[-1]] - boot.cells[:, p, sizes[0]]
+            fewest, most = (boot.scores.labels[s] for s in (sizes[0], sizes[-1]))
+            rows.append(
+                {"pipeline": pipeline, "fewest": fewest, "most": most} | estimate("gain", boot.over_seeds(cells))
+            )
+    return pd.DataFrame(rows, columns=["pipeline", "fewest", "most", "gain", "low", "high"])
+
+
 def primary(boot: Bootstrap) -> pd.DataFrame:
     """The pre-declared endpoint: difference of the areas under the error curve over log2(labels), for each pair.
 

@@ -23,7 +23,7 @@ def analyse(folder: Path, measure: str = "dice", draws: int = 2000, seed: int = 
         seed: random seed of the bootstrap.
 
     Returns:
-        by_size, pairs, primary, areas (see `sweep.analysis.statistics`), fits, bands, bends, multipliers, backtest
+        by_size, gains, pairs, primary, areas (`sweep.analysis.statistics`), fits, bands, bends, multipliers, backtest
         (`sweep.analysis.learning_curves`), steps, speedups, curve_areas (`sweep.analysis.convergence`).
 
     Raises:
@@ -33,6 +33,7 @@ def analyse(folder: Path, measure: str = "dice", draws: int = 2000, seed: int = 
     runs = convergence.runs_from(read_curves(folder, measure))
     tables = {
         "by_size": statistics.by_size(boot),
+        "gains": statistics.gains(boot),
         "pairs": statistics.pairs(boot),
         "primary": statistics.primary(boot),
         "areas": statistics.areas(boot),

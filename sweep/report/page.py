@@ -140,6 +140,8 @@ def _figures(
             path.with_suffix(".png").unlink(missing_ok=True)
             continue
         drawn = {"wide": save(wide, path), "narrow": to_svg(narrow, name)}
+        if name == "error_by_labels":  # once more, at the top of the page
+            yield "first_look", {"narrow": inline_svg(drawn["narrow"], "first-look", styles)}
         yield name, {kind: inline_svg(svg, f"{name}-{kind}", styles) for kind, svg in drawn.items()}
 
 

@@ -1,4 +1,4 @@
-"""The results of a study in five sentences made from its numbers, and the limits of these sentences.
+"""The results of a study in six sentences made from its numbers, and the limits of these sentences.
 
 Nothing is claimed beyond an interval: a difference whose 95 % interval includes 0, or a ratio whose interval
 includes 1, is undecided, and so is everything without an interval.
@@ -51,15 +51,17 @@ class Estimate:
 
 
 def sentences(tables: Tables, facts: Facts) -> list[str]:
-    """Five sentences: the primary endpoint, the fewest and the most labels, labels saved, speed, forecasts.
+    """Six sentences: the worth of labels, the primary endpoint, the fewest and the most labels, labels saved, speed,
+    forecasts.
 
-    The three in the middle compare the best pipeline with random; if random is the best, the second best with random;
+    The three before the last compare the best pipeline with random; if random is the best, the second best with random;
     without random, the best with the last.
     """
     ranked = ranking(tables, facts.pipelines)
     other = "random" if "random" in ranked else ranked[-1]
     best = next((name for name in ranked if name != other), ranked[0])
-    texts = [_overall(tables, ranked, facts), _smallest_and_largest(tables, best, other, facts)]
+    texts = [_worth_of_labels(tables["gains"], ranked[0], facts)]
+    texts += [_overall(tables, ranked, facts), _smallest_and_largest(tables, best, other, facts)]
     texts += [_labels_saved(tables["multipliers"], best, other, facts)]
     texts += [_speed(tables["speedups"], best, other, facts), _forecasts(tables["backtest"])]
     return [text[0].upper() + text[1:] for text in texts]
@@ -78,6 +80,21 @@ def ranking(tables: Tables, pipelines: Sequence[str]) -> list[str]:
     lead = pd.concat([rows.set_index("pipeline")["difference"], -rows.set_index("baseline")["difference"]])
     lead = lead.groupby(level=0).mean()
     return sorted((name for name in pipelines if name in scored), key=lambda name: -lead.get(name, -np.inf))
+
+
+def _worth_of_labels(table: pd.DataFrame, best: str, facts: Facts) -> str:
+    """What more labels brought to the best pipeline."""
+    rows = table[table["pipeline"] == best]
+    if rows.empty:
+        return f"{best} was scored at one size only, which does not show what labels are worth."
+    row = rows.iloc[0]
+    gain = _estimate(row, "gain")
+    text = f"from {row['fewest']} to {facts.labels(row['most'])} the {facts.score} of {best} "
+    if not gain.has_interval:
+        return text + f"changed by {gain.signed}, without an interval."
+    if not gain.excludes(0):
+        return text + f"changed by {gain.signed}{gain.range}: whether labels helped is undecided."
+    return text + f"{'rose' if gain.value > 0 else 'fell'} by {abs(gain.value):.3f} ({gain.signed}{gain.range})."
 
 
 def _overall(tables: Tables, ranked: Sequence[str], facts: Facts) -> str:
