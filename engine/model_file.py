@@ -1,6 +1,5 @@
 """A trained model on disk: `model.safetensors` and its card, `model.json`."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -69,11 +68,7 @@ def save_model(network: nn.Module, folder: Path, card: ModelCard) -> None:
 def write_card(path: Path, card: BaseModel) -> None:
     """Write a card with the digest of its content."""
     content = card.model_dump(mode="json")
-    write_json(path, content | {digest.KEY: _digest(content)})
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    write_json(path, content | {digest.KEY: digest.digest_of_card(content)})
 
 
 def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network]) -> tuple[Network, Card]:
@@ -117,8 +112,5 @@ def read_json_card(path: Path, kind: type[BaseModel]) -> Any:
     except (ValueError, RecursionError) as error:  # pydantic's, JSON's and that of text which is not UTF-8
         reason = first_violation(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UserError(f"cannot read the model in {path.parent} ({reason}); train it again") from error
-    if content.pop(digest.KEY, None) not in (None, _digest(content)):
-        raise UserError(
-            f"{path} has changed since it was written; restore it, or remove its {digest.KEY} to use it as it is"
-        )
+    digest.refuse_changed_card(path, content)
     return card

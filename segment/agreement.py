@@ -151,7 +151,8 @@ def relation(predicted: pd.Series, true: pd.Series) -> dict[str, float | int | N
 
 def _print(result: dict[str, Any], out: Path | None) -> None:
     console = terminal()
-    title = f"predicted and true Dice of {result['volumes']} validation volumes of {result['patients']} patients"
+    title = f"predicted and true Dice of {result['volumes']} validation volumes of {result['patients']} patients; "
+    title += "errors are predicted less true"
     heads = ("volumes", "predicted", "true", "mean error", "absolute error", "Pearson", "Spearman")
     keys = ("predicted", "true", "mean_error", "mean_absolute_error", "pearson", "spearman")
     table = table_of(title, "class", *heads)

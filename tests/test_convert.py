@@ -351,3 +351,16 @@ def test_settings_that_cannot_be_meant(tmp_path, monkeypatch, capsys):
         assert message in capsys.readouterr().err
     with pytest.raises(UserError, match="holds no DICOM images"):
         run(Convert(input=Path(__file__).parent, out=tmp_path / "out", salt=SALT))
+
+
+def test_other_objects_do_not_stop_a_series(tmp_path):
+    volume(tmp_path / "in")
+    state = header("1.2.840.10008.5.1.4.1.1.11.1", Modality="PR")
+    report = header("1.2.840.10008.5.1.4.1.1.88.11", Modality="SR", SeriesInstanceUID="1.2.3.77")
+    save([state, report], tmp_path / "in" / "others")
+    run(Convert(input=tmp_path / "in", out=tmp_path / "out", salt=SALT))  # without a failure
+    with (tmp_path / "out" / "converted.csv").open() as stream:
+        assert sorted((row["result"], row["remark"]) for row in csv.DictReader(stream)) == [
+            ("converted", "1 file without an image left out"),
+            ("no image", "no image (Basic Text SR Storage)"),
+        ]

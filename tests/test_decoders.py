@@ -49,6 +49,10 @@ def test_sizes_that_prediction_pads_to():
     require_segmenter("test_vit", "batch", "dpt", (32, 32), (96, 64))
     with pytest.raises(UserError, match="cannot be used for images of 48 x 64 pixels"):  # why STRIDE is not 16
         require_segmenter("test_vit", "batch", "dpt", (48, 64))
+
+
+@pytest.mark.slow
+def test_convnext_has_a_pyramid():
     require_segmenter("convnext_atto", "batch", "unet", (32, 64))
 
 
@@ -79,6 +83,7 @@ def test_positions_keep_their_tokens():
     assert torch.equal(new[:, 0], old[:, 0])
 
 
+@pytest.mark.slow
 def test_weights_of_patches_of_14_pixels_load_in_grey(tmp_path):
     file = tmp_path / "model.safetensors"
     theirs = timm.create_model("eva02_tiny_patch14_224", num_classes=10)

@@ -102,7 +102,9 @@ def test_smp_of_an_encoder(pretrained, tmp_path):
         assert_close(unet.encoder(images)[-1], encoder.forward_features(images))
 
 
-@pytest.mark.parametrize(("encoder", "decoder"), [("resnet10t", "unet"), ("test_vit", "dpt")])
+@pytest.mark.parametrize(
+    ("encoder", "decoder"), [("resnet10t", "unet"), pytest.param("test_vit", "dpt", marks=pytest.mark.slow)]
+)
 def test_smp_of_a_segmentation_run(tmp_path, encoder, decoder):
     network, _ = segmentation_run(tmp_path / "run", encoder, decoder)
     out = run(Export(run=tmp_path / "run", format="smp"))
@@ -113,12 +115,9 @@ def test_smp_of_a_segmentation_run(tmp_path, encoder, decoder):
     assert "fewslice" in (out / "README.md").read_text()  # not SMP's own
 
 
-SLOW_DPT = pytest.param("test_vit", "dpt", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("encoder", "decoder"), [("resnet10t", "unet"), SLOW_DPT])
-def test_torchscript(tmp_path, encoder, decoder):
-    network, _ = segmentation_run(tmp_path / "run", encoder, decoder)
+@pytest.mark.slow
+def test_torchscript_of_dpt(tmp_path):
+    network, _ = segmentation_run(tmp_path / "run", "test_vit", "dpt")
     out = run(Export(run=tmp_path / "run", format="torchscript"))
     text = (out / "README.md").read_text()
     shape = (64, 64) if "64 x 64 pixels only" in text else (32, 96)
@@ -234,3 +233,11 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch, settings, message):
     with pytest.raises(UserError, match=message):
         run(Export(**{"run": tmp_path.__class__("tiny"), **settings, **paths}))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_card_that_has_changed_is_refused(tmp_path):
+    segmentation_run(tmp_path)
+    file = tmp_path / "model.json"
+    file.write_text(file.read_text().replace('"LV"', '"RA"'))
+    with pytest.raises(UserError, match=r"model\.json has changed since it was written"):
+        run(Export(run=tmp_path, format="smp"))

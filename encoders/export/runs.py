@@ -1,5 +1,6 @@
 """The network of a finished run, and the facts that its export and its model card need."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from core.text import read_json, read_text
 from encoders.build import build_clip_encoder, build_encoder
 from encoders.card import read_card
 from encoders.decoders import build_segmenter
+from encoders.digest import refuse_changed_card
 from encoders.formats import read_weights
 from encoders.names import Decoder, is_video
 from encoders.norm import Norm
@@ -127,10 +129,12 @@ def _model(folder: Path) -> Trained:
     if not sidecar.is_file():
         raise UserError(f"{folder} holds no trained model (model.json is missing); pass a finished run")
     try:
-        card = _Model.model_validate_json(read_text(sidecar, MOST_BYTES))
+        text = read_text(sidecar, MOST_BYTES)
+        card, content = _Model.model_validate_json(text), json.loads(text)
     except (ValueError, RecursionError) as error:
         reason = first_violation(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UserError(f"cannot read the model in {folder} ({reason}); train it again") from None
+    refuse_changed_card(sidecar, content)
     facts = card.model_dump() | {"result": _result(folder)}
     shared: dict[str, Any] = {"encoder": card.encoder, "norm": card.norm, "facts": facts}
     if card.classes is None:
