@@ -311,7 +311,7 @@ def demo() -> SweepConfig:
         fractions=(0.002, 0.01, 0.05),
         seeds=SEEDS[:2],
         pretrain=encoder,
-        # Small batches: many steps in little time. The average of the weights evens out what the last ones happen to do.
+        # Small batches make many steps in little time; the average of the weights evens out the last ones' noise.
         segment=replace(
             segment.config.demo(),
             encoder="resnet10t",
