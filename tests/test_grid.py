@@ -360,7 +360,7 @@ def test_recipes():
             assert cfg.run_config.steps  # the same at every size
             assert plan(cfg, 1000)
     demo = PRESETS["demo"]()
-    assert (len(demo.pipelines), len(demo.fractions), len(demo.seeds)) == (4, 4, 2)
+    assert (len(demo.pipelines), len(demo.fractions), len(demo.seeds)) == (2, 3, 2)
 
 
 def test_a_study_written_by_hand(tmp_path):
