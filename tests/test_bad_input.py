@@ -264,7 +264,8 @@ def test_unknown_encoder(refused, command, tiny_acdc):
     message = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--encoder", "resnet81")
     assert re.search(r"encoder 'resnet81' is not a model of timm; the nearest names are .*resnet18", message)
     message = refused(main, *few, "--data-root", tiny_acdc, "--out", "run", "--encoder", "vit_tiny_patch16_224")
-    assert re.search(r"vit_tiny_patch16_224' .*; take a convolutional network such as resnet18", message)
+    advice = "pass --decoder dpt" if command == "segment" else "take a convolutional network such as resnet18"
+    assert re.search(rf"vit_tiny_patch16_224' .*[;:] {advice}", message)
     assert not Path("run").exists()
 
 

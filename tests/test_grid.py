@@ -368,7 +368,7 @@ def test_a_study_written_by_hand(tmp_path):
     file.write_text("seeds: [4, 5]\nsegment: {steps: 7, views: {flip: 0.25}}\n")
     cfg = read_config(SweepConfig, file, PRESETS["demo"]())
     assert cfg.seeds == (4, 5)
-    assert (cfg.segment.steps, cfg.segment.augmentation.flip, cfg.segment.encoder) == (7, 0.25, "resnet18")
+    assert (cfg.segment.steps, cfg.segment.augmentation.flip, cfg.segment.encoder) == (7, 0.25, "resnet10t")
     file.write_text("segment: {stepz: 7}\n")
     with pytest.raises(UserError, match=r"study.yaml is not a SweepConfig: it has no setting segment\. stepz"):
         read_config(SweepConfig, file, PRESETS["demo"]())
