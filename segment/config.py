@@ -13,6 +13,7 @@ from data.sources import AcdcSource, FolderSource
 from encoders.names import Decoder
 from engine.config import SupervisedSettings
 
+Selection = Literal["random", "foreground", "first", "next"]
 TEACHER_DECAY = 0.99
 """Decay rate of the moving average that labels unlabelled slices, where `ema_decay` is 0."""
 
@@ -29,7 +30,7 @@ class SegmentConfig(SupervisedSettings):
     label_order: Literal["random", "ssl4mis"] = "random"
     """Order in which `--label-unit patient` takes patients: random, by `--subset-seed` and in proportion to the groups;
     or that of the SSL4MIS benchmark, whose first 1, 3 and 7 are the published ones."""
-    selection: Annotated[Literal["random", "foreground", "first", "next"], SetBySweep] = "random"
+    selection: Annotated[Selection, SetBySweep] = "random"
     """How labelled slices are chosen: random; foreground: a third of the draws among slices with foreground; first: by
     the view of the encoder of `--init`, as `python -m annotate first` does; next: those of `--selection-run` and then
     the ones that its U-Net is most unsure of, as `python -m annotate next` does."""

@@ -20,7 +20,7 @@ from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
 from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
-from segment.config import SegmentConfig
+from segment.config import SegmentConfig, Selection
 from sweep.analysis.study_files import UNLABELLED, with_selections
 from sweep.imbalance.config import ImbalanceConfig
 
