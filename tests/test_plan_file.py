@@ -29,7 +29,7 @@ def test_the_report_and_the_analysis_import_no_stage_and_no_study():
     # pictures in a study are files like any other: they are opened by the checked decoders
     rooms = {
         "analysis": ("core", "sweep.analysis"),
-        "report": ("core", "data.readers.decoding", "sweep.analysis", "sweep.report"),
+        "report": ("core", "data.pictures", "sweep.analysis", "sweep.report"),
     }
     for room, allowed in rooms.items():
         for file in (home / room).rglob("*.py"):

@@ -64,9 +64,7 @@ class SweepConfig(Settings):
     of them also with +unlabelled at its end, e.g. hierarchical+unlabelled: the U-Net learns from unlabelled slices as
     well (`python -m segment --unlabelled`). For exams with a 3D encoder also kinetics: torchvision's weights of
     videos."""
-    selection: Annotated[tuple[Literal["random", "foreground", "first", "next"], ...], MayGrow, OfStudyAlone] = (
-        "random",
-    )
+    selection: Annotated[tuple[Selection, ...], MayGrow, OfStudyAlone] = ("random",)
     """Rules by which labelled slices are chosen (segment only, see `python -m segment --selection`); every pipeline is
     trained with each. `next` chooses the slices of each size with the network of the size before, those of the
     smallest as `foreground`, the baseline that the other rules have to beat."""
