@@ -297,7 +297,8 @@ def _say_what_differs(cfg: PretrainConfig, sampler: StepSampler, steps: int, las
         log.info(
             f"the last {sampler.merged} samples of each epoch, less than a quarter of a batch, join the batch before"
         )
-    if cfg.stage == "specialist" and cfg.steps is None and cfg.target_epochs < PAPERS_SPECIALIST and not cfg.on_exams:
+    of_the_paper = cfg.stage == "specialist" and cfg.method == "byol" and not (cfg.on_exams or cfg.on_images)
+    if of_the_paper and cfg.steps is None and cfg.target_epochs < PAPERS_SPECIALIST:
         log.info(f"specialist for {cfg.target_epochs:g} epochs ({PAPERS_SPECIALIST} in Kalapos and Gyires-Toth 2022)")
     if last_step < steps:
         log.info(f"stopping after {last_step} of the schedule's {steps} steps (--stop-after-epochs)")

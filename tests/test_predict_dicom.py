@@ -44,8 +44,8 @@ def noise(z: int, t: int = 0) -> np.ndarray:
     return np.random.default_rng((z, t)).integers(0, 4000, (24, 20)).astype(np.uint16)
 
 
-def predict(trained: Path, source: Path, output: Path):
-    return run(Predict(run=trained, input=source, output=output, device="cpu"))
+def predict(trained: Path, source: Path, output: Path, **settings):
+    return run(Predict(run=trained, input=source, output=output, device="cpu", **settings))
 
 
 def read(file: Path) -> tuple[Dataset, np.ndarray, np.ndarray]:
@@ -69,10 +69,15 @@ def assert_on_grid(block: np.ndarray, affine: np.ndarray, labels: np.ndarray, re
 def test_a_segmentation_lies_on_its_series(trained, tmp_path):
     images = [image(z, pixels=noise(z)) for z in range(4)]
     save(images, tmp_path / "in")
-    table = predict(trained, tmp_path / "in", tmp_path / "out")
+    sheet = tmp_path / "sheet.png"
+    table = predict(trained, tmp_path / "in", tmp_path / "out", uncertainty=tmp_path / "maps", contact_sheet=sheet)
     (file,) = tmp_path.rglob("out/*/*.dcm")
     nifti = nib.load(file.with_suffix(".nii.gz"))
     np.testing.assert_allclose(nifti.affine, RAS_AFFINE, atol=1e-5)
+    (entropy,) = map(nib.load, (tmp_path / "maps").rglob("*.nii.gz"))
+    np.testing.assert_array_equal(entropy.affine, nifti.affine)
+    assert entropy.shape == nifti.shape
+    assert sheet.exists()
     segmentation, block, affine = read(file)
     assert_on_grid(block, affine, np.asarray(nifti.dataobj), RAS_AFFINE)
     names = [segmentation.get_segment_description(k).segment_label for k in segmentation.segment_numbers]
