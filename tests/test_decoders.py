@@ -111,6 +111,7 @@ def trained(tiny_acdc, tmp_path_factory):
     return tiny(tiny_acdc, out, **VIT, steps=2, checkpoint_every=1), run(tiny(tiny_acdc, out, **VIT, steps=2))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_weights(trained, tmp_path, monkeypatch):
     cfg = replace(trained[0], out=tmp_path / "run")
     record = engine.run_folder.RunFolder.record

@@ -146,6 +146,7 @@ def tiny(root: Path | None, out: Path | None = None, **settings) -> PretrainConf
     return PretrainConfig(**({"data": AcdcSource(data_root=root), "out": out} | few | settings))
 
 
+@pytest.mark.slow
 def test_a_run_with_the_dense_term(tiny_acdc, tmp_path):
     chain = {"stage": "hierarchical", "generalist_images": 9, "generalist_epochs": 1}
     result = run(tiny(tiny_acdc, tmp_path / "run", **chain))

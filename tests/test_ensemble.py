@@ -127,6 +127,7 @@ def test_a_run_named_twice(runs):
         load_ensemble([runs[0], runs[0]], torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_predictions_of_an_ensemble(runs, scan, tmp_path):
     Image.fromarray(np.random.default_rng(1).integers(0, 255, (33, 41), dtype=np.uint8)).save(scan.parent / "b.png")
     extra = {"uncertainty": tmp_path / "maps", "contact_sheet": tmp_path / "sheet.png"}

@@ -126,6 +126,7 @@ def test_torchscript_of_dpt(tmp_path):
         assert_close(torch.jit.load(out / "model.pt")(images), network(images))
 
 
+@pytest.mark.slow
 def test_a_graph_that_normalises_takes_slices_as_they_are_in_files(tmp_path):
     network, card = segmentation_run(tmp_path / "run")
     out = run(Export(run=tmp_path / "run", format="torchscript", merge_normalisation=True))

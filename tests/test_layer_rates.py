@@ -79,6 +79,7 @@ def test_a_frozen_part_stays_as_it_is():
         assert list(each.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_a_run_with_a_frozen_encoder(tiny_acdc, tmp_path, caplog):
     torch.manual_seed(0)
     before = build_unet("resnet10t", 4).state_dict()
