@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from sklearn.preprocessing import normalize
 
 from annotate.plan import require_new, volumes_of, write_plan
 from core.errors import UserError
@@ -20,7 +19,7 @@ from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
 from data.sources import AcdcSource, FolderSource, open_slices
 from encoders.norm import Norm
-from segment.choice import spread_slices, typical_subjects
+from segment.choice import typical_slices
 
 log = logging.getLogger("fewslice")
 
@@ -103,14 +102,8 @@ def run(cfg: First) -> pd.DataFrame:
     if len(volumes) < cfg.patients:
         log.info(f"only {len(volumes)} training subjects have no labels yet; all of them are chosen")
     features = {subject: embed(encoder, dataset, rows) for subject, rows in volumes.items()}
-    subjects = [*features]
-    means = normalize(np.stack([features[subject].mean(axis=0) for subject in subjects]))
-    chosen: list[tuple[int, str]] = []
-    picked = typical_subjects(means, cfg.patients, cfg.seed)
-    for place, (k, why) in enumerate(picked):
-        share = cfg.slices // len(picked) + (place < cfg.slices % len(picked))
-        slices = spread_slices(features[subjects[k]], share)
-        chosen += [(int(volumes[subjects[k]][z]), f"{why}; {reason}") for z, reason in slices]
+    picked = typical_slices(features, cfg.patients, cfg.slices, cfg.seed)
+    chosen = [(int(volumes[subject][z]), why) for subject, z, why in picked]
     if len(chosen) < cfg.slices:
         log.info(f"the chosen volumes have {len(chosen)} slices, fewer than the {cfg.slices} asked for")
     classes = ("background", *cfg.classes) if cfg.classes else dataset.classes

@@ -3,10 +3,11 @@
 Everything here works on arrays and is deterministic for a seed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.preprocessing import normalize
 
 NEIGHBOURS = 20
 """Nearest neighbours that a subject's typicality is measured by (Hacohen et al. 2022)."""
@@ -93,6 +94,35 @@ def spread_slices(features: np.ndarray, count: int) -> list[tuple[int, str]]:
         chosen.append((farthest, "unlike the slices before it"))
         nearest = np.minimum(nearest, np.linalg.norm(features - features[farthest], axis=1))
     return chosen
+
+
+def typical_slices(
+    features: Mapping[str, np.ndarray], subjects: int, count: int, seed: int = 0
+) -> list[tuple[str, int, str]]:
+    """Slices of typical subjects, spread over one volume of each and shared out evenly.
+
+    Args:
+        features: of each subject, (slices, d) embeddings of its volume, in the order of the slices.
+        subjects: number of subjects, at most all.
+        count: number of slices; where the volumes of the chosen subjects have fewer in all, these.
+        seed: random seed of the clustering.
+
+    Returns:
+        (subject, slice, reason), those of one subject together; a volume with fewer slices than its share leaves the
+        rest to the others.
+    """
+    names = [*features]
+    means = normalize(np.stack([features[name].mean(axis=0) for name in names]))
+    picked = [(names[k], why) for k, why in typical_subjects(means, subjects, seed)]
+    shares = dict.fromkeys((name for name, _ in picked), 0)
+    while sum(shares.values()) < min(count, sum(len(features[name]) for name in shares)):
+        for name in shares:
+            shares[name] += int(shares[name] < len(features[name]) and sum(shares.values()) < count)
+    return [
+        (name, z, f"{why}; {reason}")
+        for name, why in picked
+        for z, reason in spread_slices(features[name], shares[name])
+    ]
 
 
 def uncertain_slices(

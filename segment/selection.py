@@ -4,7 +4,6 @@ In a study all training slices have label maps; a rule must not look at them, bu
 stands for an annotator who leafs through the slices.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from data.slices import Dataset, Slices
 from data.splits import labelled_subset
 from encoders.weights import load_into_unet
 from engine.config import read_config
-from segment.choice import foreground_aware, sharpness_of, spread_slices, typical_subjects, uncertain_slices
+from segment.choice import foreground_aware, sharpness_of, typical_slices, uncertain_slices
 from segment.config import SegmentConfig
 from segment.inference import uncertainty_by_class
 from segment.model import ModelCard, build_segmenter, load_unet
@@ -68,35 +67,19 @@ def _first(cfg: SegmentConfig, dataset: Dataset, table: pd.DataFrame, count: int
     load_into_unet(unet, cfg.init, cfg.encoder)
     encoder = nn.Sequential(_LastFeatures(unet.encoder), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device).eval()
     firsts = table.drop_duplicates("subject")[["subject", *KEYS[:2]]]
-    rows = {subject: group["row"].to_numpy() for subject, group in table.merge(firsts).groupby("subject", sort=True)}
+    rows = {
+        str(subject): group["row"].to_numpy() for subject, group in table.merge(firsts).groupby("subject", sort=True)
+    }
     if (most := sum(map(len, rows.values()))) < count:
         raise UserError(
             f"--selection first chooses from one volume of each training subject, {most} slices in all: ask for fewer "
             f"than {count} by --labelled-fraction"
         )
     features = {subject: embed(encoder, dataset, of_subject) for subject, of_subject in rows.items()}
-    subjects = [*features]
-    means = normalize(np.stack([features[subject].mean(axis=0) for subject in subjects]))
-    for patients in range(min(len(subjects), -(-count // SLICES_PER_SUBJECT)), len(subjects) + 1):
-        picked = [subjects[k] for k, _ in typical_subjects(means, patients, cfg.seed_of_subset)]
-        if sum(len(rows[subject]) for subject in picked) >= count:
-            break  # volumes of few slices: of more subjects
-    shares = _shares([len(rows[subject]) for subject in picked], count)
-    return [
-        int(rows[subject][z])
-        for subject, share in zip(picked, shares, strict=True)
-        for z, _ in spread_slices(features[subject], share)
-    ]
-
-
-def _shares(sizes: Sequence[int], count: int) -> list[int]:
-    """`count` slices shared out over volumes, one after the other in turn as long as they have more."""
-    shares = [0] * len(sizes)
-    while sum(shares) < count:
-        for k, size in enumerate(sizes):
-            if shares[k] < size and sum(shares) < count:
-                shares[k] += 1
-    return shares
+    subjects = min(len(features), -(-count // SLICES_PER_SUBJECT))
+    while len(chosen := typical_slices(features, subjects, count, cfg.seed_of_subset)) < count:
+        subjects += 1  # volumes of few slices: of more subjects
+    return [int(rows[subject][z]) for subject, z, _ in chosen]
 
 
 def _next(cfg: SegmentConfig, dataset: Dataset, table: pd.DataFrame, count: int, device: torch.device) -> np.ndarray:

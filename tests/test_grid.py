@@ -2,6 +2,7 @@ import re
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -15,9 +16,9 @@ from data.splits import labelled_count, labelled_exams
 from encoders import hub
 from engine.command_line import parse
 from engine.config import plain, read_config
-from segment.config import SegmentConfig
+from segment.config import SegmentConfig, Selection
 from segment.config import demo as demo_unet
-from sweep.analysis.study_files import display_name, start_and_endings
+from sweep.analysis.study_files import SELECTIONS, display_name, start_and_endings
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, run_config
@@ -216,6 +217,7 @@ def test_rules_of_selection_are_pipelines_of_their_own_and_next_goes_on_from_the
         assert cell.needs == ("encoders/specialist", earlier.name)
         moved = replace(cell, config=replace(cell.config, selection_run=tmp_path / "elsewhere"))
         assert moved.hash == cell.hash
+    assert get_args(Selection) == SELECTIONS  # the analysis imports no stage
     name = "hierarchical=/a/b.pth+unlabelled+next"
     assert display_name(name).endswith("+unlabelled+next")
     assert start_and_endings(name) == ("hierarchical=/a/b.pth", "+unlabelled+next")

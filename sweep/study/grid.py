@@ -106,7 +106,7 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
     cells: dict[str, Job] = {}
-    before: dict[str, Job] = {}  # of the size before, by the name without size
+    smaller = dict(zip(list(sizes)[1:], sizes, strict=False))
     combined = product(pairs, sizes.items(), cfg.pipelines, cfg.selection)
     for (subset_seed, seed), (labels, fraction), pipeline, rule in combined:
         for start in starts[pipeline]:
@@ -121,8 +121,9 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
                 "seed": seed,
             }
             key |= {} if fold is None else {"fold": fold}
-            ends = [f"seed{seed}" + (f"-subset{subset_seed}" if cfg.cross_seeds else "") + of_fold]
-            name = "-".join(["cells/" + _slug(arm) + start.suffix, f"n{labels}", *ends])
+            of_arm = f"cells/{_slug(arm)}{start.suffix}"
+            ends = f"-seed{seed}" + (f"-subset{subset_seed}" if cfg.cross_seeds else "") + of_fold
+            name = f"{of_arm}-n{labels}{ends}"
             settings = {"seed": seed, "subset_seed": subset_seed, "labelled_fraction": fraction, "init": start.init}
             needs = (*start.needs, *(trial.name for trial in trials[pipeline]))
             if cfg.task == "segment":
@@ -130,7 +131,7 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
                 drawn = labels == max(sizes) and (subset_seed, seed) == pairs[0]
                 settings |= {"label_unit": cfg.label_unit, "figures": drawn}
                 settings |= {"unlabelled": pipeline.endswith(UNLABELLED)}
-                earlier = before.get("-".join([_slug(arm) + start.suffix, *ends])) if rule == "next" else None
+                earlier = cells.get(f"{of_arm}-n{smaller.get(labels)}{ends}") if rule == "next" else None
                 settings |= _selecting(rule, earlier, [*sizes].index(labels), len(sizes) - 1)
                 if earlier:
                     needs += (earlier.name,)
@@ -138,8 +139,7 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
             settings |= {"lr": cfg.lr[0]} if len(cfg.lr) == 1 else {}
             config = _configured(cfg, cfg.run_config, out=cfg.out / name, **settings)
             tried = tuple(zip(cfg.lr, (trial.folder for trial in trials[pipeline]), strict=False))
-            job = cells[name] = Job(name=name, config=config, needs=needs, trials=tried, key=key)
-            before["-".join([_slug(arm) + start.suffix, *ends])] = job
+            cells[name] = Job(name=name, config=config, needs=needs, trials=tried, key=key)
     return [*encoders.values(), *chain(*trials.values()), *cells.values()]
 
 
