@@ -18,7 +18,7 @@ from data.leakage import was_trained_on
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
 from data.sources import AcdcSource, FolderSource, open_slices
-from encoders.norm import Norm
+from encoders.names import Norm
 from segment.choice import typical_slices
 
 log = logging.getLogger("fewslice")

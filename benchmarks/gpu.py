@@ -25,7 +25,8 @@ from benchmarks.peers.networks import Heads
 from benchmarks.phantom import write_cines
 from benchmarks.study import run_command, study_of
 from benchmarks.training import CLASSES, Setting, make_encoder, our_byol, our_step, our_unet, training_slices
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.phantoms.cardiac import demo_root
 from data.samples.on_device import ViewsOnDevice
 from data.sources import AcdcSource

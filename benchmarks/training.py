@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.machine import FORK
 from benchmarks.peers.networks import LR, TAU, WEIGHT_DECAY, Heads
 from benchmarks.rounds import Clock
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.samples.slices import TwoViews
 from data.slices import Slices, load_dataset
 from encoders.build import build_clip_encoder, build_encoder, feature_width

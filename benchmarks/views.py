@@ -18,7 +18,8 @@ from benchmarks.peers.readers import reference_cache
 from benchmarks.phantom import write_cines, write_exams
 from benchmarks.rounds import Rates, counted, take_turns
 from benchmarks.training import batch_loader, two_views
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.readers.exams import ExamSet, load_exams
 from data.samples.clips import TwoClips, draw_frames
 from data.slices import Slices, load_dataset

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from core.errors import UserError
 from core.settings import Execution, Group, Output, SetBySweep
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.sources import ExamsSource, MrnetSource
 from encoders.names import is_video
 from engine.config import SupervisedSettings

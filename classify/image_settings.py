@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from core.errors import UserError
 from core.settings import Group, SetBySweep
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.sources import ImagesSource
 from encoders.names import is_file
 from engine.config import RunSettings, SupervisedSettings

@@ -9,7 +9,7 @@ import random
 
 import numpy as np
 
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 
 LUMA = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue in the grey value (ITU-R BT.601)."""

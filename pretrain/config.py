@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from core.errors import UserError
 from core.settings import Execution, Group, SetBySweep
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.sources import AcdcSource, ExamsSource, FolderSource, ImagesSource, MrnetSource
 from encoders.names import Norm, is_video
 from engine.config import RunSettings, memory_in_gigabytes

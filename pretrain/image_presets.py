@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.sources import ImagesSource
 from pretrain.config import MethodName, Presets, PretrainConfig
 

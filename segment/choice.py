@@ -6,8 +6,6 @@ Everything here works on arrays and is deterministic for a seed.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.preprocessing import normalize
 
 NEIGHBOURS = 20
 """Nearest neighbours that a subject's typicality is measured by (Hacohen et al. 2022)."""
@@ -18,6 +16,12 @@ SHARPNESS = (1.0, 100.0)
 FROM_FOREGROUND = 1 / 3
 """Share of foreground-aware draws that are made among the slices with foreground alone (nnActive, arXiv 2511.19183,
 whose draws are of patches: a sixth about foreground and a sixth about class borders)."""
+
+
+def unit_length(features: np.ndarray) -> np.ndarray:
+    """Features (..., d) scaled to length 1; zeros stay zeros."""
+    lengths = np.linalg.norm(features, axis=-1, keepdims=True)
+    return features / np.where(lengths > 0, lengths, 1)
 
 
 def typical_subjects(features: np.ndarray, count: int, seed: int = 0) -> list[tuple[int, str]]:
@@ -33,6 +37,8 @@ def typical_subjects(features: np.ndarray, count: int, seed: int = 0) -> list[tu
 
     Source: Hacohen, Dekel and Weinshall 2022, Active learning on a budget (TypiClust).
     """
+    from sklearn.cluster import KMeans  # scikit-learn takes a second to import, and most runs choose no slices
+
     count = min(count, len(features))
     clusters = KMeans(count, n_init=10, random_state=seed).fit_predict(features)
     chosen = []
@@ -112,7 +118,7 @@ def typical_slices(
         rest to the others.
     """
     names = [*features]
-    means = normalize(np.stack([features[name].mean(axis=0) for name in names]))
+    means = unit_length(np.stack([features[name].mean(axis=0) for name in names]))
     picked = [(names[k], why) for k, why in typical_subjects(means, subjects, seed)]
     shares = dict.fromkeys((name for name, _ in picked), 0)
     while sum(shares.values()) < min(count, sum(len(features[name]) for name in shares)):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from core.errors import UserError
 from core.settings import Group, Output, SetBySweep
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.slices import Normalisation
 from data.sources import AcdcSource, FolderSource
 from encoders.names import Decoder

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.preprocessing import normalize
 from torch import nn
 
 from core.errors import UserError
@@ -21,7 +20,7 @@ from data.slices import Dataset, Slices
 from data.splits import labelled_subset
 from encoders.weights import load_into_unet
 from engine.config import read_config
-from segment.choice import foreground_aware, sharpness_of, typical_slices, uncertain_slices
+from segment.choice import foreground_aware, sharpness_of, typical_slices, uncertain_slices, unit_length
 from segment.config import SegmentConfig
 from segment.inference import uncertainty_by_class
 from segment.model import ModelCard, build_segmenter, load_unet
@@ -146,8 +145,7 @@ def embed(encoder: nn.Module, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     images = np.stack([resize(slices.image(k), (SIDE, SIDE)) for k in range(len(slices))])
     device = next(encoder.parameters()).device
     batches = torch.from_numpy(images[:, None]).split(BATCH)
-    features: np.ndarray = normalize(torch.cat([encoder(batch.to(device)).float().cpu() for batch in batches]).numpy())
-    return features
+    return unit_length(torch.cat([encoder(batch.to(device)).float().cpu() for batch in batches]).numpy())
 
 
 def entropy_by_class(unet: nn.Module, card: ModelCard, dataset: Dataset, rows: np.ndarray) -> np.ndarray:

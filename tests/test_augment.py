@@ -5,7 +5,8 @@ import pytest
 from scipy.stats import ks_2samp
 
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter, compose, draw_crop
+from data.augment import Augmenter, compose, draw_crop
+from data.augmentation import Augmentation
 from data.crops import change_intensities, cut
 from data.preprocessing import z_score
 

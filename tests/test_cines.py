@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter, draw_crop
+from data.augment import Augmenter, draw_crop
+from data.augmentation import Augmentation
 from data.cines import CELLS, centre_map, motion_maps, neighbours
 from data.samples.on_device import ViewsOnDevice
 from data.samples.slices import Pairing, TwoViews

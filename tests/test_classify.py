@@ -27,7 +27,7 @@ from classify.scoring import probabilities, validate
 from classify.statistics import interval_text, summarise, youden_threshold
 from classify.training import decay, oversampled, run
 from core.errors import UserError
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.readers.exams import load_mrnet
 from data.samples.clips import draw_frames, whole_clips
 from data.sources import ExamsSource, MrnetSource

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.preprocessing import z_score
 from data.readers.exams import load_mrnet
 from data.samples.clips import LabelledClips, TwoClips, WholeClips, draw_frames, whole_clips

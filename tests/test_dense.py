@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.samples.boxes import TwoViewsWithBoxes
 from data.sources import AcdcSource, MrnetSource
 from encoders.build import build_encoder

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.duplicates import check_duplicates, duplicate_findings, duplicates_of_other_splits, fingerprint
 from data.inspect import inspect_dataset
 from data.slices import Dataset, load_dataset

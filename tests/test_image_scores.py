@@ -15,7 +15,8 @@ from classify import probe
 from classify.image_scores import frequency_groups, score_images
 from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.colours import LUMA, draw_colours, hue_matrix, recolour, saturation_matrix
 from data.readers.class_images import read_class_images, read_digits
 from data.samples.images import LabelledImages, ViewsOfImages, augmented, square

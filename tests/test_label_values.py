@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.inspect import inspect_dataset
 from data.readers.images import read_shape, read_volume
 from data.readers.label_maps import IGNORED, ReadingOptions, read_classes, read_ignore_label, read_labels

@@ -16,7 +16,8 @@ from classify.config import ClassifyConfig
 from classify.training import prepare
 from core.errors import UserError
 from core.subjects import SubjectRecord
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.leakage import check_leakage, record_splits, record_subjects
 from data.readers.exams import load_mrnet
 from data.reserved_split import keep_reserved_split, reserve_split, with_splits

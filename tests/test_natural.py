@@ -7,7 +7,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.readers.natural import FolderImages
 from data.samples.slices import Standardised, TwoViews
 from engine.loop import _next_batch

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 import torch
 
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.cines import centre_map
 from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.slices import Pairing, TwoViews

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import pretrain.stages
 import pretrain.train
 from core.errors import UserError
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.slices import Slices, load_dataset
 from data.sources import AcdcSource
 from encoders.build import build_encoder

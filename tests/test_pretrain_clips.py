@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 import pretrain.stages
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.samples.slices import TwoViews
 from data.sources import AcdcSource, MrnetSource
 from encoders.build import build_clip_encoder, build_encoder

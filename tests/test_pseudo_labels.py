@@ -17,7 +17,8 @@ from torch.optim import SGD
 import engine.supervised
 import segment.training
 from core.errors import UserError
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.leakage import record_splits
 from data.readers.label_maps import IGNORED
 from data.reserved_split import with_splits

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.preprocessing import resample, z_score
 from data.samples.slices import AugmentedSlices, Standardised, TwoViews
 from data.slices import Dataset, Slices, load_dataset, pooled_statistics

@@ -10,7 +10,7 @@ import torch
 from conftest import make_study, run_here
 
 from core.errors import UserError
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.slices import Dataset
 from data.sources import AcdcSource, open_slices
 from encoders.build import build_encoder

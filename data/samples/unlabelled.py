@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from data.augment import Augmentation, Augmenter
+from data.augment import Augmenter
+from data.augmentation import Augmentation
 from data.cines import same_places
 from data.readers.label_maps import IGNORED
 from data.samples.slices import AugmentedSlices

@@ -10,7 +10,7 @@ import pretrain.image_presets
 from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, SetBySweep, Settings
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.sources import ImagesSource
 from engine.config import marked
 from pretrain.config import MethodName, PretrainConfig
