@@ -3,6 +3,7 @@
 import difflib
 import runpy
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from os.path import dirname
 
@@ -35,10 +36,22 @@ COMMANDS = {
 
 def main() -> None:
     """Run the module that the first argument names, with the rest of the command line."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         print("usage: fewslice COMMAND [OPTIONS]\n\ncommands (--help after a command lists its options):")
         print("\n".join(f"  {command:<18}{what}" for command, what in COMMANDS.items()))
+        print('\ncompletion in the shell: eval "$(fewslice --completion bash)", or zsh')
+    elif name == "--completion":
+        from core.completion import SCRIPTS  # the other commands need nothing of it
+
+        if not arguments or arguments[0] not in SCRIPTS:
+            print(f"error: --completion: name a shell, {' or '.join(SCRIPTS)}", file=sys.stderr)
+            raise SystemExit(2)
+        print(SCRIPTS[arguments[0]], end="")
+    elif name == "--complete":
+        from core.completion import suggestions
+
+        print("\n".join(suggestions(arguments, _run)))
     elif name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"
@@ -46,12 +59,17 @@ def main() -> None:
         raise SystemExit(2)
     else:
         end_quietly()
-        sys.argv = [f"fewslice {name}", *sys.argv[2:]]
+        sys.argv = [f"fewslice {name}", *arguments]
         # other packages may be called `data` or `segment` in a folder of PYTHONPATH, which is searched first
         path, sys.path = sys.path, [dirname(dirname(__file__)), *sys.path]
         import_module(name.partition(".")[0])
         sys.path = path
         runpy.run_module(name, run_name="__main__", alter_sys=False)
+
+
+def _run(words: Sequence[str]) -> None:
+    sys.argv = ["fewslice", *words]
+    main()
 
 
 if __name__ == "__main__":

@@ -93,3 +93,40 @@ def test_the_search_path_is_left_as_it_was():
     program = "import sys; before = list(sys.path); import sweep, data; assert sys.path == before"
     done = run_in(REPOSITORY, sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["seg"], ["segment", "segment.predict", "segment.agreement", "segment.evaluate"]),
+        (["annotate", ""], ["first", "next", "collect"]),
+        (["segment", "--labelled-f"], ["--labelled-fraction"]),
+        (["segment", "--dataset", ""], ["acdc", "folder"]),
+        (["segment", "--slice-a"], []),
+        (["segment", "--dataset", "folder", "--slice-a"], ["--slice-axis"]),
+        (["sweep", "--selection", "random", "f"], ["foreground", "first"]),
+        (["segment", "--no-such-flag", "--decod"], ["--decoder"]),
+        (["segment", "--data-root", ""], []),
+    ],
+)
+def test_what_the_shell_suggests(words, found, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fewslice", "--complete", *words])
+    console.main()
+    assert capsys.readouterr().out.split() == found
+
+
+@pytest.mark.slow
+def test_bash_completes(tmp_path):
+    typed = 'COMP_WORDS=(fewslice annotate fi); COMP_CWORD=2; _fewslice; echo "${COMPREPLY[@]}"'
+    lines = ["bash", "--norc", "-c", f'eval "$(fewslice --completion bash)"; complete -p fewslice; {typed}']
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(lines, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["complete -o default -F _fewslice fewslice", "first"], done.stderr
+
+
+def test_completion_of_another_shell_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fewslice", "--completion", "fish"])
+    with pytest.raises(SystemExit) as end:
+        console.main()
+    assert end.value.code == 2
+    assert "name a shell, bash or zsh" in capsys.readouterr().err
