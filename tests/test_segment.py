@@ -19,7 +19,7 @@ import segment.training
 from classify.config import PRESETS as CLASSIFIERS
 from classify.config import ClassifyConfig
 from core.errors import UserError
-from data.augment import Augmentation
+from data.augmentation import Augmentation
 from data.slices import load_dataset
 from data.sources import AcdcSource
 from encoders.build import build_encoder
@@ -51,6 +51,7 @@ def tiny(root: Path, out: Path, **settings) -> SegmentConfig:
         "evaluate_every": 2,
         "checkpoint_every": 2,
         "log_every": 1,
+        "figures": False,
     }
     return SegmentConfig(data=AcdcSource(data_root=root), out=out, **(few | settings))
 
@@ -71,6 +72,7 @@ def finished(tiny_acdc, tmp_path_factory) -> tuple[SegmentConfig, dict]:
         evaluate_every=30,
         loss="jaccard+ce",
         test=True,
+        figures=True,
     )
     return cfg, run(cfg)
 
@@ -178,7 +180,7 @@ def test_a_pretrained_encoder_trains_at_a_tenth_of_the_rate(tiny_acdc, tmp_path,
     )
     before = build_unet("resnet10t", 4)
     load_into_unet(before, file, "resnet10t")
-    cfg = tiny(tiny_acdc, tmp_path / "a", init=str(file), steps=1, warmup=0.0, figures=False)
+    cfg = tiny(tiny_acdc, tmp_path / "a", init=str(file), steps=1, warmup=0.0)
     caplog.set_level("INFO", "fewslice")
     assert run(cfg)["encoder_lr_factor"] == 0.1
     assert "learning rate 0.0001, 0.1 of the other layers'" in caplog.text
@@ -355,7 +357,7 @@ def test_accumulated_equals_one_large_batch(tiny_acdc, tmp_path, monkeypatch, in
     monkeypatch.setattr(segment.training, "predict_split", lambda unet, *a: predict(deepcopy(unet).float(), *a))
     # Adam would scale the rounding errors of gradients that are zero up to its learning rate.
     monkeypatch.setattr(engine.supervised, "adamw", lambda network, lr, **_: SGD(network.parameters(), lr=lr))
-    settings = {"batch_size": 8, "norm": "group", "loss": "jaccard+ce", "steps": 3, "lr": 0.1, "figures": False}
+    settings = {"batch_size": 8, "norm": "group", "loss": "jaccard+ce", "steps": 3, "lr": 0.1}
     whole, parts = (
         tiny(tiny_acdc, tmp_path / str(micro), micro_batch_size=micro, **settings | {"evaluate_every": 3})
         for micro in (None, 3)

@@ -34,8 +34,8 @@ def finished(tmp_path_factory, tiny_acdc) -> SweepConfig:
     return cfg
 
 
-def tables(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in TABLES}
+def scores_of_seed_0(folder: Path) -> dict[str, list[str]]:
+    return {name: [row for row in (folder / name).read_text().splitlines() if "-seed1" not in row] for name in TABLES}
 
 
 def test_tables(finished):
@@ -67,20 +67,20 @@ def config_file(cfg: SweepConfig) -> Path:
 
 
 def test_killed_and_continued(finished, tmp_path):
-    """SIGKILL in the middle, then the same command: the same bytes as a run without a break."""
-    cfg = replace(finished, out=tmp_path / "out", processes=1)
+    """SIGKILL in the middle, then the same command: the same scores as in a run without a break."""
+    cfg = replace(finished, out=tmp_path / "out", processes=1, seeds=(0,))
     options = ["--config", config_file(cfg)]
-    # the encoder and two cells; the pool has begun another
-    finishing = "[state for _, _, state in calls].count('done') == 3"
+    # the encoder and a cell; the pool has begun another
+    finishing = "[state for _, _, state in calls].count('done') == 2"
     run_killed("sweep", *options, at="sweep.study.progress:Board.note", when=finishing)
-    assert len(list(cfg.out.glob("cells/*/result.json"))) < 8
+    assert len(list(cfg.out.glob("cells/*/result.json"))) < 4
     command = [sys.executable, "-m", "sweep", *options]
     continued = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert continued.returncode == 0, continued.stderr
     assert "of them finished before" in continued.stdout
     assert "report:" in continued.stdout
     assert (cfg.out / "report.html").exists()
-    assert tables(cfg.out) == tables(finished.out)
+    assert scores_of_seed_0(cfg.out) == scores_of_seed_0(finished.out)
 
 
 def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
