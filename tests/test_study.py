@@ -154,6 +154,14 @@ def test_dry_run(finished, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_dry_run_tells_cells_with_unlabelled_slices_apart(tiny_acdc, tmp_path, capsys):
+    two = ("random", "random+unlabelled")
+    cfg = make_study(tiny_acdc, tmp_path / "out", pipelines=two, fractions=(0.5,), seeds=(0,))
+    assert run(replace(cfg, segment=replace(cfg.segment, ema_decay=0.9), dry_run=True)) is None
+    output = capsys.readouterr().out
+    assert re.search(r"min per cell; .* min per cell with unlabelled slices; [\d.]+ hours for 2 cells", output)
+
+
 def test_mistakes_on_the_command_line(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["sweep", "--pipelines", "randm"])
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,4 @@
-"""The cost of a study, estimated from one short run."""
+"""The cost of a study, estimated from short runs."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ from sweep.study.jobs import is_done, run_job
 from sweep.study.progress import Board
 
 PROBE_STEPS = 4
-"""Optimiser steps of the short run."""
+"""Optimiser steps of a short run."""
 
 
 def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
@@ -34,18 +34,31 @@ def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
         console.print("every cell is done")
         return
     tried = f" and {trials} trials of learning rates" if trials else ""
-    step, scoring = probe(cfg, todo[-1])
     config: Any = cfg.run_config
     steps = config.steps or 0
     validations = steps // (config.evaluate_every or steps) if steps else 0
-    one = steps * step + validations * scoring
+    measured, total = [], 0.0
+    for unlabelled in (False, True):  # learning from unlabelled slices as well takes a multiple of the time
+        alike = [job for job in left if (job.is_cell or job.is_trial) and _learns_unlabelled(job) == unlabelled]
+        if not alike:
+            continue
+        step, scoring = probe(cfg, alike[-1])
+        one = steps * step + validations * scoring
+        total += one * len(alike)
+        measured.append(
+            f"{step:.2f} s per optimiser step, {scoring:.1f} s per scoring, so {one / 60:.1f} min per cell"
+            + (" with unlabelled slices" if unlabelled else "")
+        )
     console.print(
-        f"estimated from a short run on this machine{'' if cfg.executor == 'local' else ', not the cluster'}: "
-        f"{step:.2f} s per optimiser step, {scoring:.1f} s per scoring, so {one / 60:.1f} min per cell and "
-        f"{one * (len(todo) + trials) / 3600:.1f} hours for {len(todo)} cells{tried} one by one, "
+        f"estimated from short runs on this machine{'' if cfg.executor == 'local' else ', not the cluster'}: "
+        f"{'; '.join(measured)}; {total / 3600:.1f} hours for {len(todo)} cells{tried} one by one, "
         f"without {pretrainings} pretrainings",
         soft_wrap=True,
     )
+
+
+def _learns_unlabelled(job: Job) -> bool:
+    return getattr(job.config, "unlabelled", False)
 
 
 def probe(cfg: SweepConfig, job: Job) -> tuple[float, float]:
