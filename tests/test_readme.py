@@ -1,8 +1,8 @@
 """Every command that the README and the pages of docs/ print runs, with the smallest settings, page by page.
 
-The placeholders ACDC, MRNET, DIR, SCANS, FILE_OR_DIR, OUT, ENCODER and RUN become tiny data sets, files and runs;
-`imagenet` becomes a file in torchvision's layout, as tests need no network. Commands that install something or start
-the tests are only looked up.
+The placeholders ACDC, MRNET, CIFAR, DIR, SCANS, FILE_OR_DIR, OUT, ENCODER and RUN become tiny data sets, files and
+runs; `imagenet` becomes a file in torchvision's layout, as tests need no network. Commands that install something or
+start the tests are only looked up.
 """
 
 import importlib.util
@@ -23,6 +23,7 @@ import torch
 import torchvision
 from conftest import run_module
 from made_up_dicom import cine
+from test_class_images import write_classes
 
 from data.phantoms.knee import write_mrnet
 from sweep.study.jobs import run_job
@@ -50,6 +51,9 @@ SMALLEST = {
     },
 }
 """What makes a training command short; options that are printed in the README are overridden."""
+SMALLEST_IMBALANCE = {"--ratios": "0.4", "--probe-images": "12", "--pretrain.batch-size": "4"}
+SMALLEST_IMBALANCE |= {f"--{part}.epochs": "0.2" for part in ("pretrain", "supervised")}
+"""The same for `sweep --task imbalance`."""
 
 
 class Command(NamedTuple):
@@ -84,7 +88,8 @@ def test_every_code_block_is_tested():
     for page in PAGES[:-1]:
         assert set(re.findall(r"^```(\w+)", page.read_text(), re.MULTILINE)) <= {"sh"}, page.name
     assert len(COMMANDS) > 25
-    assert {"README", "tutorial", "data", "pipelines", "labelling", "studies", "exams", "papers"} == set(OF_PAGES)
+    pages = "README tutorial data pipelines labelling studies exams papers recipes"
+    assert set(OF_PAGES) == {*pages.split()}
 
 
 def test_the_readme_is_short():
@@ -140,6 +145,7 @@ def test_printed_options_exist(monkeypatch, capsys):
 def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("readme")
     write_mrnet(folder / "knees", exams=12, seed=0)
+    write_classes(folder / "classes", [12, 10, 9], size=32)
     write_folder(tiny_acdc, folder / "own")
     cine(folder / "dicom")
     shutil.copytree(tiny_acdc, folder / "scans")
@@ -151,6 +157,7 @@ def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
     return {
         "ACDC": str(tiny_acdc),
         "MRNET": str(folder / "knees"),
+        "CIFAR": str(folder / "classes"),
         "FILE_OR_DIR": str(folder / "own/images"),
         "DIR": str(folder / "own"),
         "DICOM_DIR": str(folder / "dicom"),
@@ -197,7 +204,10 @@ def with_smallest_settings(module: str, arguments: list[str], data_root: str) ->
         else:
             groups[-1].append(word)
     options = {flag: values for flag, *values in groups}
-    settings = {flag: value.split() for flag, value in SMALLEST[module].items()} | {"--device": ["cpu"]}
+    smallest = SMALLEST_IMBALANCE if "imbalance" in options.get("--task", []) else SMALLEST[module]
+    settings = {flag: value.split() for flag, value in smallest.items()} | {"--device": ["cpu"]}
+    if "ssl4mis" in options.get("--split", []):  # the tiny data have none of its patients
+        settings |= {"--split": ["paper"], "--label-order": ["random"], "--labelled-fraction": ["0.5"]}
     if "--data-root" not in options:
         settings |= {"--data-root": [data_root], "--recipe": ["demo"]}
     if module == "pretrain" and "mrnet" in options.get("--dataset", []):
