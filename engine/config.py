@@ -64,6 +64,10 @@ class RunSettings(Settings):
     """Save a checkpoint every N optimiser steps; 0 saves only on interruption."""
     log_every: Execution[int] = 10
     """Write a row of metrics every N optimiser steps."""
+    track: Output[Literal["tensorboard", "mlflow", "wandb", "none"]] = "tensorboard"
+    """Where metrics, settings and scores go as well: tensorboard (files in the run folder); mlflow (a database in the
+    run folder, or the server of MLFLOW_TRACKING_URI; extra fewslice[mlflow]); wandb (files in the run folder for `wandb
+    sync`, or with WANDB_MODE=online its server; extra fewslice[wandb]); none."""
     out: Annotated[Path | None, Affects.OUTPUT, SetBySweep] = None
     """Run folder; None: a folder in runs/ named after the main settings."""
     resume: Annotated[bool, Affects.INVOCATION, SetBySweep] = False

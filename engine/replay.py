@@ -14,6 +14,7 @@ from core.command_line import parse_command
 from core.errors import UserError, user_errors
 from core.text import read_json
 from engine.failure import NAME
+from engine.trackers import NOTE as TRACKED
 
 COMMANDS = ("pretrain", "segment", "classify")
 
@@ -38,10 +39,10 @@ def run(cfg: Replay) -> dict[str, Any]:
     before = _read(cfg.run / NAME)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / cfg.run.resolve().name
-        skipped = shutil.ignore_patterns("tensorboard", ".*", NAME, "result.json")
+        skipped = shutil.ignore_patterns("tensorboard", "wandb", "mlflow.db", TRACKED, ".*", NAME, "result.json")
         shutil.copytree(cfg.run, copy, ignore=skipped)
         command = [sys.executable, "-m", before["command"], "--config", copy / "config.json", "--out", copy, "--resume"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, "--track", "none"], capture_output=True, text=True, check=False)
         if not (copy / NAME).exists():
             last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
             raise UserError(f"{cfg.run} did not fail again ({' '.join(last)}): is the same data there, and the device?")

@@ -4,9 +4,8 @@ import csv
 import logging
 import os
 import shutil
-import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
 from io import StringIO
 from pathlib import Path
@@ -19,6 +18,7 @@ from core.settings import Affects
 from core.text import read_json
 from engine.config import RunSettings, affects, read_config, result_settings, saved
 from engine.revision import revision
+from engine.trackers import Tracker, open_tracker, require_tracker
 
 log = logging.getLogger("fewslice")
 
@@ -27,7 +27,7 @@ TIMES = ("seconds", "images_per_second", "exams_per_second")
 
 
 class RunFolder(AbstractContextManager["RunFolder"]):
-    """`config.json`, `metrics.csv`, TensorBoard events, `train.log`, `checkpoint.pt` and `result.json`.
+    """`config.json`, `metrics.csv`, `train.log`, `checkpoint.pt` and `result.json`, and what `--track` keeps.
 
     One process at a time works in a folder: it holds a lock until `close`, which ends with the process.
 
@@ -38,7 +38,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
 
     Raises:
         UserError: if the folder holds a run and neither `resume` nor `overwrite` is set, or holds something else, or
-            another process works in it.
+            another process works in it, or the tracker is not installed or cannot be reached.
     """
 
     def __init__(self, path: Path, config: RunSettings, *, main: bool = True) -> None:
@@ -51,10 +51,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         self.command = type(config).__module__.partition(".")[0]
         self._data = ""
         self._metrics: Any = None
+        self._tracker = Tracker()
         self._held = ExitStack()
         if not main:
             return
         _refuse_other_content(path)
+        require_tracker(config, path)
         os.makedirs(path, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(folder_lock(path, "another process"))
@@ -65,6 +67,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             log.addHandler(log_file)
             held.callback(log.removeHandler, log_file)
+            self._tracker = open_tracker(config, path)
+            held.callback(self._tracker.close)
             self._held = held.pop_all()
 
     def note_data(self, digest: str, earlier: str | None = None) -> None:
@@ -91,15 +95,14 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             (self.path / "kept.json").unlink(missing_ok=True)
 
     def open_metrics(self, columns: list[str], first_step: int) -> None:
-        """Start `metrics.csv` and TensorBoard; rows after `first_step` of a resumed run are dropped first."""
+        """Start `metrics.csv` and the tracker; rows after `first_step` of a resumed run are dropped first."""
         if not self.main:
             return
-        from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
-
         path = self.path / "metrics.csv"
         rows = _read_metrics(path, columns, first_step) if first_step else []
-        for row in rows:
-            self.latest |= {name: float(value) for name, value in row.items() if value and name != "step"}
+        numbers = [{name: float(value) for name, value in row.items() if value} for row in rows]
+        for row in numbers:
+            self.latest |= {name: value for name, value in row.items() if name != "step"}
         text = StringIO(newline="")
         table = csv.DictWriter(text, columns, restval="")
         table.writeheader()
@@ -109,9 +112,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         with naming_file(path):
             self._metrics = self._held.enter_context(path.open("a", newline="", buffering=1))
         self._rows = csv.DictWriter(self._metrics, columns, restval="")
-        with naming_file(self.path / "tensorboard"), _neutral_host():
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=first_step or None)
-        self._held.callback(self._board.close)
+        self._tracker.start(numbers, first_step)
 
     def record(self, row: Mapping[str, float]) -> None:
         """Write one row of metrics; `row["step"]` is the number of optimiser steps taken."""
@@ -120,10 +121,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             return
         with naming_file(self.path / "metrics.csv"):
             self._rows.writerow(row)
-        with naming_file(self.path / "tensorboard"):
-            for name, value in row.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, int(row["step"]))
+        self._tracker.log(row)
 
     def write_result(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """Write `result.json`, whose presence says that the run is finished, and return its content.
@@ -141,6 +139,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             origin = {}
         content = {**result, **origin}
         write_json(self.path / "result.json", content)
+        self._tracker.summarise(content)
         return content
 
     def __exit__(self, *_: object) -> None:
@@ -161,17 +160,6 @@ class _LogFile(logging.FileHandler):
         log.removeHandler(self)
         with naming_file(Path(self.baseFilename)):
             raise
-
-
-@contextmanager
-def _neutral_host() -> Iterator[None]:
-    """Let TensorBoard, which puts the host's name into the names of its files, see "host" for it."""
-    gethostname = socket.gethostname
-    socket.gethostname = lambda: "host"
-    try:
-        yield
-    finally:
-        socket.gethostname = gethostname
 
 
 def _claim(path: Path, config: RunSettings) -> None:
@@ -261,7 +249,8 @@ def _is_run(path: Path) -> bool:
         content = read_json(path / "config.json")
     except (OSError, ValueError):
         return False
-    every_run = {f.name for f in fields(RunSettings) if affects(RunSettings, f.name) != Affects.INVOCATION}
+    others = (Affects.INVOCATION, Affects.OUTPUT)  # neither saved, nor in the folders of earlier versions
+    every_run = {f.name for f in fields(RunSettings) if affects(RunSettings, f.name) not in others}
     return isinstance(content, dict) and content.keys() >= every_run
 
 

@@ -13,6 +13,7 @@ PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 OTHER_NAMES = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "mlflow": "mlflow-skinny",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
 }

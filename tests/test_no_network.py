@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,8 @@ def test_pretraining_training_and_classifying_connect_to_nothing(tmp_path, tiny_
     pretraining = [*common, "--stage", "specialist", "--data-root", str(tiny_acdc), "--out", str(tmp_path / "pre")]
     init = ["--init", str(tmp_path / "pre" / "encoder.safetensors")]
     segmenting = [*common, *init, "--data-root", str(tiny_acdc), "--out", str(tmp_path / "seg")]
+    if find_spec("mlflow"):
+        segmenting += ["--track", "mlflow"]
     classifying = [*common, *init, "--data-root", str(tiny_knees), "--out", str(tmp_path / "cls")]
     lines = {
         "pretrain": [*pretraining, *shlex.split("--projector-hidden 8 --predictor-hidden 8 --projection 8")],
@@ -62,3 +65,4 @@ def test_pretraining_training_and_classifying_connect_to_nothing(tmp_path, tiny_
     done = run(program)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all((tmp_path / name / "result.json").is_file() for name in ("pre", "seg", "cls"))
+    assert (tmp_path / "seg/mlflow.db").is_file() == bool(find_spec("mlflow"))
