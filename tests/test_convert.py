@@ -307,16 +307,6 @@ def test_pydicoms_archive(tmp_path):
     assert sum("slices are missing" in remark for remark in refusals) == 1
 
 
-def test_compression_without_a_decoder(tmp_path):
-    dataset = image(0)
-    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.57"
-    dataset.PixelData = b"\xfe\xff\x00\xe0\x00\x00\x00\x00"
-    dataset["PixelData"].is_undefined_length = True
-    save([dataset], tmp_path / "in")
-    with pytest.raises(UserError, match=r"compressed as JPEG Lossless.*which cannot be decoded here"):
-        run(Convert(input=tmp_path / "in", out=tmp_path / "out", salt=SALT))
-
-
 def test_pixels_that_are_cut_short(tmp_path):
     datasets = [image(z) for z in range(2)]
     datasets[1].PixelData = datasets[1].PixelData[:20]

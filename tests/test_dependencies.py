@@ -19,8 +19,8 @@ OTHER_NAMES = {
 }
 """Distributions that are not called like the module they install."""
 
-NEEDED_BY_OTHERS = {"pyarrow", "tensorboard"}
-"""Never imported here: pandas reads Parquet with the one, torch.utils.tensorboard writes with the other."""
+NEEDED_BY_OTHERS = {"pyarrow", "python-gdcm", "tensorboard"}
+"""Never imported here: pandas reads Parquet, pydicom JPEG Lossless and torch.utils.tensorboard writes with them."""
 
 OPTIONAL = [each for extra in PROJECT["project"]["optional-dependencies"].values() for each in extra]
 """Requirements of the extras."""

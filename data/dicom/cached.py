@@ -15,7 +15,7 @@ from data.readers.file_search import CONVERTED
 
 log = logging.getLogger("fewslice")
 
-FORMAT = 1
+FORMAT = 2
 """Version of the conversion: raised when the same files are converted otherwise."""
 PREFIX = "dicom-"
 """Beginning of the names of conversions in the cache folder."""
