@@ -120,7 +120,7 @@ HELPS = [
     *(("pretrain", "--dataset", layout) for layout in ("acdc", "folder", "mrnet", "exams")),
     *(("segment", "--dataset", layout) for layout in ("acdc", "folder")),
     *(("classify", "--dataset", layout) for layout in ("mrnet", "exams")),
-    *(("sweep",), ("sweep", "--task", "classify"), ("sweep.forecast",)),
+    *(("sweep",), ("sweep", "--task", "classify"), ("sweep", "--task", "imbalance"), ("sweep.forecast",)),
     *(("segment.predict",), ("segment.evaluate",), ("data.inspect",), ("data.convert",), ("encoders.export",)),
     ("segment.agreement",),
     *(("annotate", command) for command in ("first", "next", "collect")),

@@ -99,8 +99,9 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory, tiny_acdc, slurm):
-    """A study of four cells and their encoder, made without an executor."""
-    cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out", seeds=(0,), executor="slurm")
+    """A study of two cells and an encoder, made without an executor."""
+    few = {"seeds": (0,), "fractions": (0.5,), "executor": "slurm"}
+    cfg = make_study(tiny_acdc, tmp_path_factory.mktemp("study") / "out", **few)
     run_here(cfg)
     return cfg
 
@@ -114,8 +115,8 @@ def test_slurm_gives_the_local_results(local, tmp_path):
 
 def test_a_job_that_is_stopped_is_queued_again_and_ends(local, tmp_path):
     """The signal that Slurm sends before the time is up."""
-    steps = replace(local.segment, steps=100, evaluate_every=100, checkpoint_every=2)
-    cfg = replace(local, out=tmp_path / "out", pipelines=("random",), fractions=(0.5,), segment=steps)
+    steps = replace(local.segment, steps=100, evaluate_every=100, checkpoint_every=10)
+    cfg = replace(local, out=tmp_path / "out", pipelines=("random",), segment=steps)
     (job,) = plan(cfg, count_labels(cfg))
     submitted = _executor(cfg).submit(Task(job, threads=1, keep_model=False))
     wait_until((job.folder / "checkpoint.pt").exists)
@@ -127,7 +128,7 @@ def test_a_job_that_is_stopped_is_queued_again_and_ends(local, tmp_path):
 
 def test_a_job_that_slurm_ends_is_reported(local, tmp_path):
     steps = replace(local.segment, steps=100_000, evaluate_every=100_000)
-    cfg = replace(local, out=tmp_path / "out", pipelines=("random",), fractions=(0.5,), segment=steps)
+    cfg = replace(local, out=tmp_path / "out", pipelines=("random",), segment=steps)
     (job,) = plan(cfg, count_labels(cfg))
     states = []
 
