@@ -13,8 +13,10 @@ from core.errors import UserError
 
 EXACT = 2.0**49
 """Below this a double that is a few units in the last place off still rounds to the true integer."""
+LARGE_SLICE = 2**22
+"""Pixels up to which a slice is augmented and segmented whole: 2048 x 2048. Larger ones are taken tile by tile."""
 LARGEST_SLICE = 2**24
-"""Pixels of a slice that a network takes as a whole: 4096 x 4096, some gigabytes of memory."""
+"""Pixels to which a smaller slice may grow when it is resampled: 4096 x 4096."""
 SMALLEST_SIDE = 8
 """Pixels to which a larger slice may shrink."""
 SHRINK = 1.5
@@ -23,6 +25,9 @@ interpolation takes each value then leave out pixels of the image, which aliases
 BORDER = cv2.BORDER_REFLECT_101
 """How images and label maps are padded, in training and in scoring: mirrored at their edge pixels, as `reflected`. The
 texture of the image goes on, while repeated edges would be streaks, which no training image has elsewhere."""
+
+Part = tuple[slice, slice]
+"""Rows and columns of a slice."""
 
 
 def preprocess(
@@ -38,8 +43,15 @@ def preprocess(
 
 def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
     """Float32 with mean 0 and standard deviation 1; a constant image becomes 0 everywhere."""
-    scale = 1 / std if std > 0 else 0.0
-    return (image.astype(np.float32) - np.float32(mean)) * np.float32(scale)
+    scored = image.astype(np.float32)
+    scored -= np.float32(mean)
+    scored *= np.float32(1 / std if std > 0 else 0.0)
+    return scored
+
+
+def is_large(shape: Sequence[int]) -> bool:
+    """Whether an image of some shape (rows, columns, ...) has more than `LARGE_SLICE` pixels."""
+    return math.prod(shape[:2]) > LARGE_SLICE
 
 
 def resampled_size(
@@ -48,18 +60,15 @@ def resampled_size(
     """(rows, columns) of a slice of some spacing (row_mm, column_mm) that is resampled to square pixels of `to_mm`.
 
     Raises:
-        UserError: if before or after a slice has more than `LARGEST_SLICE` pixels, or one of its sides shrinks below
-            `SMALLEST_SIDE` pixels and a quarter of its own.
+        UserError: if a slice grows beyond `LARGEST_SLICE` pixels, or one of its sides shrinks below `SMALLEST_SIDE`
+            pixels and a quarter of its own.
     """
     if to_mm is not None and not to_mm > 0:
         raise UserError(f"{name} cannot be resampled to pixels of {to_mm:g} mm: the pixel size must be above 0")
     sides = [n if to_mm is None else n * mm / to_mm for n, mm in zip(shape, spacing, strict=True)]
     rows, columns = (max(1.0, side) for side in sides)
-    if math.prod(shape) > LARGEST_SLICE:
-        most = f"a network takes {LARGEST_SLICE:,}"
-        raise UserError(f"{name} has slices of {shape[0]:,} x {shape[1]:,} pixels, {most}: cut it into tiles")
     legible = all(side >= min(n / 4, SMALLEST_SIDE) for side, n in zip(sides, shape, strict=True))  # False for NaN
-    if not (legible and rows * columns <= LARGEST_SLICE):
+    if not (legible and rows * columns <= max(LARGEST_SLICE, math.prod(shape))):
         mm = f"{shape[0]} x {shape[1]} pixels of {spacing[0]:g} x {spacing[1]:g} mm"
         raise UserError(
             f"{name} has slices of {mm}, which become {rows:,.0f} x {columns:,.0f} pixels of {to_mm:g} mm: "

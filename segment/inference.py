@@ -1,4 +1,4 @@
-"""Segment whole slices, without cropping; label maps lie on the grid of the files."""
+"""Segment whole slices, large ones by overlapping windows; label maps lie on the grid of the files."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,11 +10,23 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor, nn
 
-from data.preprocessing import mean_and_std, narrow, preprocess, reflected, resampled_size
+from data.preprocessing import (
+    LARGE_SLICE,
+    is_large,
+    mean_and_std,
+    narrow,
+    preprocess,
+    reflected,
+    resampled_size,
+    z_score,
+)
 from segment.model import STRIDE, ModelCard
+from segment.windows import probabilities_by_row, seen_size
 
-PIXELS_PER_FORWARD = 2**22
+PIXELS_PER_FORWARD = LARGE_SLICE
 """Bound on the memory of one forward: 16 slices of 512 x 512."""
+Part = tuple[slice, slice]
+"""Slices and rows of a stack."""
 
 
 @torch.no_grad()
@@ -29,7 +41,8 @@ def segment_stack(
     """Label maps of slices that share a grid.
 
     Each slice is z-scored and resampled as in training, padded to a multiple of the stride, segmented whole and cropped
-    back. Its probabilities are resampled to the original grid before the class is chosen.
+    back. Its probabilities are resampled to the original grid before the class is chosen. Of a large slice (see
+    `data.preprocessing.is_large`) that holds for windows of it, see `segment.windows`.
 
     Args:
         unet: network in evaluation mode.
@@ -58,8 +71,10 @@ def probabilities_by_part(
     spacing: tuple[float, float],
     *,
     batch: int = 16,
-) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Class probabilities of a stack of slices, a few slices at a time: those of a whole volume may exceed the memory.
+) -> Iterator[tuple[Part, list[Tensor]]]:
+    """Class probabilities of a stack of slices, a few slices, or a few rows of a large slice, at a time.
+
+    Those of a whole volume may exceed the memory.
 
     Args:
         members: networks in evaluation mode with their cards, of the same classes and pixel size.
@@ -68,29 +83,60 @@ def probabilities_by_part(
         batch: slices per forward, fewer if they are large.
 
     Yields:
-        The slices, and their probabilities (n, classes, rows, columns) by each member, on the grid of the stack.
+        The slices and rows, and their probabilities (slices, classes, rows, columns) by each member, on the grid of
+        the stack.
 
     Raises:
         UserError: if the slices are too large, or cannot be resampled.
     """
     shape = stack.shape[1:]
     narrowed = narrow(stack)
-    pixels = max(math.prod(shape), math.prod(resampled_size(shape, spacing, members[0][1].spacing_mm)))
-    batch = max(1, min(batch, PIXELS_PER_FORWARD // pixels))
+    seen = resampled_size(shape, spacing, members[0][1].spacing_mm)
+    if is_large(shape) or is_large(seen):
+        for k, image in enumerate(narrowed):
+            of_members = [_probabilities_by_row(*member, image, spacing, seen) for member in members]
+            for rows in zip(*of_members, strict=True):  # the same rows of each member
+                first, probabilities = rows[0][0], [each for _, each in rows]
+                yield (slice(k, k + 1), slice(first, first + probabilities[0].shape[2])), probabilities
+        return
+    batch = max(1, min(batch, PIXELS_PER_FORWARD // max(math.prod(shape), math.prod(seen))))
     for first in range(0, len(stack), batch):
         images = narrowed[first : first + batch]
-        yield slice(first, first + len(images)), [_probabilities(*member, images, spacing) for member in members]
+        part = slice(first, first + len(images)), slice(0, shape[0])
+        yield part, [_probabilities(*member, images, spacing) for member in members]
+
+
+def _probabilities_by_row(
+    unet: nn.Module, card: ModelCard, image: np.ndarray, spacing: tuple[float, float], seen: tuple[int, int]
+) -> Iterator[tuple[int, Tensor]]:
+    """Probabilities of a slice (rows, columns) in file units, which the network sees in the size `seen`, by rows."""
+    device = next(unet.parameters()).device
+    statistics = _statistics(image, card)
+    # Without resampling rows are z-scored as they are read: the whole slice in float32 would take four times its file.
+    prepared = None if card.spacing_mm is None else preprocess(image, statistics, spacing, card.spacing_mm)
+
+    def read(first: int, end: int) -> Tensor:
+        rows = z_score(image[first:end], *statistics) if prepared is None else prepared[first:end]
+        return torch.from_numpy(rows[None, None]).to(device)
+
+    return probabilities_by_row(lambda x: _mean_of_flips(unet, card, x), read, seen, image.shape)
 
 
 def _probabilities(unet: nn.Module, card: ModelCard, images: np.ndarray, spacing: tuple[float, float]) -> Tensor:
     """(n, rows, columns) in file units -> (n, classes, rows, columns)."""
     prepared = np.stack([_prepare(image, spacing, card) for image in images])[:, None]
     x = torch.from_numpy(prepared).to(next(unet.parameters()).device)
+    probabilities = _mean_of_flips(unet, card, x)
+    if probabilities.shape[2:] != images.shape[1:]:
+        probabilities = F.interpolate(probabilities, size=images.shape[1:], mode="bilinear", align_corners=False)
+    return probabilities
+
+
+def _mean_of_flips(unet: nn.Module, card: ModelCard, x: Tensor) -> Tensor:
+    """(N, 1, H, W) -> probabilities (N, classes, H, W), averaged with those of the flipped images if the card says."""
     probabilities = class_probabilities(unet, x)
     if card.flip_tta:
         probabilities = (probabilities + class_probabilities(unet, x.flip(3)).flip(3)) / 2
-    if probabilities.shape[2:] != images.shape[1:]:
-        probabilities = F.interpolate(probabilities, size=images.shape[1:], mode="bilinear", align_corners=False)
     return probabilities
 
 
@@ -121,6 +167,8 @@ def uncertainty_by_class(
         (classes,) in nats, NaN for a class that is predicted nowhere; at 0, in place of the background, the mean over
         all pixels.
     """
+    if is_large(image.shape):
+        return _uncertainty_by_row(unet, image, spacing, card)
     x = torch.from_numpy(_prepare(narrow(image[None])[0], spacing, card)[None, None])
     probabilities = class_probabilities(unet, x.to(next(unet.parameters()).device))
     entropy, predicted = entropy_of(probabilities)[0], probabilities[0].max(dim=0).indices
@@ -128,12 +176,26 @@ def uncertainty_by_class(
     return np.array([entropy.mean().item(), *of_classes])
 
 
+def _uncertainty_by_row(
+    unet: nn.Module, image: np.ndarray, spacing: tuple[float, float], card: ModelCard
+) -> np.ndarray:
+    """`uncertainty_by_class` of a large slice."""
+    total, pixels = np.zeros(len(card.classes)), np.zeros(len(card.classes))
+    for _, (probabilities,) in probabilities_by_part([(unet, card)], image[None], spacing):
+        entropy, predicted = entropy_of(probabilities).ravel(), probabilities.max(dim=1).indices.ravel()
+        total += torch.bincount(predicted, entropy.double(), minlength=len(total)).cpu().numpy()
+        pixels += torch.bincount(predicted, minlength=len(total)).cpu().numpy()
+    total[0], pixels[0] = total.sum(), pixels.sum()
+    return np.divide(total, pixels, out=np.full(len(total), np.nan), where=pixels > 0)
+
+
 def padded_sizes(table: pd.DataFrame, spacing_mm: float | None) -> list[tuple[int, int]]:
-    """Sizes (rows, columns) in which a network sees the slices of a store's table whole, the eight smallest."""
+    """Sizes (rows, columns) in which a network sees the slices of a store's table, the eight smallest."""
     sizes = set()
     for *shape, row_mm, column_mm in table[["rows", "columns", "row_mm", "column_mm"]].drop_duplicates().to_numpy():
         scales = (1, 1) if spacing_mm is None else (row_mm / spacing_mm, column_mm / spacing_mm)
         rows, columns = (max(1, round(n * scale)) for n, scale in zip(shape, scales, strict=True))
+        rows, columns = seen_size((rows, columns))
         sizes.add((rows + sum(_to_stride(rows)), columns + sum(_to_stride(columns))))
     return sorted(sizes)[:8]
 
@@ -150,9 +212,12 @@ def largest_component(labels: np.ndarray) -> np.ndarray:
 
 
 def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -> np.ndarray:
-    image = np.ascontiguousarray(image)
-    statistics = mean_and_std(image) if card.normalisation == "image" else card.statistics
-    return preprocess(image, statistics, spacing, card.spacing_mm)
+    return preprocess(image, _statistics(image, card), spacing, card.spacing_mm)
+
+
+def _statistics(image: np.ndarray, card: ModelCard) -> tuple[float, float]:
+    """Mean and standard deviation that z-score an image."""
+    return mean_and_std(np.ascontiguousarray(image)) if card.normalisation == "image" else card.statistics
 
 
 def class_probabilities(unet: nn.Module, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from engine.loop import Metrics
 from engine.supervised import Supervised
 from segment.inference import class_probabilities
 from segment.loss_of_sums import SampleSums
+from segment.windows import probabilities_by_row
 
 COLUMNS = ("confident_share", "teacher_agreement", "pseudo_label_dice")
 """Metrics of pseudo-labels, of all steps since the row before, see `PseudoLabels.metrics`."""
@@ -183,8 +184,13 @@ class PseudoLabels(Supervised):
     def _predict(self, image: np.ndarray) -> Tensor:
         """The teacher's class indices of a whole slice, (rows, columns)."""
         weight = next(self.kept.parameters())
-        x = torch.from_numpy(image[None, None]).to(weight.device, weight.dtype)
-        return class_probabilities(self.kept, x)[0].max(dim=0).indices
+        rows = probabilities_by_row(
+            lambda x: class_probabilities(self.kept, x.to(weight.dtype)),
+            lambda first, end: torch.from_numpy(image[None, None, first:end]).to(weight.device),
+            image.shape,
+            image.shape,
+        )
+        return torch.cat([probabilities[0].max(dim=0).indices for _, probabilities in rows])
 
 
 def _pixels_by_class(labels: Tensor, where: Tensor, classes: int) -> Tensor:

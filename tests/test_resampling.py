@@ -22,8 +22,8 @@ from data.slices import require_possible_sizes
         ((60, 50), (1, 1), -1.0, "the pixel size must be above 0"),
         ((60, 50), (1, 1), math.nan, "the pixel size must be above 0"),
         ((60, 50), (math.nan, 1.5), 1.5, "of nan x 1.5 mm"),
-        ((5000, 5000), (1, 1), None, r"5,000 x 5,000 pixels, .* cut it into tiles"),
-        ((9000, 9000), (1, 1), 100.0, "cut it into tiles"),
+        ((3000, 3000), (1, 1), 0.5, "become 6,000 x 6,000 pixels of 0.5 mm: check the spacing"),
+        ((9000, 9000), (1, 1), 0.9, "become 10,000 x 10,000 pixels of 0.9 mm"),
     ],
 )
 def test_sizes_that_cannot_be_meant(shape, spacing, to_mm, sentence):
@@ -38,4 +38,6 @@ def test_sizes_that_cannot_be_meant(shape, spacing, to_mm, sentence):
 def test_ordinary_sizes_are_rounded():
     assert resampled_size((216, 256), (1.5625, 1.4), 1.5) == (225, 239)
     assert resampled_size((3, 5), (1.0, 1.0), 1.0) == (3, 5)
+    assert resampled_size((9000, 9500), (1.0, 1.0), None) == (9000, 9500)
+    assert resampled_size((9000, 9500), (1.0, 1.0), 2.0) == (4500, 4750)
     assert resample(np.zeros((10, 12), np.float32), (1.0, 2.0), 2.0).shape == (5, 12)
