@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from core.page import png_address
+from data.preprocessing import is_large
 from data.readers.decoding import naming, open_planar
 
 # Okabe and Ito, "Color Universal Design" (2008), the brightest first, as they are drawn on grey images.
@@ -35,6 +36,9 @@ def draw_slice(image: np.ndarray, labels: np.ndarray | None = None, *, aspect: f
     Returns:
         A picture in grey, or in colour where there are labels.
     """
+    if is_large(image.shape):  # every n-th row and column, as a picture in floating point takes gigabytes
+        step = max(1, max(image.shape) // (4 * side))
+        image, labels = image[::step, ::step], None if labels is None else labels[::step, ::step]
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, (1, 99)) if finite.size else (0.0, 1.0)
     scaled = (np.nan_to_num(image.astype(np.float32), nan=low, neginf=low, posinf=high) - low) / max(high - low, 1e-6)

@@ -21,7 +21,7 @@ from core.progress import progress
 from data.duplicates import fingerprint
 from data.preprocessing import mean_and_std, narrow
 from data.readers.images import one_channel, read_shape, read_volume
-from data.readers.label_maps import IGNORED, ReadingOptions, read_labels, refuse_mixed_masks
+from data.readers.label_maps import IGNORED, ReadingOptions, counts_of, read_labels, refuse_mixed_masks
 
 FORMAT = 4  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
@@ -222,7 +222,7 @@ def _pack_file(
         label_offset, values = -1, ""
         if labels is not None:
             label_offset = _append(out, labels[t, z])
-            values = " ".join(map(str, np.flatnonzero(np.bincount(labels[t, z].ravel())[:IGNORED])))
+            values = " ".join(map(str, np.flatnonzero(counts_of(labels[t, z])[:IGNORED])))
         row = (*image.shape, *mm, image.dtype.name, offset, label_offset, *mean_and_std(image), values)
         rows.append((*row, digests[frame]))
     return rows

@@ -16,6 +16,9 @@ from data.pictures import OPACITY, colour_of
 from data.readers.label_maps import without_ignored
 from segment.metrics import foreground, mean_dice
 
+MOST_PIXELS = 1024
+"""Rows and columns of a picture; outlines of the objects in a large image would take minutes and gigabytes."""
+
 
 def worst_median_best(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, int]:
     """Row positions of the worst, the median and the best volume by mean Dice; fewer where there are fewer.
@@ -98,19 +101,27 @@ def prediction_panel(
 def foreground_window(foreground: np.ndarray, aspect: float) -> tuple[slice, slice]:
     """A square (in mm) of 1.5 times the width of the foreground, cut to the image; the image without foreground.
 
+    Of a large window every n-th row and column, so that at most `MOST_PIXELS` of each are drawn.
+
     Args:
         foreground: (rows, columns) boolean.
         aspect: row_mm / column_mm.
     """
-    marked = np.argwhere(foreground)
-    if not len(marked):
-        return slice(None), slice(None)
-    low, high = marked.min(axis=0), marked.max(axis=0) + 1
+    rows, columns = (np.flatnonzero(foreground.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        step = _step(max(foreground.shape))
+        return slice(None, None, step), slice(None, None, step)
+    low, high = np.array([rows[0], columns[0]]), np.array([rows[-1], columns[-1]]) + 1
     scale = np.array([aspect, 1.0])  # column widths per voxel
     half = 0.75 * max((high - low) * scale) / scale
     start = np.maximum(np.floor((low + high) / 2 - half), 0).astype(int)
     stop = np.ceil((low + high) / 2 + half).astype(int)
-    return slice(start[0], stop[0]), slice(start[1], stop[1])
+    step = _step(max(np.minimum(stop, foreground.shape) - start))
+    return slice(start[0], stop[0], step), slice(start[1], stop[1], step)
+
+
+def _step(side: int) -> int | None:
+    return -(-side // MOST_PIXELS) if side > MOST_PIXELS else None
 
 
 def _draw_labels(axis: Axes, labels: np.ndarray, aspect: float) -> None:

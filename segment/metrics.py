@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from data.preprocessing import LARGE_SLICE
 from data.readers.label_maps import IGNORED, without_ignored
 from segment.clinical import clinical_errors
 
@@ -91,9 +92,13 @@ def score_volume(
 
 def _confusion(prediction: np.ndarray, reference: np.ndarray, labels: int) -> np.ndarray:
     """Voxel counts (slices, labels of the reference, labels of the prediction)."""
-    slices = np.arange(len(reference)).reshape(-1, 1, 1)
-    cells = (slices * labels + reference) * labels + prediction
-    return np.bincount(cells.ravel(), minlength=len(reference) * labels**2).reshape(-1, labels, labels)
+    counts = np.zeros((len(reference), labels**2), np.int64)
+    for count, true, predicted in zip(counts, reference, prediction, strict=True):
+        true, predicted = true.ravel(), predicted.ravel()
+        for first in range(0, len(true), LARGE_SLICE):  # cells take eight bytes a pixel
+            part = slice(first, first + LARGE_SLICE)
+            count += np.bincount(true[part].astype(np.intp) * labels + predicted[part], minlength=labels**2)
+    return counts.reshape(-1, labels, labels)
 
 
 def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Sequence[float]) -> tuple[float, float]:
@@ -121,7 +126,7 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
     if len(reference) == 1:
         prediction, reference, spacing = prediction[0], reference[0], spacing[1:]
     # The bounding box of both masks and one voxel around it hold the whole surface: smaller and faster than the image.
-    box = tuple(slice(max(at.min() - 1, 0), at.max() + 2) for at in np.nonzero(prediction | reference))
+    box = _box(prediction | reference)
     one_hot = [torch.from_numpy(mask[box].copy())[None, None] for mask in (prediction, reference)]
     settings: dict[str, Any] = {"include_background": True, "spacing": [float(mm) for mm in spacing]}
     with warnings.catch_warnings():
@@ -129,6 +134,13 @@ def surface_distances(prediction: np.ndarray, reference: np.ndarray, spacing: Se
         hd95 = compute_hausdorff_distance(*one_hot, percentile=95, **settings)
         assd = compute_average_surface_distance(*one_hot, symmetric=True, **settings)
     return hd95.item(), assd.item()
+
+
+def _box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The bounding box of a mask, and one voxel around it."""
+    axes = range(mask.ndim)
+    places = (np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes)
+    return tuple(slice(max(at[0] - 1, 0), at[-1] + 2) for at in places)
 
 
 def summarise(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from data.readers.images import (
     write_label_map,
     write_map,
 )
+from data.readers.label_maps import counts_of
 from data.readers.roles import names_label_map
 from segment.dicom_images import DicomImage, dicom_images, write_segmentations
 from segment.tables import table_of
@@ -148,9 +149,8 @@ def run(cfg: Predict) -> pd.DataFrame:
         if file in dicom:
             first = card.channels if is_channel and card.channels is not None else 0
             problems += _write_dicom(target, labels, volume, dicom[file], card, model, first)
-        # slice by slice: of a whole volume, bincount would make a copy of eight bytes a voxel
         size = len(card.classes)
-        counts = [np.sum([np.bincount(page.ravel(), minlength=size) for page in frame], axis=0) for frame in labels]
+        counts = [np.sum([counts_of(page, size) for page in frame], axis=0) for frame in labels]
         known = [(dicom[file].subject, "", t + 1) for t in range(len(labels))] if file in dicom else None
         of_frames = zip(known or _frames(file, target, len(labels)), counts, predictions, strict=True)
         for (subject, phase, frame), count, prediction in of_frames:

@@ -1,6 +1,6 @@
 """Score a U-Net on the labelled volumes of a split, each reassembled on its own grid."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,15 @@ def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
             group=str(first["group"]),
             phase=str(first["phase"]),
             frame=int(first["frame"]),
-            image=np.stack([dataset.store.image(i) for i in rows["position"]]),
-            reference=np.stack([dataset.store.label(i) for i in rows["position"]]),
+            image=_volume_of([dataset.store.image(i) for i in rows["position"]]),
+            reference=_volume_of([dataset.store.label(i) for i in rows["position"]]),
             spacing=(float(first["slice_mm"]), float(first["row_mm"]), float(first["column_mm"])),
         )
+
+
+def _volume_of(slices: Sequence[np.ndarray]) -> np.ndarray:
+    """(slices, rows, columns); a single slice, which may be large, is not copied."""
+    return slices[0][None] if len(slices) == 1 else np.stack(slices)
 
 
 def predict_split(unet: nn.Module, card: ModelCard, dataset: Dataset, split: str) -> list[np.ndarray]:
@@ -68,14 +73,11 @@ def split_scores(predictions: Sequence[np.ndarray], dataset: Dataset, split: str
     Returns:
         dice and jaccard; 0 if no class was counted.
     """
-    volumes = list(labelled_volumes(dataset, split))
-    subjects = [volume.subject for volume in volumes]
-    dice = pd.DataFrame(
-        [
-            dice_per_class(prediction, volume.reference, dataset.classes)
-            for volume, prediction in zip(volumes, predictions, strict=True)
-        ]
-    )
+    subjects, rows = [], []
+    for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True):
+        subjects.append(volume.subject)
+        rows.append(dice_per_class(prediction, volume.reference, dataset.classes))
+    dice = pd.DataFrame(rows)
     tables = {"dice": dice, "jaccard": dice / (2 - dice)}  # of one class of one volume each follows from the other
     patients = {name: table.groupby(subjects).mean().mean(axis=1) for name, table in tables.items()}
     return {name: float(np.nan_to_num(of_patients.mean())) for name, of_patients in patients.items()}
@@ -100,9 +102,8 @@ def score_split(
         The summary of `segment.metrics.summarise`; with `parity` that of `segment.parity` as ``parity_ssl4mis``.
     """
     classes = dataset.classes[1:]
-    volumes = list(labelled_volumes(dataset, split))
     rows = []
-    for volume, prediction in zip(volumes, predictions, strict=True):
+    for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True):
         score = score_volume(prediction, volume.reference, volume.spacing, classes)
         score |= ssl4mis_scores(prediction, volume.reference, classes) if parity else {}
         origin = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
@@ -113,23 +114,24 @@ def score_split(
         per_volume = anonymised(per_volume)
     write_csv(folder / "per_volume.csv", per_volume)
     if figures:
-        _draw_panel(per_volume, volumes, predictions, classes, folder / "predictions.png")
+        _draw_panel(per_volume, labelled_volumes(dataset, split), predictions, classes, folder / "predictions.png")
     return summarise(per_volume, classes) | ({"parity_ssl4mis": ssl4mis_summary(per_volume, classes)} if parity else {})
 
 
 def _draw_panel(
     per_volume: pd.DataFrame,
-    volumes: Sequence[LabelledVolume],
+    volumes: Iterable[LabelledVolume],
     predictions: Sequence[np.ndarray],
     classes: Sequence[str],
     file: Path,
 ) -> None:
     """Draw the worst, the median and the best volume."""
     dice = mean_dice(per_volume, classes)
-    cases = []
-    for name, k in worst_median_best(per_volume, classes).items():
-        v = volumes[k]
-        title = f"{name}: {per_volume['subject'].iloc[k]} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
-        cases.append(panel_case(title, v.image, v.reference, predictions[k], v.spacing))
+    wanted = {k: name for name, k in worst_median_best(per_volume, classes).items()}
+    cases = {}
+    for k, v in enumerate(volumes):  # one at a time in memory
+        if k in wanted:
+            title = f"{wanted[k]}: {per_volume['subject'].iloc[k]} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
+            cases[k] = panel_case(title, v.image, v.reference, predictions[k], v.spacing)
     if cases:
-        prediction_panel(cases, file, classes)
+        prediction_panel([cases[k] for k in wanted], file, classes)

@@ -12,6 +12,7 @@ import numpy as np
 
 from core.errors import UserError
 from core.text import read_json
+from data.preprocessing import LARGE_SLICE
 from data.readers.geometry import SliceAxis, align
 from data.readers.images import Volume, read_volume
 
@@ -89,7 +90,7 @@ def class_indices(mask: Volume, options: ReadingOptions) -> LabelMap:
         stack = whole
     classes = stack if options.ignore_label is None else np.where(stack == options.ignore_label, 0, stack)
     low, top = classes.min(), classes.max()
-    scaled = bool(top in (255, 65535) and np.isin(classes, (0, top)).all())
+    scaled = bool(top in (255, 65535) and ((classes == 0) | (classes == top)).all())
     if scaled:
         classes = classes == top
     elif top > FEW_VALUES and low >= 0 and top < 1 << 16 and _has_soft_edges(classes.astype(np.uint16)):
@@ -106,6 +107,13 @@ def class_indices(mask: Volume, options: ReadingOptions) -> LabelMap:
         )
     labels = classes.astype(np.uint8, copy=False)
     return LabelMap(_with_ignored(labels, stack, options.ignore_label), scaled)
+
+
+def counts_of(labels: np.ndarray, length: int = IGNORED + 1) -> np.ndarray:
+    """Pixels of each value 0, 1, ... of a label map (rows, columns) uint8: (length,) int64."""
+    pixels = labels.ravel()
+    parts = range(0, len(pixels), LARGE_SLICE)  # `np.bincount` makes a copy of eight bytes a pixel
+    return np.sum([np.bincount(pixels[first : first + LARGE_SLICE], minlength=length) for first in parts], axis=0)
 
 
 def without_ignored(prediction: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
