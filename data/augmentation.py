@@ -18,7 +18,8 @@ class Augmentation:
 
     crop: Literal["resized", "fixed"] = "resized"
     """`resized`: a crop of random area and aspect ratio, resized to image_size (BYOL); `fixed`: a crop of exactly
-    image_size pixels, without rescaling."""
+    image_size pixels, without rescaling; of slices of more than 2048 x 2048 pixels, cut from a random tile of twice
+    that side, which the views of pretraining share."""
     area: tuple[float, float] = (0.08, 1.0)
     """Range of the share of the slice's area that a resized crop covers, in (0, 1]."""
     bicubic: bool = False

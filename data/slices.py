@@ -1,5 +1,6 @@
 """Slices of a data set: indexed, split by subject, packed, and preprocessed as a network sees them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from data.preprocessing import preprocess, resample, resampled_size
+from data.preprocessing import Part, preprocess, resample, resampled_size
 from data.readers.acdc import ACDC_CLASSES, index_acdc
 from data.readers.folder import description_of, index_folder
 from data.readers.images import Problems
@@ -19,6 +20,7 @@ from data.readers.roles import split_of_folders
 from data.splits import SplitTable, refuse_overlap
 from data.store import SliceStore, open_store
 
+WHOLE: Part = (slice(None), slice(None))
 Normalisation = Literal["image", "dataset"]
 """z-score a slice with its own mean and standard deviation, or with those of the training slices."""
 
@@ -196,13 +198,20 @@ class Slices:
         of_slice = float(self._columns["mean"][k]), float(self._columns["std"][k])
         return self.store.image(self.positions[k]), of_slice if self.normalisation == "image" else self.statistics
 
-    def image(self, k: int) -> np.ndarray:
-        """(rows, columns) float32, z-scored and resampled."""
-        return preprocess(*self.raw(k), self.spacing(k), self.spacing_mm)
+    def pixels(self, k: int, side: int) -> tuple[int, int]:
+        """(rows, columns) of slice k in its file that `side` pixels of `image` show along each side."""
+        scales = (1.0, 1.0) if self.spacing_mm is None else (self.spacing_mm / mm for mm in self.spacing(k))
+        rows, columns = (math.ceil(side * scale) for scale in scales)
+        return rows, columns
 
-    def label(self, k: int) -> np.ndarray:
-        """(rows, columns) uint8 class indices, or ``label_maps.IGNORED``, on the image's grid."""
-        label = self.store.label(self.positions[k])
+    def image(self, k: int, part: Part = WHOLE) -> np.ndarray:
+        """(rows, columns) float32: a part of slice k in its file, z-scored as a slice and resampled."""
+        image, statistics = self.raw(k)
+        return preprocess(image[part], statistics, self.spacing(k), self.spacing_mm)
+
+    def label(self, k: int, part: Part = WHOLE) -> np.ndarray:
+        """(rows, columns) uint8 class indices, or ``label_maps.IGNORED``, on the grid of `image`."""
+        label = self.store.label(self.positions[k])[part]
         return label if self.spacing_mm is None else resample(label, self.spacing(k), self.spacing_mm, label=True)
 
 

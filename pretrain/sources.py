@@ -28,6 +28,7 @@ from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
 from data.samples.slices import Images, Pairing, Standardised, TwoViews
 from data.slices import Dataset, Slices
+from data.tiles import say_large_slices
 from encoders.names import is_file, is_video
 
 log = logging.getLogger("fewslice")
@@ -140,6 +141,7 @@ def target_slices(
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
     log.info(f"pretraining on {len(slices)} slices of {len(pool)} subjects of {dataset.name}")
+    say_large_slices(slices.store.table.iloc[slices.positions], augmenters[0].augmentation, augmenters[0].size)
     pairing = _pairing(dataset, slices, crop_towards, positives)
     cached = _is_cached(slices, augmenters, device, cache_on_device, boxes)
     return StageImages(

@@ -29,6 +29,7 @@ from data.samples.unlabelled import STRONG, Pool, WithUnlabelled, weak_view
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
 from data.sources import FolderSource, open_slices, save_requested_splits
 from data.splits import inner_splits, save_splits, unlabelled_pool
+from data.tiles import say_large_slices
 from encoders.card import read_lineage, say_normalisation, unet_source
 from encoders.weights import body_of, load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
@@ -84,6 +85,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     _require_labels(dataset, ("val", "test") if cfg.test else ("val",))
     require_possible_sizes(dataset.table[dataset.table["labelled"]], cfg.spacing_mm)
     labelled = dataset.table.iloc[positions]
+    say_large_slices(labelled, cfg.augmentation, cfg.image_size, cfg.spacing_mm)
     pool = _unlabelled(cfg, dataset, positions) if cfg.unlabelled else None
     warnings = [check_duplicates(whole, test=cfg.test, allow=cfg.allow_duplicates)]
 

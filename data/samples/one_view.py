@@ -10,6 +10,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augment import Augmenter
 from data.samples.slices import Pairing, Standardised
 from data.slices import Slices
+from data.tiles import tile_of_views
 
 
 class OneView(TorchDataset[Tensor]):
@@ -28,5 +29,6 @@ class OneView(TorchDataset[Tensor]):
         for view, sample in zip(batch, samples, strict=True):
             index, seed, centres = self.pairing.of(sample)[0]
             image, statistics = self.images.raw(index)
-            self.augmenter.fill(view[0], image, seed, statistics, centres)
+            tile = tile_of_views(image, self.augmenter, sample[1])
+            self.augmenter.fill(view[0], tile, seed, statistics, centres)
         return torch.from_numpy(batch)

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augment import Augmenter, pair_of_seeds
 from data.crops import Crop
 from data.slices import Slices
+from data.tiles import Foreground, LabelledTiles, tile_of_views
 
 
 class Images(Protocol):
@@ -90,11 +91,16 @@ class TwoViews(TorchDataset[Tensor]):
         crops = []
         for pair, sample in zip(batch, samples, strict=True):
             shown = self.pairing.of(sample)
-            raw = {index: self.images.raw(index) for index in {index for index, _, _ in shown}}  # decode a file once
+            raw = {index: self._raw(index, sample[1]) for index in {index for index, _, _ in shown}}  # decode once
             for view, augmenter, (index, seed, centres) in zip(pair[:, 0], self.augmenters, shown, strict=True):
                 image, statistics = raw[index]
                 crops.append(augmenter.fill(view, image, seed, statistics, centres))
         return torch.from_numpy(batch), crops
+
+    def _raw(self, index: int, seed: int) -> tuple[np.ndarray, tuple[float, float]]:
+        """The image that a sample's views are cut from, of a large one a tile, and the whole one's statistics."""
+        image, statistics = self.images.raw(index)
+        return tile_of_views(image, self.augmenters[0], seed), statistics
 
 
 class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):
@@ -102,10 +108,18 @@ class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, slices: Slices, augmenter: Augmenter) -> None:
         self.slices, self.augmenter = slices, augmenter
+        self.tiles = LabelledTiles(slices, augmenter)
+        self._foreground: dict[int, Foreground] = {}
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Image (1, size, size) float32 and label map (size, size) int64."""
         index, seed = sample
-        image, label = self.augmenter(self.slices.image(index), seed, self.slices.label(index))
+        part, augmenter = self.tiles.draw(index, seed, lambda: self._foreground_of(index))
+        image, label = augmenter(self.slices.image(index, part), seed, self.slices.label(index, part))
         assert label is not None
         return torch.from_numpy(np.ascontiguousarray(image)[None]), torch.from_numpy(label.astype(np.int64))
+
+    def _foreground_of(self, index: int) -> Foreground:
+        if index not in self._foreground:
+            self._foreground[index] = Foreground(self.slices.store.label(self.slices.positions[index]))
+        return self._foreground[index]

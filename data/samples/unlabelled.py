@@ -9,9 +9,10 @@ Sources: FixMatch (Sohn et al. 2020) for the two views; UniMatch (Yang et al. 20
 """
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import cv2
 import numpy as np
@@ -22,9 +23,11 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augment import Augmenter
 from data.augmentation import Augmentation
 from data.cines import same_places
+from data.preprocessing import Part
 from data.readers.label_maps import IGNORED
 from data.samples.slices import AugmentedSlices
-from data.slices import Slices
+from data.slices import WHOLE, Slices
+from data.tiles import LabelledTiles
 
 STRONG = Augmentation(crop="fixed", flip=0.0, jitter=0.8, brightness=0.5, contrast=0.5, blur=0.5)
 """Changes of intensity from the weak to the strong view: those of UniMatch, brightness in standard deviations."""
@@ -54,6 +57,11 @@ class Pool:
     """Probability of CutMix."""
     has_labels: np.ndarray
     """(slices,) bool: whether a slice has a label map, which `views` returns to measure pseudo-labels by."""
+
+    @cached_property
+    def tiles(self) -> LabelledTiles:
+        """What weak views are cut from."""
+        return LabelledTiles(self.slices, self.weak)
 
     @cached_property
     def places(self) -> np.ndarray:
@@ -92,11 +100,14 @@ class Pool:
 
     def _weak(self, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Weak view of slice k, and the label map that is hidden from training; both (size, size)."""
-        image = self.slices.image(k)
-        label = self.slices.label(k) if self.has_labels[k] else np.full(image.shape, IGNORED, np.uint8)
+        shape = self.slices.raw(k)[0].shape
         cells = np.unpackbits(self.foreground[self.places[k]]).reshape(CELLS, CELLS)
+        part, weak = self.tiles.draw(k, seed, lambda: partial(pixel_of_cells, cells, shape))
+        image = self.slices.image(k, part)
+        label = self.slices.label(k, part) if self.has_labels[k] else np.full(image.shape, IGNORED, np.uint8)
+        cells = cells if part == WHOLE else cells_in(cells, part, shape)
         foreground = cv2.resize(cells, image.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-        view, hidden = self.weak(image, seed, label, foreground=foreground)
+        view, hidden = weak(image, seed, label, foreground=foreground)
         assert hidden is not None
         return np.ascontiguousarray(view), np.ascontiguousarray(hidden)
 
@@ -116,6 +127,24 @@ class Pool:
             cells = torch.nn.functional.adaptive_max_pool2d(occupied[None], CELLS)
             found[self.places[k]] = np.packbits(cells.cpu().numpy().astype(bool))
         return found
+
+
+def pixel_of_cells(cells: np.ndarray, shape: Sequence[int], rng: random.Random) -> tuple[int, int] | None:
+    """A random (row, column) of an image of some shape, within a cell that is set; None if none is."""
+    places = np.flatnonzero(cells)
+    if not len(places):
+        return None
+    row, column = divmod(int(rng.choice(places)), CELLS)
+    return int((row + rng.random()) * shape[0] / CELLS), int((column + rng.random()) * shape[1] / CELLS)
+
+
+def cells_in(cells: np.ndarray, part: Part, shape: Sequence[int]) -> np.ndarray:
+    """The cell of each pixel of a part of an image of some shape: (rows, columns) of the part."""
+    rows, columns = (
+        (2 * np.arange(pixels.start, pixels.stop) + 1) * CELLS // (2 * n)
+        for pixels, n in zip(part, shape, strict=False)
+    )
+    return cells[np.ix_(rows, columns)]
 
 
 def draw_box(rng: np.random.Generator, size: int) -> tuple[slice, slice]:
