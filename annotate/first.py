@@ -17,7 +17,7 @@ from core.terminal import terminal
 from data.leakage import was_trained_on
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
-from data.sources import AcdcSource, FolderSource, open_slices
+from data.sources import AcdcSource, FolderSource, open_slices, refuse_channels
 from encoders.names import Norm
 from segment.choice import typical_slices
 
@@ -79,6 +79,7 @@ def run(cfg: First) -> pd.DataFrame:
         UserError: for a mistake in the configuration, the data or the encoder file.
     """
     require_new(cfg.out)
+    refuse_channels(cfg.data, "python -m annotate")
     import torch
 
     from encoders.build import build_encoder

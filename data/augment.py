@@ -135,7 +135,7 @@ class Augmenter:
         """Augment one image.
 
         Args:
-            image: (rows, columns), any units.
+            image: (rows, columns), any units; or (channels, rows, columns), which go through one draw as in `clip`.
             seed: seed of this one draw.
             label: (rows, columns) uint8 class indices that go through the same geometry, or None.
             statistics: mean and standard deviation that z-score the image; (0, 1) if it is z-scored already.
@@ -143,11 +143,11 @@ class Augmenter:
                 has some. With it the crop does not depend on `label`.
 
         Returns:
-            image (size, size) float32, z-scored, and label (size, size) uint8 or None.
+            image (size, size) or (channels, size, size) float32, z-scored, and label (size, size) uint8 or None.
         """
         if self.transform is None:
-            augmented = np.empty((self.size, self.size), np.float32)
-            crop = self._cut(augmented[None], image[None], seed, statistics)
+            augmented = np.empty((*image.shape[:-2], self.size, self.size), np.float32)
+            crop = self._cut(_stacked(augmented), _stacked(image), seed, statistics)
             if label is None:
                 return augmented, None
             # INTER_NEAREST rounds coordinates down, which would displace labels by half a pixel against their images
@@ -155,13 +155,14 @@ class Augmenter:
             return augmented, cv2.resize(part, (self.size, self.size), interpolation=how)
         self.transform.set_random_seed(seed)
         image = image if statistics == (0.0, 1.0) else z_score(image, *statistics)
+        target = "image" if image.ndim == 2 else "images"
         if label is None:
-            return self.transform(image=image)["image"], None
+            return self.transform(**{target: image})[target], None
         if foreground is not None:
-            result = self.transform(image=image, mask=foreground, masks=[label])
-            return result["image"], result["masks"][0]
-        result = self.transform(image=image, mask=label)
-        return result["image"], result["mask"]
+            result = self.transform(**{target: image}, mask=foreground, masks=[label])
+            return result[target], result["masks"][0]
+        result = self.transform(**{target: image}, mask=label)
+        return result[target], result["mask"]
 
     def fill(
         self,
@@ -171,13 +172,15 @@ class Augmenter:
         statistics: tuple[float, float],
         centres: np.ndarray | None = None,
     ) -> Crop | None:
-        """Augment an unlabelled image into `out`, (size, size) float32, without a copy; `centres` as in `draw_crop`.
+        """Augment an unlabelled image into `out`, (channels, size, size) float32, without a copy.
+
+        The image is (rows, columns), or (channels, rows, columns) as in `__call__`; `centres` as in `draw_crop`.
 
         Returns:
             The crop, None if the view is no plain resized crop.
         """
         if self.transform is None:
-            return self._cut(out[None], image[None], seed, statistics, centres)
+            return self._cut(out, _stacked(image), seed, statistics, centres)
         out[:] = self(image, seed, statistics=statistics)[0]
         return None
 
@@ -217,6 +220,11 @@ class Augmenter:
         if (changed := change_intensities(crop, out)) is not out:
             out[:] = changed
         return crop
+
+
+def _stacked(image: np.ndarray) -> np.ndarray:
+    """(rows, columns) as (1, rows, columns); several channels as they are. Shares memory with the image."""
+    return image if image.ndim == 3 else image[None]
 
 
 def compose(augmentation: Augmentation, size: int) -> A.Compose:

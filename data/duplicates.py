@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,11 @@ def fingerprint(slices: Sequence[np.ndarray] | np.ndarray) -> str:
                 digest.update((pixels[first : first + LARGE_SLICE].astype(np.float64) + 0.0).data)
             return digest.hexdigest()
     return ""
+
+
+def fingerprint_of_channels(channels: Iterable[np.ndarray | Sequence[np.ndarray]]) -> str:
+    """The `fingerprint` of the first channel that is not constant, so that it equals that of this channel alone."""
+    return next(filter(None, map(fingerprint, channels)), "")
 
 
 def identical_images(images: pd.DataFrame) -> list[pd.DataFrame]:

@@ -5,6 +5,7 @@ Reads every file, one at a time, goes on past bad ones, and ends with exit code 
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,22 +22,15 @@ from core.files import write_json, write_text
 from core.progress import progress
 from core.settings import Settings
 from core.terminal import terminal
-from data.dicom.cached import readable_root
-from data.duplicates import duplicate_findings, fingerprint
-from data.inspect_page import picture_of, pictured, render, sample_of
+from data.duplicates import duplicate_findings, fingerprint, fingerprint_of_channels
+from data.inspect_image import PERCENTILES, check_image
+from data.inspect_page import picture_of, pictured, render
 from data.inspection import Report
 from data.readers.acdc import missing_halves
+from data.readers.channels import Channels, checked_channels, read_channels, several
 from data.readers.discovery import discover
 from data.readers.folder import description_of
-from data.readers.geometry import (
-    SliceAxis,
-    align,
-    differing_planes,
-    header_disagreement,
-    orientation_name,
-    plane,
-    stored_spacing,
-)
+from data.readers.geometry import SliceAxis, align, differing_planes
 from data.readers.images import Volume, one_channel, read_volume
 from data.readers.label_maps import (
     IGNORED,
@@ -47,10 +41,9 @@ from data.readers.label_maps import (
     with_ignore_label,
 )
 from data.slices import index_dataset
-from data.sources import find_root
+from data.sources import find_root, readable_folder
 from data.splits import SPLITS, refuse_overlap
 
-PERCENTILES = (0.5, 50, 99.5)
 EXAMPLES = ("--data-root ACDC", "--dataset folder --data-root DIR --json report.json --html report.html")
 
 
@@ -67,9 +60,9 @@ class Inspect(Settings):
     visit, phase and the like, or the folder named after the patient."""
     splits_file: Path | None = None
     """JSON file of the subjects of each split (folder only)."""
-    channels: int | None = None
+    channels: Channels = None
     """Number of the channel to use, from 0 (folder only): of nnU-Net's case_0000, case_0001, ... (default 0), or of the
-    last axis of 4D images with 3D label maps."""
+    last axis of 4D images with 3D label maps; or several, see `python -m segment --help`."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices (folder only): a plane, an axis of the arrays, or auto, see `python -m segment --help`."""
     ignore_label: int | None = None
@@ -82,13 +75,17 @@ class Inspect(Settings):
     """Also write a self-contained page to this file: contact sheet, intensities, classes, outliers and duplicates. Its
     pictures and names show patients."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "channels", checked_channels(self.channels))
+
 
 def inspect_dataset(
     dataset: str,
     root: Path,
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
-    channels: int | None = None,
+    channels: Channels = None,
     options: ReadingOptions | None = None,
 ) -> dict[str, Any]:
     """Read every file of a data set and describe it.
@@ -97,7 +94,8 @@ def inspect_dataset(
         JSON-able: ``subjects`` (count); ``labelled_slices`` {split: count}; ``unlabelled_slices`` (count of
         slices in images without a label map, all splits, each image once); ``subjects_per_split``; ``groups``
         {group: {split: subjects}}; ``files``; ``dtypes``, ``orientations``, ``slices_across`` {name: files};
-        ``spacing_mm``, ``shape``, ``intensity`` {quantity: [smallest, median, largest over files]};
+        ``spacing_mm``, ``shape``, ``intensity`` {quantity: [smallest, median, largest over files]}, of several channels
+        over all images of a channel, the intensities of each under ``channels`` {number: {quantity: [...]}} as well;
         ``class_share`` {class: share of the labelled voxels}; ``problems`` and ``warnings`` [{file, problem}].
 
     Raises:
@@ -112,7 +110,7 @@ def examine(
     root: Path,
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
-    channels: int | None = None,
+    channels: Channels = None,
     options: ReadingOptions | None = None,
     *,
     for_page: bool = False,
@@ -123,7 +121,7 @@ def examine(
     """
     report = Report()
     unreadable: dict[Path, UserError] = {}
-    options = options or ReadingOptions()
+    options, channels = options or ReadingOptions(), checked_channels(channels)
     table, classes = index_dataset(
         dataset, root, subject_pattern, splits_file, unreadable, channels=channels, labelled=False, options=options
     )
@@ -137,10 +135,14 @@ def examine(
         report.error(root, str(error))
     files = table.drop_duplicates("file")
     pairs = list(zip(files["file"], files["label_file"], strict=True))
+    of_channels = dict(zip(files["file"], files["channel_files"], strict=True)) if several(channels) else {}
     if for_page:
         report.pictured = pictured([root / file for file, _ in pairs])
     for file, label_file in progress(pairs, "reading"):
-        _check(report, root / file, root / label_file if label_file else None, classes, options, channels)
+        channel_files = [root / name for name in of_channels.get(file, ())]
+        _check(
+            report, root / file, channel_files, root / label_file if label_file else None, classes, options, channels
+        )
     if dataset == "folder":
         _check_pairs(report, root, files, channels)
     else:
@@ -154,17 +156,26 @@ def examine(
 def _check(
     report: Report,
     file: Path,
+    channel_files: Sequence[Path],
     label_file: Path | None,
     classes: tuple[str, ...],
     options: ReadingOptions,
-    channels: int | None,
+    channels: Channels,
 ) -> None:
     volume = None
     try:
-        volume = replace(read_volume(file), slicing=options.slice_axis)
-        report.digests[file] = [fingerprint(frame) for frame in volume.stack]
+        if chosen := several(channels):
+            volumes = read_channels(channel_files, chosen, options.slice_axis)
+            report.digests[file] = [fingerprint_of_channels([each.stack[0] for each in volumes])]
+            if len(channel_files) > 1:  # as they are stored, not as they are brought onto one grid
+                volumes = [replace(read_volume(each), slicing=options.slice_axis) for each in channel_files]
+        else:
+            volumes = [replace(read_volume(file), slicing=options.slice_axis)]
+            report.digests[file] = [fingerprint(frame) for frame in volumes[0].stack]
+        volume = volumes[0]
         report.shapes[label_file is not None][file] = volume.shape
-        _check_image(report, volume)
+        for place, each in enumerate(volumes):
+            check_image(report, each, chosen[place] if chosen else None)
     except UserError as error:
         report.error(file, str(error))
     if label_file is None:
@@ -195,58 +206,21 @@ def _draw(report: Report, file: Path, volume: Volume | None, labels: LabelMap | 
 
 
 def _labels_of(
-    report: Report, label_file: Path, volume: Volume | None, options: ReadingOptions, channels: int | None
+    report: Report, label_file: Path, volume: Volume | None, options: ReadingOptions, channels: Channels
 ) -> LabelMap:
     """Labels on the grid of their image; as they are, and an error is noted, if they do not fit it."""
     mask = read_volume(label_file, label_map=True)
     if volume is not None:
         of_channel = mask.shape.frames == 1 < volume.shape.frames
         try:
-            mask = align(mask, one_channel(volume, channels) if of_channel and channels is not None else volume)
+            mask = align(mask, one_channel(volume, channels) if of_channel and isinstance(channels, int) else volume)
         except UserError as error:
             advice = "; or choose a channel with --channels" if of_channel and channels is None else ""
             report.error(label_file, f"{error}{advice}")
     return class_indices(mask, options)
 
 
-def _check_image(report: Report, volume: Volume) -> None:
-    stack = volume.stack
-    flat = stack.ravel()
-    if stack.dtype.kind == "f" and not np.isfinite(flat).all():
-        flat = flat[np.isfinite(flat)]
-    if flat.size < stack.size:
-        report.error(volume.path, f"holds NaN or infinite values ({stack.size - flat.size} voxels)")
-    if not flat.size:
-        return
-    constant = int((stack.max(axis=(2, 3)) == stack.min(axis=(2, 3))).sum())
-    if flat.min() == flat.max():
-        report.error(volume.path, f"is constant ({flat[0]} everywhere)")
-    elif constant:
-        report.warn(volume.path, f"has {constant} constant slices")
-    if volume.header is not None and not stored_spacing(volume).min() > 0:
-        assumed = "1 mm" if volume.spacing == (1, 1, 1) else "that of its affine"
-        report.warn(volume.path, f"has no spacing in its header along some axis: {assumed} is assumed")
-    elif disagreement := header_disagreement(volume):
-        report.warn(volume.path, disagreement)
-    row_mm, column_mm, slice_mm = volume.shape.slice_spacing
-    if report.pictured:
-        report.samples.append(sample_of(flat))
-    sample = np.percentile(flat[:: max(1, flat.size // 200_000)], PERCENTILES)  # of some 200,000 voxels
-    across = f"axis {volume.shape.slice_axis}" + (f" ({name})" if (name := plane(volume.shape)) else "")
-    report.volumes.append(
-        {
-            "file": str(volume.path),
-            "dtype": stack.dtype.name,
-            "orientation": orientation_name(volume.affine),
-            "across": across,
-        }
-        | dict(zip(("frames", "slices", "rows", "columns"), stack.shape, strict=True))
-        | {"row_mm": row_mm, "column_mm": column_mm, "slice_mm": slice_mm}
-        | {f"percentile {p}": float(value) for p, value in zip(PERCENTILES, sample, strict=True)}
-    )
-
-
-def _check_pairs(report: Report, root: Path, files: pd.DataFrame, channels: int | None) -> None:
+def _check_pairs(report: Report, root: Path, files: pd.DataFrame, channels: Channels) -> None:
     """Check which label map belongs to which image, and name what is not read."""
     bare = files.loc[files["label_file"] == "", "file"]
     if 0 < len(bare) < len(files):
@@ -303,30 +277,36 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
     def per_split(rows: pd.DataFrame) -> dict[str, int]:
         return {split: int((rows["split"] == split).sum()) for split in SPLITS}
 
-    def spread(names: list[str]) -> dict[str, list[float]]:
+    def spread(names: list[str], volumes: pd.DataFrame = volumes) -> dict[str, list[float]]:
         columns = {} if volumes.empty else {name: volumes[name] for name in names}
         return {name: [float(f) for f in (c.min(), c.median(), c.max())] for name, c in columns.items()}
 
+    percentiles = [f"percentile {p}" for p in PERCENTILES]
+    of_channels = (
+        {}
+        if "channel" not in volumes
+        else {"channels": {str(channel): spread(percentiles, rows) for channel, rows in volumes.groupby("channel")}}
+    )
     return {
         "subjects": int(table["subject"].nunique()),
         "labelled_slices": per_split(labelled),
         "unlabelled_slices": len(table) - len(labelled),
         "subjects_per_split": per_split(subjects),
         "groups": {str(group): per_split(rows) for group, rows in subjects.groupby("group")},
-        "files": len(volumes),
+        "files": len(report.files()),
         "dtypes": dict(Counter(volume["dtype"] for volume in report.volumes)),
         "orientations": dict(Counter(volume["orientation"] for volume in report.volumes)),
         "slices_across": dict(Counter(volume["across"] for volume in report.volumes)),
         "spacing_mm": spread(["row_mm", "column_mm", "slice_mm"]),
         "shape": spread(["rows", "columns", "slices", "frames"]),
-        "intensity": spread([f"percentile {p}" for p in PERCENTILES]),
+        "intensity": spread(percentiles),
         "class_share": {
             classes[value] if value < len(classes) else str(value): count / report.voxels.total()
             for value, count in sorted(report.voxels.items())
         },
         "problems": report.problems,
         "warnings": report.warnings,
-    }
+    } | of_channels
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -340,7 +320,12 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     console.print(f"{report['unlabelled_slices']} slices without labels, {report['files']} image files read")
 
     spread = Table("", "smallest", "median", "largest", title="over image files", title_justify="left")
-    for name, values in (report["shape"] | report["spacing_mm"] | report["intensity"]).items():
+    channels = {
+        f"channel {channel}, {name}": values
+        for channel, intensities in report.get("channels", {}).items()
+        for name, values in intensities.items()
+    }
+    for name, values in (report["shape"] | report["spacing_mm"] | (channels or report["intensity"])).items():
         spread.add_row(name, *(f"{value:.6g}" for value in values))
     console.print(spread)
     for name in ("dtypes", "orientations", "slices_across"):
@@ -363,7 +348,7 @@ def run(cfg: Inspect) -> int:
         slice_axis=cfg.slice_axis, ignore_label=cfg.ignore_label, mask_threshold=cfg.mask_threshold
     )
     root = find_root(cfg.dataset, cfg.data_root)
-    root = readable_root(root) if cfg.dataset == "folder" else root
+    root = readable_folder(root, cfg.channels) if cfg.dataset == "folder" else root
     found, table, classes = examine(
         cfg.dataset,
         root,

@@ -127,7 +127,7 @@ def render(
         class_rows=_class_rows(summary["class_share"], found.label_counts, names, classes),
         outliers=[
             [_relative(Path(file), root), what, number(value, ".6g"), number(median, ".6g")]
-            for file, what, value, median in outliers(volumes)[:MOST_ROWS]
+            for file, what, value, median in outliers(found.files())[:MOST_ROWS]
         ],
         duplicates=list(_duplicates(found.images))[:MOST_ROWS],
         findings=[

@@ -38,6 +38,11 @@ class Report:
     samples: list[np.ndarray] = field(default_factory=list)
     """Some voxels of each image, for the page."""
 
+    def files(self) -> pd.DataFrame:
+        """A row per image file; the channels of one have the same geometry."""
+        volumes = pd.DataFrame(self.volumes)
+        return volumes if volumes.empty else volumes.drop_duplicates("file")
+
     def error(self, file: Path, what: str) -> None:
         """Note a file unfit for training."""
         self.problems.append({"file": printable(file), "problem": what})

@@ -36,7 +36,7 @@ def draw_slice(image: np.ndarray, labels: np.ndarray | None = None, *, aspect: f
     Returns:
         A picture in grey, or in colour where there are labels.
     """
-    if is_large(image.shape):  # every n-th row and column, as a picture in floating point takes gigabytes
+    if is_large(image.shape[:2]):  # every n-th row and column, as a picture in floating point takes gigabytes
         step = max(1, max(image.shape) // (4 * side))
         image, labels = image[::step, ::step], None if labels is None else labels[::step, ::step]
     finite = image[np.isfinite(image)]

@@ -5,6 +5,7 @@ Training and inference share these functions. Label maps are resampled on the sa
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import cv2
 import numpy as np
@@ -30,13 +31,23 @@ Part = tuple[slice, slice]
 """Rows and columns of a slice."""
 
 
+Statistics = tuple[float, float] | tuple[tuple[float, float], ...]
+"""Mean and standard deviation, in file units, or those of each of several channels."""
+
+
 def preprocess(
-    image: np.ndarray, statistics: tuple[float, float], spacing: tuple[float, float], spacing_mm: float | None
+    image: np.ndarray, statistics: Statistics, spacing: tuple[float, float], spacing_mm: float | None
 ) -> np.ndarray:
     """z-score a slice with `statistics`, its mean and standard deviation, and `resample` it: (rows, columns) float32.
 
-    With `spacing_mm` None it keeps the pixels of its file.
+    With `spacing_mm` None it keeps the pixels of its file. Several channels, (channels, rows, columns), are each
+    z-scored with their own.
     """
+    if image.ndim == 3:
+        pairs = cast(tuple[tuple[float, float], ...], statistics)
+        channels = zip(image, pairs, strict=True)
+        return np.stack([preprocess(channel, of_channel, spacing, spacing_mm) for channel, of_channel in channels])
+    statistics = cast(tuple[float, float], statistics)
     image = z_score(image, *statistics)
     return image if spacing_mm is None else resample(image, spacing, spacing_mm)
 
@@ -50,8 +61,8 @@ def z_score(image: np.ndarray, mean: float, std: float) -> np.ndarray:
 
 
 def is_large(shape: Sequence[int]) -> bool:
-    """Whether an image of some shape (rows, columns, ...) has more than `LARGE_SLICE` pixels."""
-    return math.prod(shape[:2]) > LARGE_SLICE
+    """Whether an image of some (rows, columns) has more than `LARGE_SLICE` pixels."""
+    return math.prod(shape) > LARGE_SLICE
 
 
 def resampled_size(
@@ -137,6 +148,11 @@ def mean_and_std(image: np.ndarray) -> tuple[float, float]:
         return float(mean[0, 0]), float(std[0, 0])
     n, total = image.size, int(cv2.sumElems(image)[0])
     return total / n, math.sqrt(n * round(squares) - total**2) / n
+
+
+def statistics_of(image: np.ndarray) -> Statistics:
+    """`mean_and_std` of (rows, columns), or of each channel of (channels, rows, columns)."""
+    return mean_and_std(image) if image.ndim == 2 else tuple(map(mean_and_std, image))
 
 
 def narrow(values: np.ndarray) -> np.ndarray:

@@ -1,28 +1,33 @@
 """Slices of a data set: indexed, split by subject, packed, and preprocessed as a network sees them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
 from core.errors import UserError
-from data.preprocessing import Part, preprocess, resample, resampled_size
+from data.preprocessing import Part, Statistics, preprocess, resample, resampled_size, resize
 from data.readers.acdc import ACDC_CLASSES, index_acdc
+from data.readers.channels import Channels
 from data.readers.folder import description_of, index_folder
 from data.readers.images import Problems
 from data.readers.label_maps import ReadingOptions, with_ignore_label
 from data.readers.roles import split_of_folders
 from data.splits import SplitTable, refuse_overlap
-from data.store import SliceStore, open_store
+from data.store import SliceStore, open_store, statistics_columns
 
 WHOLE: Part = (slice(None), slice(None))
+PartOf = Callable[[tuple[int, ...]], Part]
+"""From the (rows, columns) of a slice to a part of it."""
 Normalisation = Literal["image", "dataset"]
-"""z-score a slice with its own mean and standard deviation, or with those of the training slices."""
+"""z-score a slice with its own mean and standard deviation, or with those of the training slices; of several channels,
+each by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +78,7 @@ def load_dataset(
     *,
     subject_pattern: str | None = None,
     splits_file: Path | None = None,
-    channels: int | None = None,
+    channels: Channels = None,
     labelled: bool = True,
     options: ReadingOptions | None = None,
 ) -> Dataset:
@@ -83,7 +88,7 @@ def load_dataset(
         dataset: "acdc", or "folder" for any other layout, see ``data.readers.folder``.
         subject_pattern: regular expression that finds the subject in a file's path ("folder" only).
         splits_file: JSON of subjects per split ("folder" only; ACDC's split is fixed).
-        channels: number of the channel to use ("folder" only), see ``data.readers.folder``.
+        channels: the channel or channels to use ("folder" only), see ``data.readers.folder``.
         labelled: whether the label maps are to be trained on; False to pretrain.
         options: how files are read ("folder" only); the label to ignore of a ``dataset.json`` is added.
 
@@ -118,7 +123,7 @@ def index_dataset(
     splits_file: Path | None = None,
     problems: Problems = None,
     *,
-    channels: int | None = None,
+    channels: Channels = None,
     labelled: bool = True,
     options: ReadingOptions | None = None,
     one_plane: bool = False,
@@ -169,6 +174,11 @@ def check_labels(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[str, ..
     return classes
 
 
+def whole(shape: tuple[int, ...]) -> Part:
+    """All of a slice."""
+    return WHOLE
+
+
 @dataclass(frozen=True, kw_only=True)
 class Slices:
     """Slices of a store, preprocessed for a network; slice k is row `positions[k]` of the store's table."""
@@ -176,8 +186,8 @@ class Slices:
     store: SliceStore
     positions: np.ndarray
     normalisation: Normalisation = "image"
-    statistics: tuple[float, float] = (0.0, 1.0)
-    """Mean and standard deviation of the training slices, file units; used when `normalisation` is "dataset"."""
+    statistics: Statistics = (0.0, 1.0)
+    """Those of the training slices; used when `normalisation` is "dataset"."""
     spacing_mm: float | None = None
     """Resample to square pixels of this size; None keeps the file's own pixels."""
 
@@ -185,18 +195,37 @@ class Slices:
         return len(self.positions)
 
     @cached_property
+    def _statistics_columns(self) -> list[tuple[str, str]]:
+        return statistics_columns(self.store.table)
+
+    @cached_property
     def _columns(self) -> dict[str, np.ndarray]:
-        names = ("mean", "std", "row_mm", "column_mm")
+        names = (*chain.from_iterable(self._statistics_columns), "rows", "columns", "row_mm", "column_mm")
         return {name: self.store.table[name].to_numpy()[self.positions] for name in names}
 
     def spacing(self, k: int) -> tuple[float, float]:
         """(row_mm, column_mm) of slice k in its file."""
         return float(self._columns["row_mm"][k]), float(self._columns["column_mm"][k])
 
-    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """(rows, columns) in file units, read-only, and the mean and standard deviation that z-score them."""
-        of_slice = float(self._columns["mean"][k]), float(self._columns["std"][k])
-        return self.store.image(self.positions[k]), of_slice if self.normalisation == "image" else self.statistics
+    @property
+    def channels(self) -> int:
+        """Number of channels of a slice."""
+        return len(self._statistics_columns)
+
+    def raw(self, k: int, part: PartOf = whole) -> tuple[np.ndarray, tuple[float, float]]:
+        """A part (rows, columns) of slice k in file units, read-only, and the mean and standard deviation of all of it.
+
+        Several channels, (channels, rows, columns), are z-scored already, as each has its own; with them 0 and 1.
+        """
+        image, statistics = self._stored(k)
+        image = image[(..., *part(image.shape[-2:]))]
+        if image.ndim == 3:
+            return preprocess(image, statistics, self.spacing(k), None), (0.0, 1.0)
+        return image, cast(tuple[float, float], statistics)
+
+    def shape(self, k: int) -> tuple[int, int]:
+        """(rows, columns) of slice k in its file."""
+        return int(self._columns["rows"][k]), int(self._columns["columns"][k])
 
     def pixels(self, k: int, side: int) -> tuple[int, int]:
         """(rows, columns) of slice k in its file that `side` pixels of `image` show along each side."""
@@ -205,9 +234,25 @@ class Slices:
         return rows, columns
 
     def image(self, k: int, part: Part = WHOLE) -> np.ndarray:
-        """(rows, columns) float32: a part of slice k in its file, z-scored as a slice and resampled."""
-        image, statistics = self.raw(k)
-        return preprocess(image[part], statistics, self.spacing(k), self.spacing_mm)
+        """(rows, columns) or (channels, rows, columns) float32: a part of slice k in its file, z-scored and resampled.
+
+        The statistics are those of the whole slice.
+        """
+        image, statistics = self._stored(k)
+        return preprocess(image[(..., *part)], statistics, self.spacing(k), self.spacing_mm)
+
+    def square(self, k: int, side: int) -> np.ndarray:
+        """(channels, side, side) float32: `image` stretched to a square."""
+        image = self.image(k)
+        return np.stack([resize(channel, (side, side)) for channel in image.reshape(-1, *image.shape[-2:])])
+
+    def _stored(self, k: int) -> tuple[np.ndarray, Statistics]:
+        """The slice in file units, read-only, and the statistics that z-score it."""
+        image, columns = self.store.image(self.positions[k]), self._columns
+        if self.normalisation == "dataset":
+            return image, self.statistics
+        of_slice = tuple((float(columns[mean][k]), float(columns[std][k])) for mean, std in self._statistics_columns)
+        return image, of_slice if len(of_slice) > 1 else of_slice[0]
 
     def label(self, k: int, part: Part = WHOLE) -> np.ndarray:
         """(rows, columns) uint8 class indices, or ``label_maps.IGNORED``, on the grid of `image`."""
@@ -222,11 +267,14 @@ def require_possible_sizes(table: pd.DataFrame, spacing_mm: float | None) -> Non
         resampled_size((rows, columns), (row_mm, column_mm), spacing_mm, file)
 
 
-def pooled_statistics(store: SliceStore, positions: np.ndarray) -> tuple[float, float]:
+def pooled_statistics(store: SliceStore, positions: np.ndarray) -> Statistics:
     """Mean and standard deviation over all pixels of some slices, file units (law of total variance)."""
     table = store.table.iloc[positions]
     pixels = (table["rows"] * table["columns"]).to_numpy(dtype=float)
-    means, variances = table["mean"].to_numpy(), table["std"].to_numpy() ** 2
-    mean = np.average(means, weights=pixels)
-    variance = np.average(variances + (means - mean) ** 2, weights=pixels)
-    return float(mean), float(np.sqrt(variance))
+    pooled = []
+    for of_mean, of_std in statistics_columns(store.table):
+        means, variances = table[of_mean].to_numpy(), table[of_std].to_numpy() ** 2
+        mean = np.average(means, weights=pixels)
+        variance = np.average(variances + (means - mean) ** 2, weights=pixels)
+        pooled.append((float(mean), float(np.sqrt(variance))))
+    return tuple(pooled) if len(pooled) > 1 else pooled[0]

@@ -8,8 +8,11 @@ from typing import Literal, TypeVar
 
 from core.errors import UserError
 from core.settings import Output, Settings
+from data.augmentation import Augmentation
 from data.dicom.cached import readable_root
+from data.dicom.search import holds_dicom
 from data.protocols import TestSet, acdc_splits, require_known_split
+from data.readers.channels import Channels, checked_channels, refuse_several, several
 from data.readers.class_images import ClassImages, read_class_images, read_digits
 from data.readers.exams import ExamSet, load_exams, load_mrnet
 from data.readers.geometry import SliceAxis
@@ -57,9 +60,10 @@ class FolderSource(Settings):
     else a random split."""
     save_splits: Output[Path | None] = None
     """Write the split to this JSON file, which `--splits-file` reads."""
-    channels: int | None = None
+    channels: Channels = None
     """Number of the channel to use, from 0: of nnU-Net's case_0000, case_0001, ... (default 0), or of the last axis of
-    4D images with 3D label maps."""
+    4D images with 3D label maps. Several numbers: networks get these channels, in this order; they may also be colours
+    (0 1 2 for red, green and blue) or lie on a further axis of NIfTI files."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices: a plane, by the files' affines, or an axis of the arrays; auto: the axis of size 1, else
     the one with the clearly largest spacing, else 2."""
@@ -67,6 +71,10 @@ class FolderSource(Settings):
     """Label value of voxels that are left out of losses and scores; default: that of nnU-Net's dataset.json, if any."""
     mask_threshold: float | None = None
     """Value from which a pixel of a grey mask is foreground, e.g. 128; default: label maps hold class indices."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "channels", checked_channels(self.channels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +188,7 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
         return with_splits(dataset, acdc_splits(dataset.splits, source.split, source.fold, source.test_set))
     return load_dataset(
         "folder",
-        readable_root(root),
+        readable_folder(root, source.channels),
         subject_pattern=source.subject_pattern,
         splits_file=source.splits_file,
         channels=source.channels,
@@ -189,6 +197,30 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
             slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
         ),
     )
+
+
+def readable_folder(root: Path, channels: Channels) -> Path:
+    """`data.dicom.cached.readable_root`, but a UserError if several channels are chosen of DICOM files."""
+    if several(channels) and root.is_dir() and holds_dicom(root):
+        refuse_several(channels, f"{root} holds DICOM files, which have")
+    return readable_root(root)
+
+
+def chosen_channels(source: object) -> tuple[int, ...]:
+    """The channels of a source, if they are several; else ()."""
+    return several(source.channels) if isinstance(source, FolderSource) else ()
+
+
+def refuse_channels(source: object, what: str) -> None:
+    """Raise a UserError if a source has several channels, for something, `what`, that takes one."""
+    refuse_several(chosen_channels(source), f"{what} takes")
+
+
+def refuse_colour_changes(augmentation: Augmentation, source: object) -> None:
+    """Raise a UserError if several channels, whose colours nothing changes, are asked to have them changed."""
+    for name in ("colour", "grey") if chosen_channels(source) else ():
+        if value := getattr(augmentation, name):
+            raise UserError(f"--augmentation.{name} {value} is for --dataset images: leave it at 0 with --channels")
 
 
 def open_images(source: ImagesSource) -> ClassImages:

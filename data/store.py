@@ -2,10 +2,12 @@
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import tempfile
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,14 +20,18 @@ from core.errors import UserError, first_and_count
 from core.files import write_json
 from core.locks import Locked, file_lock
 from core.progress import progress
-from data.duplicates import fingerprint
+from data.duplicates import fingerprint, fingerprint_of_channels
 from data.preprocessing import mean_and_std, narrow
-from data.readers.images import one_channel, read_shape, read_volume
+from data.readers.channels import read_channels
+from data.readers.images import Volume, one_channel, read_shape, read_volume
 from data.readers.label_maps import IGNORED, ReadingOptions, counts_of, read_labels, refuse_mixed_masks
 
 FORMAT = 4  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
+OF_CHANNELS = ["channels", "channel_files"]
+"""Columns that an index of several channels has as well: their numbers and their files (one for each, or one for all),
+each a tuple. `file` is the first of the files, `frame` is 1."""
 PACKED = {
     **{"rows": int, "columns": int, "row_mm": float, "column_mm": float, "slice_mm": float, "dtype": str},
     **{"offset": int, "label_offset": int, "mean": float, "std": float, "label_values": str, "digest": str},
@@ -38,12 +44,15 @@ class SliceStore:
     ``table`` is the index plus: rows, columns; row_mm, column_mm, slice_mm; dtype (uint8, int16, uint16 or
     float32); offset, label_offset (bytes, -1 without label); mean, std of the slice in file units (std is 0
     for a constant slice); label_values (those present but for ignored voxels, "0 1 3", or ""); digest (of its
-    volume, see ``data.duplicates.fingerprint``).
+    volume, see ``data.duplicates.fingerprint``). Of several channels mean, std and digest are of the first one (the
+    digest: of the first that is not constant), and mean_1, std_1, mean_2, ... of the others.
     """
 
     def __init__(self, table: pd.DataFrame, file: Path):
         self.table = table
         self.file = file
+        self.channels = len(statistics_columns(table))
+        """Number of channels of a slice."""
         self._bytes = np.asarray(np.memmap(file, np.uint8, mode="r"))
         # Plain arrays: a pandas look-up per slice costs more than reading the slice.
         self._shapes = list(zip(table["rows"].tolist(), table["columns"].tolist(), strict=True))
@@ -63,8 +72,10 @@ class SliceStore:
         return SliceStore, (self.table, self.file)  # a worker process opens the map anew, it is never copied
 
     def image(self, i: int) -> np.ndarray:
-        """(rows, columns), a read-only view in the file's own dtype and units."""
-        return self._view(self._offsets[i], self._shapes[i], self._dtypes[i])
+        """(rows, columns), of several channels (channels, rows, columns): a read-only view in the file's own dtype and
+        units."""
+        shape = self._shapes[i] if self.channels == 1 else (self.channels, *self._shapes[i])
+        return self._view(self._offsets[i], shape, self._dtypes[i])
 
     def label(self, i: int) -> np.ndarray:
         """(rows, columns) uint8 class indices or ``label_maps.IGNORED``, a read-only view.
@@ -77,8 +88,8 @@ class SliceStore:
             raise ValueError(f"slice {row['slice']} of {row['file']} has no label map")
         return self._view(self._label_offsets[i], self._shapes[i], np.dtype(np.uint8))
 
-    def _view(self, offset: int, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-        return self._bytes[offset : offset + shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
+    def _view(self, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        return self._bytes[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def open_store(table: pd.DataFrame, root: Path, options: ReadingOptions | None = None) -> SliceStore:
@@ -117,7 +128,7 @@ def open_store(table: pd.DataFrame, root: Path, options: ReadingOptions | None =
             raise OSError(error.errno, f"{message}: set FEWSLICE_CACHE to a folder on another disk") from error
     with contextlib.suppress(OSError):
         os.utime(place / "size")  # when it was last used, for `python -m data.cache`
-    columns = {name: packed[name].to_numpy() for name in PACKED}
+    columns = {str(name): column.to_numpy() for name, column in packed.items()}
     return SliceStore(table.reset_index(drop=True).assign(**columns), place / "slices.bin")
 
 
@@ -127,9 +138,11 @@ def files_digest(table: pd.DataFrame, root: Path, options: ReadingOptions | None
     Time stamps and the place of `root` do not count: a copy of the data has the same digest.
     """
     digest = hashlib.blake2b(f"format {FORMAT} {options or ''}\n".encode(), digest_size=16)
-    for name in SOURCE:
+    sources = SOURCE + [name for name in OF_CHANNELS if name in table]
+    for name in sources:
         digest.update(os.fsencode("\n".join(map(str, table[name].tolist()))) + b"\0")  # iterating a column is slow
-    names = sorted({*table["file"].unique(), *table["label_file"].unique()} - {""})
+    others = chain.from_iterable(table["channel_files"].unique()) if "channel_files" in table else ()
+    names = sorted({*table["file"].unique(), *table["label_file"].unique(), *others} - {""})
     try:
         for name, content in zip(names, content_digests(root, names), strict=True):
             digest.update(os.fsencode(f"{name} {content}\n"))
@@ -173,7 +186,8 @@ def _pack(table: pd.DataFrame, root: Path, place: Path, options: ReadingOptions)
             size = out.tell()
         if problems:
             raise UserError(f"{first_and_count(problems)}; `python -m data.inspect` lists every problem")
-        result = pd.DataFrame(rows, columns=list(PACKED)).astype(PACKED)
+        columns = _packed_columns(len(table["channels"].iloc[0]) if "channels" in table else 1)
+        result = pd.DataFrame(rows, columns=list(columns)).astype(columns)
         refuse_mixed_masks(scaled, max(int(value) for line in {*result["label_values"], "0"} for value in line.split()))
         result.to_csv(temporary / "table.csv", index=False)
         (temporary / "size").write_text(str(size))
@@ -198,8 +212,10 @@ def _pack_file(
     A label map of 0 and 255 is added to `scaled`.
     """
     file, label_file = root / table["file"].iloc[0], table["label_file"].iloc[0]
-    volume = replace(read_volume(file), slicing=options.slice_axis)
+    volume, *others = _read_volumes(root, table, options)
     stack, mm = volume.stack, volume.shape.slice_spacing
+    if others:
+        stack = np.stack([stack, *(other.stack for other in others)], axis=2)
     if stack.min() == stack.max():
         raise UserError(f"{file} has the value {stack.flat[0]} everywhere: remove it, or export it again")
     labels = None
@@ -208,7 +224,7 @@ def _pack_file(
         of_channel = len(stack) > 1 == table["frame"].nunique() and read_shape(root / label_file).frames == 1
         grid = one_channel(volume, channel) if of_channel else volume
         labels, is_scaled = read_labels(root / label_file, grid, options)
-        labels = np.broadcast_to(labels, stack.shape)
+        labels = np.broadcast_to(labels, volume.stack.shape)
         scaled += [root / label_file] if is_scaled else []
     narrowed = narrow(stack)
     rows = []
@@ -223,17 +239,48 @@ def _pack_file(
         if labels is not None:
             label_offset = _append(out, labels[t, z])
             values = " ".join(map(str, np.flatnonzero(counts_of(labels[t, z])[:IGNORED])))
-        row = (*image.shape, *mm, image.dtype.name, offset, label_offset, *mean_and_std(image), values)
-        rows.append((*row, digests[frame]))
+        first, *of_others = map(mean_and_std, image if others else [image])
+        row = (*image.shape[-2:], *mm, image.dtype.name, offset, label_offset, *first, values, digests[frame])
+        rows.append((*row, *chain.from_iterable(of_others)))
     return rows
 
 
+def _read_volumes(root: Path, table: pd.DataFrame, options: ReadingOptions) -> list[Volume]:
+    """The image of some rows of an index, or each of its channels."""
+    first = table.iloc[0]
+    if "channels" not in table:
+        return [replace(read_volume(root / first["file"]), slicing=options.slice_axis)]
+    files = [root / name for name in first["channel_files"]]
+    volumes = read_channels(files, first["channels"], options.slice_axis)
+    for volume in volumes if len(files) > 1 else ():
+        if volume.stack.min() == volume.stack.max():  # a sequence that was not acquired, perhaps
+            raise UserError(
+                f"{volume.path} has the value {volume.stack.flat[0]} everywhere: remove it, or leave it out"
+            )
+    return volumes
+
+
+def statistics_columns(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Columns of mean and standard deviation of each channel in a store's table."""
+    return _statistics_columns(sum(name.startswith("mean") for name in table.columns))
+
+
+def _statistics_columns(channels: int) -> list[tuple[str, str]]:
+    return [("mean", "std"), *((f"mean_{k}", f"std_{k}") for k in range(1, channels))]
+
+
+def _packed_columns(channels: int) -> dict[str, type]:
+    return {**PACKED, **dict.fromkeys(chain.from_iterable(_statistics_columns(channels)[1:]), float)}
+
+
 def _digests(stack: np.ndarray, table: pd.DataFrame) -> dict[int, str]:
-    """The fingerprint of the listed slices of each listed frame."""
+    """The fingerprint of the listed slices of each listed frame; of several channels, of the first not constant."""
     listed: dict[int, list[np.ndarray]] = {}
     for frame, z in zip(table["frame"].tolist(), table["slice"].tolist(), strict=True):
         listed.setdefault(frame, []).append(stack[frame - 1 if len(stack) > 1 else 0, z])
-    return {frame: fingerprint(slices) for frame, slices in listed.items()}
+    if stack.ndim == 4:
+        return {frame: fingerprint(slices) for frame, slices in listed.items()}
+    return {frame: fingerprint_of_channels([*zip(*slices, strict=True)]) for frame, slices in listed.items()}
 
 
 def _append(out: BinaryIO, values: np.ndarray) -> int:

@@ -34,22 +34,22 @@ Draw = Callable[[random.Random], tuple[int, int] | None]
 
 
 def has_tiles(augmentation: Augmentation, shape: Sequence[int]) -> bool:
-    """Whether an augmentation cuts its samples of an image of some shape (rows, columns, ...) from tiles."""
+    """Whether an augmentation cuts its samples of an image of some (rows, columns) from tiles."""
     return augmentation.crop == "fixed" and is_large(shape)
 
 
-def tile_of_views(image: np.ndarray, augmenter: Augmenter, seed: int) -> np.ndarray:
-    """The tile of a large image that all views of a sample are cut from, or the whole image, see `has_tiles`.
+def part_of_views(shape: tuple[int, ...], augmenter: Augmenter, seed: int) -> Part:
+    """The tile of a large image that all views of a sample are cut from, or the whole of a smaller one.
 
     Args:
-        image: (rows, columns, ...).
+        shape: (rows, columns) of the image.
         augmenter: of one of the views; the others have the same kind of crop.
         seed: seed of the sample.
     """
-    if not has_tiles(augmenter.augmentation, image.shape):
-        return image
+    if not has_tiles(augmenter.augmentation, shape):
+        return WHOLE
     side = SIDE * augmenter.size
-    return image[draw_tile(image.shape, (side, side), random.Random(seed + STREAM))]
+    return draw_tile(shape, (side, side), random.Random(seed + STREAM))
 
 
 class LabelledTiles:
@@ -73,7 +73,7 @@ class LabelledTiles:
             seed: seed of the sample.
             foreground: returns what draws a pixel of the slice's foreground.
         """
-        shape, augmentation = self.slices.raw(k)[0].shape, self.augmenter.augmentation
+        shape, augmentation = self.slices.shape(k), self.augmenter.augmentation
         if not has_tiles(augmentation, shape):
             return WHOLE, self.augmenter
         rng = random.Random(seed + STREAM)
@@ -90,7 +90,7 @@ def draw_tile(
     """Draw a tile that shows a random pixel in its central half, as far as it need not be moved into the image.
 
     Args:
-        shape: (rows, columns, ...) of the image.
+        shape: (rows, columns) of the image.
         side: (rows, columns) of the tile; it is cut to the image.
         rng: random numbers.
         draw_foreground: draws the pixel; None, or if it finds none: every one is as probable.
@@ -99,7 +99,7 @@ def draw_tile(
     if pixel is None:
         pixel = rng.randrange(shape[0]), rng.randrange(shape[1])
     starts = [at - round(length * rng.uniform(0.25, 0.75)) for at, length in zip(pixel, side, strict=True)]
-    starts = [max(0, min(start, n - length)) for start, n, length in zip(starts, shape, side, strict=False)]
+    starts = [max(0, min(start, n - length)) for start, n, length in zip(starts, shape, side, strict=True)]
     rows, columns = (slice(start, start + length) for start, length in zip(starts, side, strict=True))
     return rows, columns
 

@@ -120,8 +120,10 @@ def build_clip_encoder(
     return encoder
 
 
-def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
-    """Build SMP's U-Net: (N, 1, H, W) -> logits (N, classes, H, W); nearest upsampling, two convolutions per stage.
+def build_unet(encoder: str, classes: int, norm: Norm = "batch", in_channels: int = 1) -> nn.Module:
+    """Build SMP's U-Net: (N, in_channels, H, W) -> logits (N, classes, H, W).
+
+    It has nearest upsampling and two convolutions per stage.
 
     Random weights from torch's global generator: the decoder's depend on the seed alone, whatever the encoder is
     loaded with afterwards, so that runs of one seed pair up.
@@ -133,7 +135,7 @@ def build_unet(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
     unet = smp.Unet(
         encoder_name=f"tu-{encoder}",
         encoder_weights=None,
-        in_channels=1,
+        in_channels=in_channels,
         classes=classes,
         decoder_use_norm=True,
     )

@@ -1,6 +1,7 @@
 """The card of a weight file: the JSON file beside `encoder.safetensors` or `unet.safetensors` describes the weights."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -41,10 +42,12 @@ class EncoderCard(BaseModel):
     part: Literal["encoder", "unet"] = "encoder"
     """What the file holds: an encoder, or the encoder and the decoder of a U-Net."""
     normalisation: dict[str, Any]
-    """How the training images were normalised: `over` says over what intensities were z-scored, "image" or "exam"."""
+    """How the training images were normalised: `over` says over what intensities were z-scored, "image", "channel"
+    (each of several by itself) or "exam"."""
     lineage: list[dict[str, Any]]
     """Every training stage from the first: stage, source, data (name, hash), steps, versions, and of stages on scans
-    subjects, a `core.subjects.SubjectRecord`."""
+    subjects, a `core.subjects.SubjectRecord`; where several channels were chosen, `channels`; and `first_convolution`
+    if that was adapted to several."""
     sha256: str | None = None
     """Digest of the safetensors file."""
 
@@ -95,7 +98,8 @@ def read_lineage(source: str | Path) -> list[dict[str, Any]]:
         model = _LineageOfModel.model_validate_json(file.read_bytes())
     except ValidationError as error:
         raise UserError(f"{file} is not the card of a model ({first_violation(error)}); train it again") from None
-    last = {"stage": "supervised", "data": {"name": model.dataset}}
+    last: dict[str, Any] = {"stage": "supervised", "data": {"name": model.dataset}}
+    last |= {"channels": model.channels} if isinstance(model.channels, list) else {}
     return [*model.lineage, last | ({"subjects": model.subjects} if model.subjects else {})]
 
 
@@ -105,6 +109,7 @@ class _LineageOfModel(BaseModel):
     dataset: str
     lineage: list[dict[str, Any]] = []
     subjects: dict[str, Any] | None = None
+    channels: int | list[int] | None = None
 
 
 def unet_source(source: str | Path) -> str | Path:
@@ -131,13 +136,25 @@ def require_channels(source: str | Path, channels: int, what: str) -> None:
         raise UserError(f"{source} takes {trained} and {what} are {now}: pass an encoder that was pretrained on such")
 
 
+def say_channels(lineage: Sequence[Mapping[str, Any]], channels: Sequence[int]) -> None:
+    """Log a warning if weights were trained on other channels than the chosen ones, or in another order."""
+    trained = next((stage["channels"] for stage in reversed(lineage) if "channels" in stage), None)
+    if trained is not None and channels and [*trained] != [*channels]:
+        message = "the weights were trained on the channels %s of their data and get the channels %s here: %s"
+        before, now = (" ".join(map(str, numbers)) for numbers in (trained, channels))
+        log.warning(message, before, now, "make sure that these are of the same kinds in the same order")
+
+
 def say_normalisation(card: EncoderCard | None, over: str) -> None:
     """Log one line if an encoder was trained on images that were normalised in another way than those of this run.
 
     Args:
         card: the encoder file's card; None for foreign files, whose normalisation is unknown.
-        over: over what this run z-scores intensities: one "image", one "exam" or the whole "dataset".
+        over: over what this run z-scores intensities: one "image", each "channel" of it, one "exam" or the whole
+            "dataset".
     """
+    if card and card.in_channels == 1 and over == "channel":
+        over = "image"  # the same for a grey image
     trained_over = card.normalisation.get("over", over) if card else over
     if trained_over != over:
         message = "the encoder was trained on pixels z-scored over each %s; this run does so over the %s"

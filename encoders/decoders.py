@@ -26,8 +26,10 @@ AFTER_FEATURES = ("norm", "fc_norm", "attn_pool", "head")
 """Parts of a transformer that come after the features that DPT reads."""
 
 
-def build_segmenter(encoder: str, classes: int, norm: Norm = "batch", decoder: Decoder = "unet") -> nn.Module:
-    """Build a segmentation network with random weights: (N, 1, H, W) -> logits (N, classes, H, W).
+def build_segmenter(
+    encoder: str, classes: int, norm: Norm = "batch", decoder: Decoder = "unet", in_channels: int = 1
+) -> nn.Module:
+    """Build a segmentation network with random weights: (N, in_channels, H, W) -> logits (N, classes, H, W).
 
     H and W are multiples of 32. The network has the parts `encoder`, `decoder` and `segmentation_head`.
 
@@ -35,7 +37,7 @@ def build_segmenter(encoder: str, classes: int, norm: Norm = "batch", decoder: D
         UserError: if the encoder is no model of timm, or the decoder does not suit it.
     """
     require_decoder(encoder, decoder)
-    return build_dpt(encoder, classes, norm) if decoder == "dpt" else build_unet(encoder, classes, norm)
+    return (build_dpt if decoder == "dpt" else build_unet)(encoder, classes, norm, in_channels)
 
 
 def require_segmenter(encoder: str, norm: Norm, decoder: Decoder, *sizes: tuple[int, int]) -> None:
@@ -68,8 +70,10 @@ def _require_dpt(encoder: str, norm: Norm, *sizes: tuple[int, int]) -> None:
     require_forward(lambda: build_dpt(encoder, 2, norm), encoder, *((2, 1, *size) for size in sizes))
 
 
-def build_dpt(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
-    """Build SMP's DPT on a vision transformer: (N, 1, H, W) -> logits (N, classes, H, W), sides multiples of 32.
+def build_dpt(encoder: str, classes: int, norm: Norm = "batch", in_channels: int = 1) -> nn.Module:
+    """Build SMP's DPT on a vision transformer: (N, in_channels, H, W) -> logits (N, classes, H, W).
+
+    H and W are multiples of 32.
 
     Position embeddings keep the size of the published weights and are interpolated to each image's grid of patches.
     Layers of the transformer after its last block stay as they are: no feature that DPT reads passes them.
@@ -90,7 +94,7 @@ def build_dpt(encoder: str, classes: int, norm: Norm = "batch") -> nn.Module:
         decoder_readout="cat" if has_tokens else "ignore",
         decoder_intermediate_channels=channels,
         decoder_fusion_channels=fusion,
-        in_channels=1,
+        in_channels=in_channels,
         classes=classes,
         num_classes=0,
         **settings,

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
-from encoders.card import UNET, EncoderCard, Network, read_card, read_lineage, unet_source
-from encoders.channels import adapt_channels
+from encoders.card import MODEL, UNET, EncoderCard, Network, read_card, read_lineage, require_channels, unet_source
+from encoders.channels import adapt_channels, how_adapted, require_adaptable
 from encoders.formats import HEADS, State, find_encoder, fits, read_weights
 from encoders.hub import hub_weights, kinetics_weights, timm_weights
 from encoders.identify import recognise
@@ -89,8 +89,8 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
     card = read_card(source) if is_file(source) else None
     if card is None or card.part != "unet":
         encoder: Any = unet.encoder
-        channels = getattr(encoder, "_in_channels", 1)  # transformers do not say it: ours take one
-        return _load(encoder.model, timm_names(encoder.model, name), source, name, channels)
+        return _load(encoder.model, timm_names(encoder.model, name), source, name, _channels_of(encoder))
+    require_channels(source, _channels_of(unet.encoder), "the images here")
     path, body = Path(source), body_of(unet)
     _require_architecture(card, name, path)
     norm = norm_of(body)
@@ -103,6 +103,12 @@ def load_into_unet(unet: nn.Module, source: str | Path, name: str) -> LoadReport
     matched = len(body.state_dict())
     log.info("%s into a U-Net with %s: %d matched, encoder and decoder", path, name, matched)
     return LoadReport(matched=matched, missing=[], unexpected=[], lineage=card.lineage, card=card)
+
+
+def _channels_of(encoder: Any) -> int:
+    """Input channels of an encoder of segmentation_models; of transformers their patches say it."""
+    channels: int | None = getattr(encoder, "_in_channels", None)
+    return encoder.model.patch_embed.proj.in_channels if channels is None else channels
 
 
 def load_whole(network: nn.Module, tensors: Mapping[str, Any], path: Path) -> None:
@@ -204,7 +210,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     entry: dict[str, Any] = {}
     card, declared = None, None
     if str(source) in ("imagenet", "kinetics"):
-        payload, entry = kinetics_weights(name) if str(source) == "kinetics" else timm_weights(name, channels)
+        kinetics, known = str(source) == "kinetics", 1 if channels == 1 else 3  # other numbers are adapted below
+        payload, entry = kinetics_weights(name) if kinetics else timm_weights(name, known)
     elif str(source).startswith(HUB):
         payload, entry = hub_weights(str(source))
     else:
@@ -226,7 +233,15 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})
     _check_norm(source, card.norm if card else _norm_in(layout.outside, wanted), norm_of(network))
-    state = _adapted(layout.state, wanted, name, channels, source)
+    where = _few([layout.where]) if layout.where else ""
+    lineage = card.lineage if card else read_lineage(source) or [entry | ({"layout": where} if where else {})]
+    state, trained = _adapted(layout.state, wanted, name, channels, source)
+    if trained != channels:
+        foreign = card is None and Path(source).name != MODEL
+        require_adaptable(source, trained, channels, lineage, foreign=foreign)
+    if trained != channels > 1 and lineage:
+        log.info("%s: the first convolution is adapted, %s", source, how_adapted(trained, channels))
+        lineage = [*lineage[:-1], lineage[-1] | {"first_convolution": how_adapted(trained, channels)}]
     missing = sorted(wanted.keys() - state.keys())
     lacking = _weights_below_head(missing)
     if lacking and lacking == _weights_below_head(_after_features(name)):
@@ -248,12 +263,11 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
     if layout.rivals:
         place, other = (_few([where]) if where else "the outermost" for where in (layout.where, layout.rivals[0]))
         log.info("%s holds several networks of this kind: %s is loaded, not %s", source, place, other)
-    where = _few([layout.where]) if layout.where else ""
     report = LoadReport(
         matched=len(loaded),
         missing=missing,
         unexpected=layout.outside,
-        lineage=card.lineage if card else read_lineage(source) or [entry | ({"layout": where} if where else {})],
+        lineage=lineage,
         card=card,
     )
     log.info(
@@ -290,8 +304,10 @@ def _norm_in(keys: Iterable[str], wanted: Iterable[str]) -> Norm | None:
     return "batch" if any(key.endswith(statistics) for key in keys) else None
 
 
-def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> State:
-    """The tensors with the first convolutions adapted to the network's input channels, and patches to its size."""
+def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> tuple[State, int]:
+    """The tensors with the first convolutions adapted to the network's input channels, and patches to its size; and the
+    channels of the images that they were trained on."""
+    trained = channels
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     first = "stem.0" if is_video(name) else config.first_conv if config else None
     state = resample_patches(state, wanted)
@@ -304,8 +320,9 @@ def _adapted(state: State, wanted: State, name: str, channels: int, source: str 
         same_kernel = value.ndim == len(shape) and (value.shape[0], *value.shape[2:]) == (shape[0], *shape[2:])
         if same_kernel and value.shape[1] != shape[1] and value.shape[1] in range(pixels, MAX_CHANNELS, pixels):
             value = _converted(value, wanted[key], f"{source}: {key}")
-            state[key] = adapt_channels(value, channels, value.shape[1] // pixels)
-    return state
+            trained = value.shape[1] // pixels
+            state[key] = adapt_channels(value, channels, trained)
+    return state, trained
 
 
 def _converted(value: Tensor, like: Tensor, what: str) -> Tensor:

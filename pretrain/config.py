@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 from core.errors import UserError
 from core.settings import Execution, Group, SetBySweep
 from data.augmentation import Augmentation
-from data.sources import AcdcSource, ExamsSource, FolderSource, ImagesSource, MrnetSource
+from data.sources import (
+    AcdcSource,
+    ExamsSource,
+    FolderSource,
+    ImagesSource,
+    MrnetSource,
+    refuse_channels,
+    refuse_colour_changes,
+)
 from encoders.names import Norm, is_video
 from engine.config import RunSettings, memory_in_gigabytes
 
@@ -117,7 +125,7 @@ class PretrainConfig(RunSettings):
     third more arithmetic."""
     cache_on_device: Execution[Literal["auto", "yes", "no"]] = "auto"
     """Keep the target slices in the device's memory and make the views there. auto: on a GPU, if they take less than
-    half of its free memory; not with noise, bicubic interpolation, affine maps or clips."""
+    half of its free memory; not with noise, bicubic interpolation, affine maps, clips or several channels."""
 
     batch_size: Annotated[int, Group("training")] = 128
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
@@ -182,6 +190,18 @@ class PretrainConfig(RunSettings):
                 f"--crop-towards {self.crop_towards} needs resized crops without affine maps: "
                 "use --augmentation.crop resized and --augmentation.affine 0, or --crop-towards none"
             )
+        for_slices = {
+            "--probe-every": self.probe_every,
+            "--cache-on-device yes": self.cache_on_device == "yes",
+            "--crop-towards": self.crop_towards != "none",
+            "--positives": self.positives != "same",
+            "--dense": self.dense,
+            "--method masked": self.method == "masked",
+        }
+        for flag in ("--method masked", "--cache-on-device yes"):
+            if for_slices[flag]:
+                refuse_channels(self.data, flag)
+        refuse_colour_changes(self.augmentation, self.data)
         if self.on_exams and self.crop_towards == "motion":
             raise UserError("--crop-towards motion needs cines of slices, exams have none: use centre or none")
         if self.on_exams and self.positives != "same":
@@ -192,14 +212,6 @@ class PretrainConfig(RunSettings):
             raise UserError(f"--stem {self.stem} is for single images: leave it out for exams")
         if self.on_images and self.unlabelled_splits == "all":
             raise UserError("--unlabelled-splits all: of images with classes only training images are pretrained on")
-        for_slices = {
-            "--probe-every": self.probe_every,
-            "--cache-on-device yes": self.cache_on_device == "yes",
-            "--crop-towards": self.crop_towards != "none",
-            "--positives": self.positives != "same",
-            "--dense": self.dense,
-            "--method masked": self.method == "masked",
-        }
         for flag in for_slices if self.on_images else ():
             if for_slices[flag]:
                 raise UserError(f"{flag} is for slices: leave it out with --dataset images")

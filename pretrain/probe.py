@@ -9,7 +9,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import jaccard_score
 from torch import nn
 
-from data.preprocessing import resize
 from data.readers.label_maps import IGNORED
 from data.slices import Dataset, Slices
 
@@ -67,10 +66,10 @@ class Probe:
 
 
 def _squares(dataset: Dataset, split: str, size: int) -> tuple[torch.Tensor, list[np.ndarray]]:
-    """Labelled slices (N, 1, size, size) evenly spread over a split, and their label maps in full size."""
+    """Labelled slices (N, channels, size, size) evenly spread over a split, and their label maps in full size."""
     positions = dataset.positions(split, labelled=True)
     positions = positions[np.linspace(0, len(positions) - 1, min(len(positions), MOST_SLICES)).astype(int)]
     slices = Slices(store=dataset.store, positions=positions)
-    images = [resize(slices.image(k), (size, size)) for k in range(len(slices))]
+    images = [slices.square(k, size) for k in range(len(slices))]
     labels = [slices.label(k) for k in range(len(slices))]
-    return torch.from_numpy(np.array(images, dtype=np.float32).reshape(-1, 1, size, size)), labels
+    return torch.from_numpy(np.array(images, np.float32).reshape(-1, slices.channels, size, size)), labels

@@ -53,7 +53,7 @@ class StageImages:
     count: int
     unit: str = "images"
     channels: int = 1
-    """Channels of an image: 3 for RGB."""
+    """Channels of an image: 3 for RGB, or the number of `--channels`."""
     name: str
     """Name of the data set."""
     hash: str
@@ -152,6 +152,7 @@ def target_slices(
         ),
         on_device=cached,
         count=len(slices),
+        channels=slices.channels,
         name=dataset.name,
         hash=dataset.store.key,
         subjects=record_subjects(dataset, {"pool": pool}),

@@ -16,6 +16,7 @@ from data.sources import (
     ExamsSource,
     ImagesSource,
     MrnetSource,
+    chosen_channels,
     open_exams,
     open_images,
     open_slices,
@@ -31,7 +32,7 @@ from encoders.build import (
     require_image_size,
     require_unet,
 )
-from encoders.card import UNET, require_channels, say_normalisation
+from encoders.card import UNET, require_channels, say_channels, say_normalisation
 from encoders.names import is_video
 from encoders.weights import load_into_unet, load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
@@ -69,7 +70,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
         )
     target, probe = _target(cfg, fabric.device) if cfg.stage != "generalist" else (None, None)
     channels = target.channels if target else 1
-    if natural is not None and channels > natural.channels:
+    if natural is not None and cfg.on_images and channels > natural.channels:
         raise UserError(
             f"--stage {cfg.stage}: the images of {cfg.data.dataset} are RGB and those of --generalist {cfg.generalist} "
             "grey: pass --stage specialist, or --generalist imagenet or an encoder file"
@@ -165,7 +166,8 @@ def _start(cfg: PretrainConfig, source: str | None, channels: int) -> tuple[nn.M
             report = load_into_unet(encoder, source, cfg.encoder)
         else:
             report = load_weights(encoder, source, name=cfg.encoder, in_channels=channels)
-    say_normalisation(report.card, "exam" if cfg.on_clips else "image")
+    say_normalisation(report.card, facts_of_encoder(cfg, channels)["normalisation"]["over"])
+    say_channels(report.lineage, chosen_channels(cfg.data) if channels > 1 else ())
     return encoder, list(report.lineage)
 
 

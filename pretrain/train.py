@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.errors import UserError
+from data.sources import chosen_channels
 from encoders.card import UNET, versions
 from engine.compiling import compile_method
 from engine.config import plain
@@ -243,7 +244,8 @@ def _optimiser(cfg: PretrainConfig, method: Method, lr: float, fabric: Fabric) -
 
 def facts_of_encoder(cfg: PretrainConfig, channels: int = 1) -> dict[str, Any]:
     """The arguments of `save_encoder` that are the same for all encoders of a run."""
-    normalisation = {"kind": "z-score", "over": "exam" if cfg.on_clips else "image"}
+    each = channels > 1 and not cfg.on_images
+    normalisation = {"kind": "z-score", "over": "exam" if cfg.on_clips else "channel" if each else "image"}
     return {"name": cfg.encoder, "in_channels": channels, "norm": cfg.norm, "normalisation": normalisation}
 
 
@@ -273,6 +275,8 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
     }
     if views_of(cfg.method) == 2:
         entry["second_augmentation"] = plain(cfg.second_augmentation)
+    if images.channels > 1 and (chosen := chosen_channels(cfg.data)):
+        entry["channels"] = [*chosen]
     if images.by_class:
         entry["data"] |= {"classes": [*images.by_class], "by_class": [*images.by_class.values()]}
     if images.subjects:

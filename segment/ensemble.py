@@ -55,15 +55,16 @@ class Ensemble:
         """Segment slices that share a grid, a few at a time: no probabilities of a whole volume are held.
 
         Args:
-            stack: (slices, rows, columns), file units.
+            stack: (slices, rows, columns), file units, or (slices, channels, rows, columns).
             spacing: (row_mm, column_mm).
             entropy: whether to keep the entropy of each voxel.
 
         Raises:
             UserError: if the slices are too large, or cannot be resampled.
         """
-        labels = np.empty(stack.shape, np.uint8)
-        uncertainty = np.empty(stack.shape, np.float32) if entropy else None
+        shape = (len(stack), *stack.shape[-2:])
+        labels = np.empty(shape, np.uint8)
+        uncertainty = np.empty(shape, np.float32) if entropy else None
         agreement = Agreement(classes=self.card.classes, members=len(self.members))
         for part, probabilities in probabilities_by_part(self.members, stack, spacing):
             mean = probabilities[0] if len(probabilities) == 1 else torch.stack(probabilities).mean(dim=0)

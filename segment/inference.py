@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from data.preprocessing import (
     LARGE_SLICE,
+    Statistics,
     is_large,
-    mean_and_std,
     narrow,
     preprocess,
     reflected,
     resampled_size,
-    z_score,
+    statistics_of,
 )
 from segment.model import STRIDE, ModelCard
 from segment.windows import probabilities_by_row, seen_size
@@ -46,7 +46,7 @@ def segment_stack(
 
     Args:
         unet: network in evaluation mode.
-        stack: (slices, rows, columns), file units.
+        stack: (slices, rows, columns), file units, or (slices, channels, rows, columns).
         spacing: (row_mm, column_mm).
         card: card of the network: preprocessing, test-time augmentation and post-processing.
         batch: slices per forward, fewer if they are large.
@@ -58,7 +58,7 @@ def segment_stack(
     Raises:
         UserError: if the slices are too large, or cannot be resampled.
     """
-    volume = np.empty(stack.shape, np.uint8)
+    volume = np.empty((len(stack), *stack.shape[-2:]), np.uint8)
     for part, (probabilities,) in probabilities_by_part([(unet, card)], stack, spacing, batch=batch):
         volume[part] = most_probable(probabilities)
     return largest_component(volume) if card.keep_largest_component else volume
@@ -78,7 +78,7 @@ def probabilities_by_part(
 
     Args:
         members: networks in evaluation mode with their cards, of the same classes and pixel size.
-        stack: (slices, rows, columns), file units.
+        stack: (slices, rows, columns), file units, or (slices, channels, rows, columns).
         spacing: (row_mm, column_mm).
         batch: slices per forward, fewer if they are large.
 
@@ -89,7 +89,7 @@ def probabilities_by_part(
     Raises:
         UserError: if the slices are too large, or cannot be resampled.
     """
-    shape = stack.shape[1:]
+    shape = stack.shape[-2:]
     narrowed = narrow(stack)
     seen = resampled_size(shape, spacing, members[0][1].spacing_mm)
     if is_large(shape) or is_large(seen):
@@ -109,31 +109,33 @@ def probabilities_by_part(
 def _probabilities_by_row(
     unet: nn.Module, card: ModelCard, image: np.ndarray, spacing: tuple[float, float], seen: tuple[int, int]
 ) -> Iterator[tuple[int, Tensor]]:
-    """Probabilities of a slice (rows, columns) in file units, which the network sees in the size `seen`, by rows."""
+    """Probabilities of a slice in file units, which the network sees in the size `seen`, some rows at a time."""
     device = next(unet.parameters()).device
     statistics = _statistics(image, card)
     # Without resampling rows are z-scored as they are read: the whole slice in float32 would take four times its file.
     prepared = None if card.spacing_mm is None else preprocess(image, statistics, spacing, card.spacing_mm)
 
     def read(first: int, end: int) -> Tensor:
-        rows = z_score(image[first:end], *statistics) if prepared is None else prepared[first:end]
-        return torch.from_numpy(rows[None, None]).to(device)
+        part = (..., slice(first, end), slice(None))
+        rows = preprocess(image[part], statistics, spacing, None) if prepared is None else prepared[part]
+        return torch.from_numpy(rows.reshape(1, -1, *rows.shape[-2:])).to(device)
 
-    return probabilities_by_row(lambda x: _mean_of_flips(unet, card, x), read, seen, image.shape)
+    return probabilities_by_row(lambda x: _mean_of_flips(unet, card, x), read, seen, image.shape[-2:])
 
 
 def _probabilities(unet: nn.Module, card: ModelCard, images: np.ndarray, spacing: tuple[float, float]) -> Tensor:
-    """(n, rows, columns) in file units -> (n, classes, rows, columns)."""
-    prepared = np.stack([_prepare(image, spacing, card) for image in images])[:, None]
+    """(n, rows, columns) or (n, channels, rows, columns) in file units -> (n, classes, rows, columns)."""
+    shape = images.shape[-2:]
+    prepared = np.stack([_prepare(image, spacing, card) for image in images])
     x = torch.from_numpy(prepared).to(next(unet.parameters()).device)
     probabilities = _mean_of_flips(unet, card, x)
-    if probabilities.shape[2:] != images.shape[1:]:
-        probabilities = F.interpolate(probabilities, size=images.shape[1:], mode="bilinear", align_corners=False)
+    if probabilities.shape[2:] != shape:
+        probabilities = F.interpolate(probabilities, size=shape, mode="bilinear", align_corners=False)
     return probabilities
 
 
 def _mean_of_flips(unet: nn.Module, card: ModelCard, x: Tensor) -> Tensor:
-    """(N, 1, H, W) -> probabilities (N, classes, H, W), averaged with those of the flipped images if the card says."""
+    """(N, channels, H, W) -> probabilities (N, classes, H, W), the mean with flipped images if the card says so."""
     probabilities = class_probabilities(unet, x)
     if card.flip_tta:
         probabilities = (probabilities + class_probabilities(unet, x.flip(3)).flip(3)) / 2
@@ -159,7 +161,7 @@ def uncertainty_by_class(
 
     Args:
         unet: network in evaluation mode.
-        image: (rows, columns), file units.
+        image: (rows, columns) or (channels, rows, columns), file units.
         spacing: (row_mm, column_mm).
         card: card of the network.
 
@@ -167,9 +169,9 @@ def uncertainty_by_class(
         (classes,) in nats, NaN for a class that is predicted nowhere; at 0, in place of the background, the mean over
         all pixels.
     """
-    if is_large(image.shape):
+    if is_large(image.shape[-2:]):
         return _uncertainty_by_row(unet, image, spacing, card)
-    x = torch.from_numpy(_prepare(narrow(image[None])[0], spacing, card)[None, None])
+    x = torch.from_numpy(_prepare(narrow(image[None])[0], spacing, card)[None])
     probabilities = class_probabilities(unet, x.to(next(unet.parameters()).device))
     entropy, predicted = entropy_of(probabilities)[0], probabilities[0].max(dim=0).indices
     of_classes = [entropy[predicted == label].mean().item() for label in range(1, len(card.classes))]
@@ -212,16 +214,18 @@ def largest_component(labels: np.ndarray) -> np.ndarray:
 
 
 def _prepare(image: np.ndarray, spacing: tuple[float, float], card: ModelCard) -> np.ndarray:
-    return preprocess(image, _statistics(image, card), spacing, card.spacing_mm)
+    """(rows, columns) or (channels, rows, columns) in file units -> (channels, rows, columns), what a network sees."""
+    prepared = preprocess(image, _statistics(image, card), spacing, card.spacing_mm)
+    return prepared.reshape(-1, *prepared.shape[-2:])
 
 
-def _statistics(image: np.ndarray, card: ModelCard) -> tuple[float, float]:
-    """Mean and standard deviation that z-score an image."""
-    return mean_and_std(np.ascontiguousarray(image)) if card.normalisation == "image" else card.statistics
+def _statistics(image: np.ndarray, card: ModelCard) -> Statistics:
+    """Mean and standard deviation that z-score an image, or each of its channels."""
+    return statistics_of(np.ascontiguousarray(image)) if card.normalisation == "image" else card.statistics
 
 
 def class_probabilities(unet: nn.Module, x: Tensor) -> Tensor:
-    """(N, 1, H, W) -> softmax (N, classes, H, W); slices are padded to the stride as in training."""
+    """(N, channels, H, W) -> softmax (N, classes, H, W); slices are padded to the stride as in training."""
     height, width = x.shape[2:]
     (top, bottom), (left, right) = _to_stride(height), _to_stride(width)
     rows, columns = (

@@ -8,6 +8,7 @@ import torch
 from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, field_validator
 from torch import nn
 
+from data.readers.channels import Channels, several
 from data.readers.geometry import SliceAxis
 from data.readers.label_maps import IGNORED, check_class_names
 from data.slices import Normalisation
@@ -19,6 +20,10 @@ from engine import model_file
 
 STRIDE = 32
 """Input sides must be multiples of this: five halvings in a U-Net; in DPT the coarsest of four maps has this stride."""
+
+
+Moments = tuple[FiniteFloat, Annotated[FiniteFloat, Field(ge=0)]]
+"""Mean and standard deviation."""
 
 
 class UnlabelledSlices(BaseModel):
@@ -38,16 +43,18 @@ class ModelCard(model_file.ModelCard):
     classes: Annotated[list[str], Field(min_length=2, max_length=256)]
     """Class names, background first."""
     normalisation: Normalisation
-    statistics: tuple[FiniteFloat, Annotated[FiniteFloat, Field(ge=0)]]
-    """Mean and standard deviation, in file units, used if `normalisation` is "dataset"."""
+    statistics: Moments | tuple[Moments, ...]
+    """Mean and standard deviation, in file units, or those of each of several channels; used if `normalisation` is
+    "dataset"."""
     spacing_mm: Annotated[float, Field(ge=1e-3, le=1e3)] | None
     """Pixel size in mm that slices are resampled to; None: they are not resampled."""
     flip_tta: bool = Field(default=False, validation_alias=AliasChoices("flip_tta", "mirror"))
     """Average each prediction with that of the left-right flipped slice."""
-    channels: int | None = None
-    """Number of the channel that was trained on, see `data.sources.FolderSource`; None: the first, or all frames."""
+    channels: Channels = None
+    """Number of the channel that was trained on, or of several in their order, see `data.sources.FolderSource`; None:
+    the first, or all frames."""
     numbered_channels: bool = False
-    """Whether the images were one channel of several files each, case_0000 of case."""
+    """Whether each channel of an image was a file of its own, case_0000 of case."""
     keep_largest_component: bool = Field(
         default=False, validation_alias=AliasChoices("keep_largest_component", "one_piece")
     )
@@ -56,6 +63,11 @@ class ModelCard(model_file.ModelCard):
     """The slices that pseudo-labels were learned from; None: only labelled ones were trained on."""
     slice_axis: SliceAxis = "auto"
     """How the axis across the slices is chosen, see `data.readers.geometry.slice_axis`."""
+
+    @property
+    def in_channels(self) -> int:
+        """Number of channels that the network gets."""
+        return len(several(self.channels)) or 1
 
     @field_validator("classes")
     @classmethod
@@ -71,7 +83,9 @@ def load_unet(folder: Path) -> tuple[nn.Module, ModelCard]:
         UserError: if the folder holds no finished model, or its files do not belong together.
     """
     return model_file.load_model(
-        folder, ModelCard, lambda card: build_segmenter(card.encoder, len(card.classes), card.norm, card.decoder)
+        folder,
+        ModelCard,
+        lambda card: build_segmenter(card.encoder, len(card.classes), card.norm, card.decoder, card.in_channels),
     )
 
 

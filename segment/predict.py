@@ -22,6 +22,7 @@ from core.subjects import anonymised, pseudonyms
 from core.terminal import terminal
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
+from data.readers.channels import files_of_channels, read_channels, refuse_several, several
 from data.readers.discovery import discover
 from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
 from data.readers.images import (
@@ -60,7 +61,7 @@ class Predict(Settings):
     their class probabilities is used, and volumes.csv gains the Dice predicted from how far they agree."""
     input: Path
     """An image (3D or 4D NIfTI, PNG, TIFF, DICOM), or a folder of images, searched with its subfolders. Label maps in
-    it are left out; of nnU-Net's channels case_0000, case_0001, ... the one that was trained on is used."""
+    it are left out; of nnU-Net's channels case_0000, case_0001, ... those that were trained on are used."""
     output: Path
     """Folder for the label maps, which keep the images' names (without channel) and folders, and for volumes.csv. Of
     DICOM series they are NIfTI files under hashed names, as by `python -m data.convert`, and DICOM segmentations, which
@@ -114,9 +115,11 @@ def run(cfg: Predict) -> pd.DataFrame:
     card = ensemble.card
     from_dicom = dicom_images(cfg.input)
     if from_dicom is None:
-        targets, problems = _targets(cfg.input, cfg.output, card)
+        targets, channel_files, problems = _targets(cfg.input, cfg.output, card)
         dicom: dict[Path, DicomImage] = {}
     else:
+        refuse_several(card.channels, f"{cfg.input} holds DICOM files, which have")
+        channel_files = {}
         dicom, targets, problems = _dicom_targets(*from_dicom, cfg)
     maps = _map_targets(targets, cfg)
     sheet = ContactSheet()
@@ -127,17 +130,13 @@ def run(cfg: Predict) -> pd.DataFrame:
     rows = []
     for file, target in targets.items():
         try:
-            volume = dicom[file].read() if file in dicom else read_volume(file)
-            volume = replace(volume, slicing=card.slice_axis)
-            is_channel = card.channels is not None and volume.shape.frames > 1
-            if card.channels is not None and is_channel:
-                volume = one_channel(volume, card.channels)
-            if not all(np.isfinite(image).all() for frame in volume.stack for image in frame):
+            volume, stack, first = _read(file, channel_files.get(file, ()), dicom.get(file), card)
+            if not all(np.isfinite(image).all() for frame in stack for image in frame):
                 raise UserError(f"{file} holds NaN or infinite values; repair it")
             row_mm, column_mm, slice_mm = volume.shape.slice_spacing
             resampled_size(volume.stack.shape[2:], (row_mm, column_mm), card.spacing_mm, str(file))
             spacing, entropy = (row_mm, column_mm), file in maps
-            predictions = [ensemble.segment(frame, spacing, entropy=entropy) for frame in volume.stack]
+            predictions = [ensemble.segment(frame, spacing, entropy=entropy) for frame in stack]
             labels = _stacked([prediction.labels for prediction in predictions])
             write_label_map(target, labels, volume)
             if entropy:
@@ -147,7 +146,6 @@ def run(cfg: Predict) -> pd.DataFrame:
             problems.append(f"{file}: {error}" if file in dicom else str(error))
             continue
         if file in dicom:
-            first = card.channels if is_channel and card.channels is not None else 0
             problems += _write_dicom(target, labels, volume, dicom[file], card, model, first)
         size = len(card.classes)
         counts = [np.sum([counts_of(page, size) for page in frame], axis=0) for frame in labels]
@@ -252,12 +250,42 @@ def _check_paths(path: Path, output: Path) -> None:
         raise UserError(f"{path} is a label map by its name; --input takes an image or a folder of images")
 
 
-def _targets(path: Path, output: Path, card: "ModelCard") -> tuple[dict[Path, Path], list[str]]:
-    """{image: label map to write}, without images in the output folder; and sentences about cases without an image."""
+def _read(
+    file: Path, channel_files: Sequence[Path], dicom: DicomImage | None, card: "ModelCard"
+) -> tuple[Volume, np.ndarray, int]:
+    """An image as a network gets it.
+
+    Args:
+        file: its file.
+        channel_files: the files of its channels if the network gets several.
+        dicom: its DICOM planes in place of a file.
+        card: card of the network.
+
+    Returns:
+        The volume on whose grid its label map lies; (frames, slices, rows, columns), or (1, slices, channels, rows,
+        columns); and the first time frame, from 0.
+    """
+    if channels := several(card.channels):
+        volumes = read_channels(channel_files, channels, card.slice_axis)
+        return volumes[0], np.stack([volume.stack for volume in volumes], axis=2), 0
+    volume = replace(dicom.read() if dicom else read_volume(file), slicing=card.slice_axis)
+    if isinstance(card.channels, int) and volume.shape.frames > 1:
+        volume = one_channel(volume, card.channels)
+        return volume, volume.stack, card.channels
+    return volume, volume.stack, 0
+
+
+def _targets(
+    path: Path, output: Path, card: "ModelCard"
+) -> tuple[dict[Path, Path], dict[Path, tuple[Path, ...]], list[str]]:
+    """{image: label map to write}, without images in the output folder; {image: files of its channels}; and sentences
+    about cases without an image."""
     targets: dict[Path, Path] = {}
+    channel_files: dict[Path, tuple[Path, ...]] = {}
     problems: list[str] = []
     if path.is_file():
         targets = {path: output / path.name} if is_image(path) else {}
+        channel_files[path] = files_of_channels(path, several(card.channels)) if card.numbered_channels else (path,)
     else:
         discovery = discover(path, channels=card.channels, expect_channels=card.numbered_channels)
         for message in (*discovery.search.messages(), *discovery.messages):
@@ -276,10 +304,11 @@ def _targets(path: Path, output: Path, card: "ModelCard") -> tuple[dict[Path, Pa
                 continue
             taken[target] = image.file
             targets[image.file] = target
+            channel_files[image.file] = image.channels or (image.file,)
     _refuse_foreign_files(targets, output)
     if not targets and not problems:
         raise UserError(f"{path} holds no image (.nii, .nii.gz, .png, .tif, DICOM); pass a file or a folder of them")
-    return targets, problems
+    return targets, channel_files, problems
 
 
 def _dicom_targets(

@@ -14,6 +14,7 @@ from core.tables import read_table
 from data.pictures import colour_of, draw_slice, spread_places
 from data.readers.label_maps import without_ignored
 from data.slices import Dataset
+from data.sources import chosen_channels
 from engine.run_page import Case, CasePage, RunPage, Table
 from segment.config import SegmentConfig
 from segment.figures import foreground_window, worst_median_best
@@ -96,6 +97,8 @@ def _what_was_run(cfg: SegmentConfig, dataset: Dataset, result: Mapping[str, Any
         "Learning rate": f"{cfg.lr:g}, encoder {cfg.lr * result['encoder_lr_factor']:g}",
         "Seed": str(cfg.seed),
     }
+    if chosen := chosen_channels(cfg.data):
+        rows["Channels"] = " ".join(map(str, chosen))
     if "unlabelled" in result:
         rows["Unlabelled"] = f"{result['unlabelled']['slices']} slices, by pseudo-labels"
     return rows
@@ -167,7 +170,7 @@ def _pages(volume: LabelledVolume, prediction: np.ndarray) -> Iterator[CasePage]
     aspect = volume.spacing[1] / volume.spacing[2]
     window = foreground_window(np.any(marked, axis=0), aspect)
     for place in places[spread_places(len(places), MOST_PAGES)]:
-        image = volume.image[place][window]
+        image = volume.pictured[place][window]
         labels = {"image": None, "reference": reference[place][window], "prediction": prediction[place][window]}
         pictures = {
             name: jpeg_address(draw_slice(image, label_map, aspect=aspect, side=SIDE))

@@ -28,11 +28,16 @@ class LabelledVolume:
     phase: str
     frame: int
     image: np.ndarray
-    """(slices, rows, columns), file units."""
+    """(slices, rows, columns), file units, or (slices, channels, rows, columns)."""
     reference: np.ndarray
     """(slices, rows, columns) uint8 class indices, or `label_maps.IGNORED`."""
     spacing: tuple[float, float, float]
     """(slice_mm, row_mm, column_mm)."""
+
+    @property
+    def pictured(self) -> np.ndarray:
+        """(slices, rows, columns): the image, or its first channel, which figures show."""
+        return self.image if self.image.ndim == 3 else self.image[:, 0]
 
 
 def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
@@ -132,6 +137,6 @@ def _draw_panel(
     for k, v in enumerate(volumes):  # one at a time in memory
         if k in wanted:
             title = f"{wanted[k]}: {per_volume['subject'].iloc[k]} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
-            cases[k] = panel_case(title, v.image, v.reference, predictions[k], v.spacing)
+            cases[k] = panel_case(title, v.pictured, v.reference, predictions[k], v.spacing)
     if cases:
         prediction_panel([cases[k] for k in wanted], file, classes)

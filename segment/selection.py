@@ -14,7 +14,6 @@ from torch import nn
 
 from core.errors import UserError
 from core.tables import read_table
-from data.preprocessing import resize
 from data.protocols import LABEL_ORDERS
 from data.slices import Dataset, Slices
 from data.splits import labelled_subset
@@ -62,7 +61,7 @@ def labelled_rows(cfg: SegmentConfig, dataset: Dataset, device: torch.device) ->
 
 def _first(cfg: SegmentConfig, dataset: Dataset, table: pd.DataFrame, count: int, device: torch.device) -> list[int]:
     """Rows of slices of typical subjects, spread over the first labelled volume of each, as `annotate first` does."""
-    unet = build_segmenter(cfg.encoder, len(dataset.classes), cfg.norm, cfg.decoder)
+    unet = build_segmenter(cfg.encoder, len(dataset.classes), cfg.norm, cfg.decoder, dataset.store.channels)
     load_into_unet(unet, cfg.init, cfg.encoder)
     encoder = nn.Sequential(_LastFeatures(unet.encoder), nn.AdaptiveAvgPool2d(1), nn.Flatten()).to(device).eval()
     firsts = table.drop_duplicates("subject")[["subject", *KEYS[:2]]]
@@ -125,7 +124,7 @@ class _LastFeatures(nn.Module):
         self.encoder = encoder
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, 1, H, W) -> (N, channels, H / 32, W / 32)."""
+        """(N, channels, H, W) -> (N, features, H / 32, W / 32)."""
         maps = self.encoder(x)
         if isinstance(maps[0], list):  # of a transformer: maps, and tokens of the whole image
             maps = maps[0]
@@ -138,13 +137,13 @@ def embed(encoder: nn.Module, dataset: Dataset, rows: np.ndarray) -> np.ndarray:
     """Features of slices, each resized to `SIDE` x `SIDE`: (slices, features), each row of length 1.
 
     Args:
-        encoder: (N, 1, H, W) -> (N, features), in evaluation mode.
+        encoder: (N, channels, H, W) -> (N, features), in evaluation mode.
         rows: of `dataset.table`.
     """
     slices = Slices(store=dataset.store, positions=rows)
-    images = np.stack([resize(slices.image(k), (SIDE, SIDE)) for k in range(len(slices))])
+    images = np.stack([slices.square(k, SIDE) for k in range(len(slices))])
     device = next(encoder.parameters()).device
-    batches = torch.from_numpy(images[:, None]).split(BATCH)
+    batches = torch.from_numpy(images).split(BATCH)
     return unit_length(torch.cat([encoder(batch.to(device)).float().cpu() for batch in batches]).numpy())
 
 

@@ -27,10 +27,10 @@ from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
 from data.samples.unlabelled import STRONG, Pool, WithUnlabelled, weak_view
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
-from data.sources import FolderSource, open_slices, save_requested_splits
+from data.sources import FolderSource, chosen_channels, open_slices, save_requested_splits
 from data.splits import inner_splits, save_splits, unlabelled_pool
 from data.tiles import say_large_slices
-from encoders.card import read_lineage, say_normalisation, unet_source
+from encoders.card import read_lineage, say_channels, say_normalisation, unet_source
 from encoders.weights import body_of, load_into_unet
 from engine.devices import channels_last, make_fabric, show_messages
 from engine.loop import Metrics
@@ -93,7 +93,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     size = (cfg.image_size, cfg.image_size)
     require_segmenter(cfg.encoder, cfg.norm, cfg.decoder, size, *padded_sizes(scored, cfg.spacing_mm))
     torch.manual_seed(cfg.seed)
-    unet = build_segmenter(cfg.encoder, len(dataset.classes), cfg.norm, cfg.decoder)
+    unet = build_segmenter(cfg.encoder, len(dataset.classes), cfg.norm, cfg.decoder, dataset.store.channels)
     lineage: list[dict[str, Any]] = []
     pretrained = None
     if cfg.init != "random":
@@ -102,7 +102,9 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         # A decoder that came with the encoder is as easily destroyed, and was trained to read its features: one rate
         # for both. De Mooij et al. 2024 halve that of the whole U-Net.
         pretrained = body_of(unet) if report.card and report.card.part == "unet" else None
-        say_normalisation(report.card, cfg.normalisation)
+        each = cfg.normalisation == "image" and dataset.store.channels > 1
+        say_normalisation(report.card, "channel" if each else cfg.normalisation)
+        say_channels(lineage, chosen_channels(cfg.data))
         warnings.append(check_leakage(whole, lineage, cfg.init, allow=cfg.allow_leakage))
     card = _card(cfg, dataset, positions, pool, lineage, [warning for warning in warnings if warning])
 

@@ -13,6 +13,7 @@ from core.errors import UserError
 from data.augment import Augmenter
 from data.augmentation import Augmentation
 from data.samples.boxes import TwoViewsWithBoxes
+from data.slices import PartOf, whole
 from data.sources import AcdcSource, MrnetSource
 from encoders.build import build_encoder
 from engine.ema import Decay
@@ -28,10 +29,12 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_stale_handlers")
 class Two:
     """Two images of different shapes, as slices are."""
 
+    channels = 1
+
     def __len__(self) -> int:
         return 2
 
-    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+    def raw(self, k: int, part: PartOf = whole) -> tuple[np.ndarray, tuple[float, float]]:
         return np.random.default_rng(k).normal(size=(40 + k, 50)).astype(np.float32), (0.0, 1.0)
 
 

@@ -18,6 +18,7 @@ from core.errors import UserError
 from data.augment import Augmenter
 from data.augmentation import Augmentation
 from data.samples.slices import TwoViews
+from data.slices import PartOf, whole
 from data.sources import AcdcSource, MrnetSource
 from encoders.build import build_clip_encoder, build_encoder
 from encoders.card import read_card
@@ -340,10 +341,12 @@ def test_the_second_view_may_have_another_augmentation():
     """The first view blurs, the second solarises: Ray 2022, table 5.1, for images as for clips."""
 
     class One:
+        channels = 1
+
         def __len__(self) -> int:
             return 1
 
-        def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
+        def raw(self, k: int, part: PartOf = whole) -> tuple[np.ndarray, tuple[float, float]]:
             return np.random.default_rng(0).normal(size=(32, 32)).astype(np.float32), (0.0, 1.0)
 
     cfg = PretrainConfig(augmentation=Augmentation(area=(1.0, 1.0), flip=0, jitter=0, blur=1.0), second_blur=0.0)

@@ -388,6 +388,43 @@ def test_pretraining_on_large_images(folder, tmp_path, caplog, method):
     assert "a sample is a crop of 32 x 32 pixels" in caplog.text
 
 
+@pytest.mark.usefixtures("large")
+def test_several_channels_of_large_images(folder, tmp_path):
+    """Colours are cut, predicted by windows, and each z-scored as a whole channel."""
+    from pretrain.config import demo as demo_of_pretraining
+    from pretrain.stages import run as pretrain
+    from segment.config import demo
+    from segment.training import run
+
+    for k, file in enumerate(sorted((folder / "images").iterdir())):
+        grey = np.asarray(Image.open(file)).astype(int)
+        Image.fromarray(np.stack([grey, 255 - grey, np.roll(grey, k, 0)], 2).astype(np.uint8)).save(file)
+    few = {"data": FolderSource(data_root=folder, channels=(0, 1, 2)), "encoder": "resnet10t", "image_size": 32}
+    few |= {"batch_size": 2, "device": "cpu"}
+    pretrain(
+        replace(
+            demo_of_pretraining(), stage="specialist", steps=1, projector_hidden=16, predictor_hidden=16, projection=8,
+            augmentation=Augmentation(crop="fixed"), out=tmp_path / "encoder", **few,
+        )
+    )  # fmt: skip
+    start = {"spacing_mm": None, "steps": 2, "figures": False, "init": str(tmp_path / "encoder/encoder.safetensors")}
+    run(replace(demo(), out=tmp_path / "run", **start, **few))
+    predict(Predict(run=(tmp_path / "run",), input=folder / "images", output=tmp_path / "out", device="cpu"))
+    assert np.asarray(Image.open(tmp_path / "out" / "p0.png")).shape == (SIDE, SIDE)
+
+
+def test_windows_of_several_channels_give_what_whole_slices_give(monkeypatch):
+    stack, settings = np.stack([noise(3, 500, 300), noise(3, 500, 300)[::-1] + 7]), card(spacing_mm=1.7, flip_tta=True)
+    whole = segment_stack(Fake(lambda x: x * x.new_tensor([1, 2, 3])[:, None, None]), stack, (1.0, 1.0), settings)
+    monkeypatch.setattr(data.preprocessing, "LARGE_SLICE", 2**14)
+    monkeypatch.setattr(segment.windows, "WINDOW", 96)
+    network = Fake(lambda x: x * x.new_tensor([1, 2, 3])[:, None, None])
+    windows = segment_stack(network, stack, (1.0, 1.0), settings)
+    assert max(math.prod(shape[2:]) for shape in network.shapes) < 2**15
+    assert np.mean(windows != whole) < 1e-4
+    assert len(np.unique(whole)) == 3
+
+
 def test_slide_formats_are_refused(tmp_path):
     (tmp_path / "slide.svs").write_bytes(b"II*\0")
     with pytest.raises(UserError, match=r"holds no .nii, .nii.gz, .png or .tif images"):

@@ -1,16 +1,157 @@
-"""nnU-Net's channel numbers: case_0000.nii.gz, case_0001.nii.gz are two channels of one case."""
+"""Channels of images: nnU-Net's numbered files, case_0000.nii.gz and case_0001.nii.gz, or those that one file holds."""
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from core.errors import UserError
 from core.text import read_json
-from data.readers.images import stem
+from data.readers.file_search import count_of
+from data.readers.geometry import SliceAxis, align
+from data.readers.images import Volume, one_channel, read_volume, stem
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+Channels = int | tuple[int, ...] | None
+"""Choice of channels: the number of the only one; the numbers of several, in the order in which a network gets them; or
+None, see `data.sources.FolderSource`."""
+
+
+def checked_channels(channels: Channels) -> Channels:
+    """A choice of channels, that of a single one as its number; a list, as in JSON, counts as a tuple.
+
+    Raises:
+        UserError: if none is named, or of several one is negative or named twice.
+    """
+    if isinstance(channels, list):
+        channels = tuple(channels)
+    if not isinstance(channels, tuple):
+        return channels
+    if len(channels) == 1:
+        return channels[0]
+    if not channels:
+        raise UserError("--channels is empty: name one channel or more, or leave it out")
+    if min(channels) < 0 or len({*channels}) < len(channels):
+        raise UserError(f"--channels {_listed(channels)}: each must be 0 or more, and none named twice")
+    return channels
+
+
+def several(channels: Channels) -> tuple[int, ...]:
+    """The channels that are chosen, if they are more than one; else ()."""
+    return channels if isinstance(channels, tuple) else ()
+
+
+def refuse_several(channels: Channels, what: str) -> None:
+    """Raise a UserError if several channels are chosen where there is one; `what` is a subject with its verb."""
+    if chosen := several(channels):
+        raise UserError(f"{what} one channel, and --channels {_listed(chosen)} names several: name one")
+
+
+def require_in_file(file: Path, held: int, channels: Sequence[int]) -> None:
+    """Raise a UserError unless a file of `held` channels has those that are chosen."""
+    if (largest := max(channels)) >= held:
+        what = "one channel" if held == 1 else f"the channels 0 to {held - 1}"
+        raise UserError(
+            f"{file} has {what}, and channel {largest} of the chosen {_listed(channels)} is missing: add a file of "
+            "each channel (case_0000, case_0001), or choose others by --channels"
+        )
+
+
+def read_channels(files: Sequence[Path], channels: Sequence[int], slicing: SliceAxis = "auto") -> list[Volume]:
+    """Read several channels of an image, each as a 3D volume on the grid of the first.
+
+    Args:
+        files: one for each channel, or the one that holds all of them: as colours or along the last axis.
+        channels: their numbers.
+        slicing: setting of the slice axis.
+
+    Raises:
+        UserError: if a file cannot be read, lacks a channel, has several frames, or does not lie on the first's grid.
+    """
+    if len(files) == 1:
+        whole = read_volume(files[0], channels=True)
+        require_in_file(files[0], whole.shape.frames, channels)
+        volumes = [one_channel(whole, channel) for channel in channels]
+    else:
+        first, *others = map(read_volume, files)
+        refuse_frames(files[0], first.shape.frames)
+        volumes = [first, *(align(other, first) for other in others)]
+    return [replace(volume, slicing=slicing) for volume in volumes]
+
+
+def refuse_frames(file: Path, frames: int) -> None:
+    """Raise a UserError if a file of one channel has several frames."""
+    if frames > 1:
+        raise UserError(f"{file} has {frames} frames and is one of several channels, which are 3D: save a file of each")
+
+
+def files_of_cases(
+    cases: Mapping[Any, Sequence[tuple[int, Path]]], channels: Sequence[int]
+) -> tuple[dict[Path, tuple[Path, ...]], list[str]]:
+    """The files of the chosen channels of each case.
+
+    Args:
+        cases: channel and file of each image, by case.
+        channels: numbers of the channels.
+
+    Returns:
+        The files of all channels by that of the first; and a sentence for each case that lacks one, or of several has
+        one twice.
+    """
+    files: dict[Path, tuple[Path, ...]] = {}
+    doubts: list[str] = []
+    for members in cases.values():
+        found = [[file for number, file in members if number == channel] for channel in channels]
+        if [] in found:
+            missing = channels[found.index([])]
+            doubts.append(
+                f"{members[0][1]} is of a case that has no channel {missing} (_{missing:04d}): add it or choose "
+                "another by --channels"
+            )
+        elif len(channels) > 1 and (twice := [each for each in found if len(each) > 1]):
+            doubts.append(f"{twice[0][0]} and {twice[0][1]} are the same channel of one case: keep one of them")
+        else:
+            files |= {first: (first, *(each[0] for each in found[1:])) for first in found[0]}
+    return files, doubts
+
+
+def unused_message(cases: Mapping[Any, Sequence[tuple[int, Path]]], channels: Sequence[int]) -> str:
+    """A sentence about the files of channels that are not chosen; "" if there are none. `cases` as above."""
+    unused = sum(number not in channels for members in cases.values() for number, _ in members)
+    if not unused:
+        return ""
+    names = " ".join(f"{channel} (_{channel:04d})" for channel in channels)
+    used = f"channel {names} is used" if len(channels) == 1 else f"the channels {names} are used"
+    another = "another" if len(channels) == 1 else "others"
+    return f"only {used}, {count_of(unused, 'file')} of other channels not; --channels chooses {another}"
+
+
+def files_of_channels(file: Path, channels: Sequence[int]) -> tuple[Path, ...]:
+    """The files of the channels of one image: those that are numbered like it beside it; else it alone.
+
+    Raises:
+        UserError: if some of them are missing.
+    """
+    match = CHANNEL.fullmatch(stem(file))
+    if match is None or int(match[2]) not in channels:
+        return (file,)
+    suffix = file.name[len(stem(file)) :]
+    files = tuple(file.with_name(f"{match[1]}_{channel:04d}{suffix}") for channel in channels)
+    missing = [each for each in files if not each.is_file()]
+    if len(missing) == len(files) - 1:  # as colour images of nnU-Net, case_0000.png
+        return (file,)
+    if missing:
+        raise UserError(f"{missing[0]} is missing: {file} needs the channels {_listed(channels)} beside it")
+    return files
+
+
+def _listed(channels: Sequence[int]) -> str:
+    return " ".join(map(str, channels))
 
 
 def channels_of(

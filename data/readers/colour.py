@@ -41,19 +41,40 @@ def grey_or_rgb(image: Image.Image, path: Path) -> np.ndarray:
 
     A palette is applied; transparency is dropped.
     """
+    return _deep_pages(image, path)[0] if has_deep_colour(image) else _grey_or_rgb(image)
+
+
+def grey_or_rgb_pages(image: Image.Image, path: Path) -> list[np.ndarray]:
+    """Every page of an opened image as `grey_or_rgb` returns the first."""
     if has_deep_colour(image):
-        return _deep_pages(image, path)[0]
-    if image.mode in ("1", "L") or image.mode[0] in "IF":
-        values = np.asarray(image)
-        return values.astype(np.uint8) if values.dtype == bool else values
-    grey = image.mode in ("LA", "La") or (image.mode == "P" and _is_grey(image))
-    return np.asarray(image.convert("L" if grey else "RGB"))
+        return _deep_pages(image, path)
+    return [_grey_or_rgb(page) for page in ImageSequence.Iterator(image)]
+
+
+def is_rgb(image: Image.Image) -> bool:
+    """Whether `grey_or_rgb` returns colours."""
+    return has_deep_colour(image) or not (_is_stored_grey(image) or _is_convertible_to_grey(image))
 
 
 def has_deep_colour(image: Image.Image) -> bool:
     """Whether an opened image has several channels of 16 bits, of which Pillow would drop 8."""
     tiles = getattr(image, "tile", [])  # (decoder, box, offset, arguments) of each part of the file
     return image.mode[0] not in "1IFP" and image.mode != "L" and any(";16" in str(tile[3]) for tile in tiles)
+
+
+def _grey_or_rgb(page: Image.Image) -> np.ndarray:
+    if _is_stored_grey(page):
+        values = np.asarray(page)
+        return values.astype(np.uint8) if values.dtype == bool else values
+    return np.asarray(page.convert("L" if _is_convertible_to_grey(page) else "RGB"))
+
+
+def _is_stored_grey(page: Image.Image) -> bool:
+    return page.mode in ("1", "L") or page.mode[0] in "IF"
+
+
+def _is_convertible_to_grey(page: Image.Image) -> bool:
+    return page.mode in ("LA", "La") or (page.mode == "P" and _is_grey(page))
 
 
 def _deep_pages(image: Image.Image, path: Path) -> list[np.ndarray]:

@@ -113,14 +113,18 @@ def _page_bytes(image: Image.Image) -> int:
     return math.prod(image.size) * (4 if image.mode[0] in "IF" else len(image.getbands()))
 
 
-def open_nifti(path: Path) -> Any:
+def open_nifti(path: Path, *, channels: bool = False) -> Any:
     """Read the header of a NIfTI file and check that the file can hold what it describes.
+
+    Args:
+        path: the file.
+        channels: whether colours (RGB or RGBA) and vectors (X, Y, Z, 1, C) are possible.
 
     Returns:
         The nibabel image; its numbers are read by `decode_nifti`, not from the image.
 
     Raises:
-        UserError: if it holds colours, complex numbers or vectors, or is too large.
+        UserError: if it holds colours or vectors without `channels`, complex numbers, or is too large.
     """
     compressed = path.name.lower().endswith(".gz")
     with gzip.open(path) if compressed else path.open("rb") as stream:
@@ -129,12 +133,14 @@ def open_nifti(path: Path) -> Any:
         start += stream.read(max(0, offset - len(start)))
     nifti: Any = kind.from_stream(io.BytesIO(start))  # so that no extension of the header is longer than the header
     shape, dtype, proxy = tuple(map(int, nifti.shape)), nifti.get_data_dtype(), nifti.dataobj
-    if dtype.kind not in "iuf":
+    if dtype.kind not in "iuf" and not (channels and dtype.fields):
         what = "colours" if dtype.fields else f"numbers of type {dtype}"
         raise UserError(f"{path} holds {what}, integers or real numbers are needed: convert it to grey values")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    if len(shape) > 4:
+    if channels and len(shape) == 5 and shape[3] == 1:
+        shape = shape[:3] + shape[4:]
+    if len(shape) > (3 if dtype.fields else 4):
         raise UserError(f"{path} has the shape {shape}, not (X, Y, Z) or (X, Y, Z, T): save a file for each volume")
     if not shape or min(shape) < 1:
         raise ValueError(f"its shape is {shape}")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from core.errors import UserError
 from data.readers.bids import fitting_stems
-from data.readers.channels import channels_of, declared_channels
+from data.readers.channels import Channels, channels_of, declared_channels, files_of_cases, unused_message
 from data.readers.file_search import FileSearch, count_of, is_nnunet, listed, search_files
 from data.readers.images import IMAGE_SUFFIXES, NIFTI_SUFFIXES, stem
 from data.readers.roles import (
@@ -43,6 +43,8 @@ class ImageFile:
     label: Path | None = None
     split: str = ""
     """Split that a folder's name says, or ""."""
+    channels: tuple[Path, ...] = ()
+    """Files of several chosen channels, `file` the first of them; () where they are not files of their own."""
 
 
 @dataclass
@@ -132,6 +134,8 @@ class _Named:
     doubtful: Path | None
     """A folder whose name suggests label maps; its content decides."""
     role_folder: Path | None
+    channels: tuple[Path, ...] = ()
+    """See `ImageFile.channels`."""
 
     @property
     def data_set(self) -> Path:
@@ -142,7 +146,7 @@ class _Named:
 def discover(
     root: Path,
     *,
-    channels: int | None = None,
+    channels: Channels = None,
     expect_channels: bool = False,
     suffixes: Sequence[str] = IMAGE_SUFFIXES,
 ) -> Discovery:
@@ -150,7 +154,7 @@ def discover(
 
     Args:
         root: the folder.
-        channels: number of the channel to use of nnU-Net's case_0000, case_0001, ...; None: 0.
+        channels: the channel or channels to use of nnU-Net's case_0000, case_0001, ...; None: 0.
         expect_channels: whether numbers 0000, 0001, ... are channels in any folder, not only in nnU-Net's.
         suffixes: of images and label maps.
 
@@ -175,11 +179,11 @@ def discover(
             "pass the folder that holds the images"
             + (f"; of other types there are {search.skipped_types()}, which are not read" if search.skipped else "")
         )
-    images = _one_channel(discovery, images, labels, channels, expect_channels)
+    images = _of_channels(discovery, images, labels, channels, expect_channels)
     pairs = _pairs(discovery, images, labels)
     names = _names(discovery, images)
     discovery.images = [
-        ImageFile(name=name, file=image.file, label=pairs.get(image.file), split=image.split)
+        ImageFile(name=name, file=image.file, label=pairs.get(image.file), split=image.split, channels=image.channels)
         for name, image in zip(names, images, strict=True)
     ]
     with_labels = {image.data_set for image in images if image.file in pairs and _is_nnunet(image)}
@@ -243,10 +247,10 @@ def _is_nnunet(each: _Named) -> bool:
     return each.role_folder is not None and is_nnunet(each.role_folder.name)
 
 
-def _one_channel(
-    discovery: Discovery, images: list[_Named], labels: list[_Named], channels: int | None, expect_channels: bool
+def _of_channels(
+    discovery: Discovery, images: list[_Named], labels: list[_Named], channels: Channels, expect_channels: bool
 ) -> list[_Named]:
-    """The images of one channel, their stems without its number."""
+    """The images of one channel, or of several the first ones with the files of all; their stems without number."""
     of_data_set: dict[Path, list[_Named]] = defaultdict(list)
     for image in images:
         of_data_set[image.data_set].append(image)
@@ -258,7 +262,7 @@ def _one_channel(
         beside = root.with_name(re.sub("images", "labels", root.name, flags=re.IGNORECASE))
         label_stems[discovery.search.root] |= {stem(file) for file in beside.glob("*.nii*")}
     kept: list[_Named] = []
-    wanted = channels or 0
+    wanted = channels if isinstance(channels, tuple) else (channels or 0,)
     for folder, members in of_data_set.items():
         volumes = [image for image in members if image.file.name.lower().endswith(NIFTI_SUFFIXES)]
         nnunet = any(map(_is_nnunet, members)) or is_nnunet(folder.resolve().name)
@@ -272,30 +276,23 @@ def _one_channel(
             expected=nnunet,
             certain=expect_channels or channels is not None,
         )
-        others = 0
-        cases: dict[tuple, Path] = {}
-        with_wanted: set[tuple] = set()
+        # case_0000 alone may hold several channels, as nnU-Net's colour images do: reading it tells
+        used = wanted if len(wanted) == 1 or any(number for _, number in numbers.values()) else (0,)
+        cases: dict[tuple, list[tuple[int, Path]]] = defaultdict(list)
         for image in members:
-            if image.stem not in numbers or image.file not in countable:
-                kept.append(image)
-                continue
-            case, number = numbers[image.stem]
-            cases.setdefault((image.place, case), image.file)
-            if number == wanted:
-                with_wanted.add((image.place, case))
-                kept.append(replace(image, stem=case))
+            if image.stem in numbers and image.file in countable:
+                case, number = numbers[image.stem]
+                cases[image.place, case].append((number, image.file))
             else:
-                others += 1
-        if others:
-            discovery.messages.append(
-                f"{folder}: only channel {wanted} (_{wanted:04d}) is used, {count_of(others, 'file')} of other "
-                "channels not; --channels chooses another"
-            )
-        discovery.incomplete += [
-            f"{file} is of a case that has no channel {wanted} (_{wanted:04d}): add it or choose another by --channels"
-            for key, file in cases.items()
-            if key not in with_wanted
-        ]
+                kept.append(image)
+        files, doubts = files_of_cases(cases, used)
+        discovery.incomplete += doubts
+        for image in members:
+            if image.file in files:
+                channels_of_case = files[image.file] if len(used) > 1 else ()
+                kept.append(replace(image, stem=numbers[image.stem][0], channels=channels_of_case))
+        if message := unused_message(cases, used):
+            discovery.messages.append(f"{folder}: {message}")
     order = {image.file: position for position, image in enumerate(images)}
     return sorted(kept, key=lambda image: order[image.file])
 

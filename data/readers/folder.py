@@ -1,6 +1,7 @@
 """Any folder of images, as a table of slices: layouts are those of `data.readers.discovery`.
 
-Of several channels one is used, `_0000` if none is chosen. Images of ``imagesTs/`` or ``test/`` test, labelled or not.
+Of several channels those of `--channels` are used, `_0000` if it names none. Images of ``imagesTs/`` or ``test/``
+test, labelled or not.
 """
 
 import logging
@@ -11,10 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError, first_and_count
+from data.readers.channels import Channels, checked_channels, refuse_frames, require_in_file, several
 from data.readers.discovery import ImageFile, discover
 from data.readers.file_search import count_of, listed
 from data.readers.geometry import SliceAxis, check_planes
-from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, shape_or_problem
+from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, read_shape, shape_or_problem
 from data.readers.label_maps import read_classes
 from data.readers.subjects import subjects_of
 from data.splits import load_splits, split_subjects
@@ -28,7 +30,7 @@ def index_folder(
     splits_file: Path | None = None,
     problems: Problems = None,
     *,
-    channels: int | None = None,
+    channels: Channels = None,
     labelled: bool = True,
     slice_axis: SliceAxis = "auto",
     one_plane: bool = False,
@@ -44,19 +46,21 @@ def index_folder(
         subject_pattern: see `data.readers.subjects.subjects_of`.
         splits_file: JSON file of the subjects of each split.
         problems: collects errors of unreadable files.
-        channels: number of the channel to use of nnU-Net's case_0000, case_0001, ..., or of the last axis of 4D images.
+        channels: number of the channel to use of nnU-Net's case_0000, case_0001, ..., or of the last axis of 4D images;
+            or several, which may also be colours.
         labelled: whether label maps must fit; False to pretrain, when doubts about them are only logged.
         slice_axis: a setting of `data.readers.geometry.slice_axis`.
         one_plane: refuse labelled files that would be sliced in different planes.
 
     Returns:
-        The table, with the columns of ``data.readers.acdc.index_acdc`` (group and phase empty), and the classes of
-        ``dataset.json``, () without one.
+        The table, with the columns of ``data.readers.acdc.index_acdc`` (group and phase empty) and for several channels
+        ``data.store.OF_CHANNELS``; and the classes of ``dataset.json``, () without one.
 
     Raises:
         UserError: for anything wrong with files, subjects or splits.
     """
-    if channels is not None and channels < 0:
+    channels = checked_channels(channels)
+    if isinstance(channels, int) and channels < 0:
         raise UserError(f"--channels {channels}: must be 0 or more")
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: --data-root must be the folder that holds the images")
@@ -68,6 +72,8 @@ def index_folder(
     if labelled:
         discovery.require_pairs()
     else:
+        if several(channels) and problems is None and discovery.incomplete:
+            raise UserError(first_and_count(discovery.incomplete))
         for conflict in discovery.conflicts + discovery.incomplete:
             log.info(conflict)
     subjects = subjects_of([image.name for image in discovery.images], subject_pattern)
@@ -77,7 +83,7 @@ def index_folder(
     rows: list[tuple] = []
     shapes: dict[bool, dict[Path, VolumeShape]] = {True: {}, False: {}}
     for subject, image in images:
-        if (shape := shape_or_problem(image.file, problems, slice_axis)) is None:
+        if (shape := _shape_of(image, channels, slice_axis, problems)) is None:
             continue
         image, frames = _frames(image, shape, channels, labelled, problems)
         shapes[image.label is not None][image.file] = shape
@@ -95,6 +101,16 @@ def index_folder(
     if not rows:
         raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
     table = pd.DataFrame(rows, columns=SLICE_COLUMNS)
+    if several(channels):
+        table["channels"] = pd.Series([several(channels)] * len(table), dtype=object)
+        table["channel_files"] = table["file"].map(
+            {
+                image.file.relative_to(root).as_posix(): tuple(
+                    file.relative_to(root).as_posix() for file in image.channels or (image.file,)
+                )
+                for image in discovery.images
+            }
+        )
     return table, read_classes(description_of(table, root))
 
 
@@ -110,8 +126,25 @@ def description_of(table: pd.DataFrame, root: Path) -> Path:
     return next((path for each in (root, beside) if (path := each / "dataset.json").is_file()), root / "dataset.json")
 
 
+def _shape_of(image: ImageFile, channels: Channels, slicing: SliceAxis, problems: Problems) -> VolumeShape | None:
+    """Shape of an image that has the chosen channels, if they are several; None if the error is added to `problems`."""
+    chosen = several(channels)
+    try:
+        shape = read_shape(image.file, channels=bool(chosen) and not image.channels)
+        if image.channels:
+            refuse_frames(image.file, shape.frames)
+        elif chosen:
+            require_in_file(image.file, shape.frames, chosen)
+        return shape._replace(slicing=slicing)
+    except UserError as error:
+        if problems is None:
+            raise
+        problems[image.file] = error
+        return None
+
+
 def _frames(
-    image: ImageFile, shape: VolumeShape, channels: int | None, labelled: bool, problems: Problems
+    image: ImageFile, shape: VolumeShape, channels: Channels, labelled: bool, problems: Problems
 ) -> tuple[ImageFile, Sequence[int]]:
     """The image, and its frames (from 1) that are used: all, or the chosen channel of a 4D image.
 
@@ -119,9 +152,11 @@ def _frames(
     `labelled` False the image loses its label map.
     """
     every = range(1, shape.frames + 1)
+    if several(channels):
+        return image, [1]
     if shape.frames == 1:
         return image, every
-    if channels is not None:
+    if isinstance(channels, int):
         if channels >= shape.frames:
             raise UserError(f"--channels {channels}: {image.file} has the channels 0 to {shape.frames - 1}")
         return image, [channels + 1]

@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import write_atomically
-from data.readers.colour import grey_pages, has_deep_colour
+from data.readers.colour import grey_or_rgb_pages, grey_pages, has_deep_colour, is_rgb
 from data.readers.decoding import decode_nifti, naming, native, open_nifti, open_planar, require_slices, spacing_of
 from data.readers.geometry import SliceAxis, slice_axis, with_known_spacing, world_affine
 
@@ -104,12 +104,14 @@ def stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix)]
 
 
-def read_volume(path: Path, *, label_map: bool = False) -> Volume:
+def read_volume(path: Path, *, label_map: bool = False, channels: bool = False) -> Volume:
     """Read a ``.nii``, ``.nii.gz``, ``.png`` or ``.tif`` file.
 
     Stored numbers keep their type unless the header asks for scaling, which gives float32. The checksum of a gzip
     stream is verified; bytes after the voxels are ignored. PNG and TIFF have spacing 1 mm; the pages
-    of a TIFF are slices; colour becomes grey, but see ``colour.grey_pages`` for a ``label_map``.
+    of a TIFF are slices; colour becomes grey, but see ``colour.grey_pages`` for a ``label_map``. With ``channels``
+    colours, and the vectors (X, Y, Z, 1, C) of a NIfTI file, are kept: the last axis of (X, Y, Z, C), without
+    transparency.
 
     Raises:
         UserError: if the file is missing, cut short, or no image of these kinds.
@@ -118,19 +120,22 @@ def read_volume(path: Path, *, label_map: bool = False) -> Volume:
     with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, _):
-                pages = grey_pages(image, path, label_map=label_map)
-            values = np.stack(pages).T
+                pages = grey_or_rgb_pages(image, path) if channels else grey_pages(image, path, label_map=label_map)
+            values = np.stack(pages).swapaxes(0, 2)  # (columns, rows, pages[, colours])
             if values.dtype == bool:
                 values = values.astype(np.uint8)
             return Volume(values=native(values), spacing=(1.0, 1.0, 1.0), affine=np.eye(4), header=None, path=path)
-        nifti = open_nifti(path)
+        nifti = open_nifti(path, channels=channels)
         shape = _shape(path, nifti)
-        values = decode_nifti(path, nifti).reshape(shape.shape, order="F")
+        values = decode_nifti(path, nifti)
+        if values.dtype.fields:
+            values = np.stack([values[colour] for colour in "RGB"], axis=-1)
+        values = values.reshape(shape.shape, order="F")
         return Volume(values=values, spacing=shape.spacing, affine=nifti.affine, header=nifti.header, path=path)
 
 
-def read_shape(path: Path) -> VolumeShape:
-    """Read only the header: shape, spacing in mm and stored dtype.
+def read_shape(path: Path, *, channels: bool = False) -> VolumeShape:
+    """Read only the header: shape, spacing in mm and stored dtype; `channels` as in `read_volume`.
 
     Raises:
         UserError: if the file is missing or no image.
@@ -140,8 +145,9 @@ def read_shape(path: Path) -> VolumeShape:
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, pages):
                 dtype = np.dtype("uint16" if has_deep_colour(image) else PLANAR_DTYPES.get(image.mode, "uint8"))
-                return VolumeShape((*image.size, pages), (1.0, 1.0, 1.0), dtype)
-        return _shape(path, open_nifti(path))
+                colours = (3,) if channels and is_rgb(image) else ()
+                return VolumeShape((*image.size, pages, *colours), (1.0, 1.0, 1.0), dtype)
+        return _shape(path, open_nifti(path, channels=channels))
 
 
 def shape_or_problem(path: Path, problems: Problems, slicing: SliceAxis = "auto") -> VolumeShape | None:
@@ -156,11 +162,14 @@ def shape_or_problem(path: Path, problems: Problems, slicing: SliceAxis = "auto"
 
 
 def one_channel(volume: Volume, channel: int) -> Volume:
-    """The 3D volume of one channel, from 0, of a 4D NIfTI volume; a UserError if there is no such channel."""
+    """The 3D volume of one channel, from 0, of a 4D volume; a UserError if there is no such channel."""
     if channel >= volume.shape.frames:
         raise UserError(f"{volume.path} has no channel {channel}, only 0 to {volume.shape.frames - 1}: choose another")
-    header = volume.header.copy()
-    header.set_data_shape(volume.shape.shape[:3])
+    header = None if volume.header is None else volume.header.copy()
+    if header is not None:
+        if len(header.get_data_shape()) > 4:
+            header.set_intent("none")  # no vectors any more
+        header.set_data_shape(volume.shape.shape[:3])
     return replace(volume, values=volume.values[..., channel], header=header)
 
 
@@ -227,9 +236,13 @@ def _shape(path: Path, nifti: Any) -> VolumeShape:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     shape += (1,) * (3 - len(shape))
+    if len(shape) == 5:  # vectors, which `open_nifti` lets pass as channels alone
+        shape = shape[:3] + shape[4:]
     if shape[:3].count(1) > 1:
         raise UserError(f"{path} has the shape {shape}: a line of voxels is no image; remove it, or export it again")
     stored, affine = np.dtype(nifti.get_data_dtype().newbyteorder("=")), world_affine(nifti.header)
+    if stored.fields:
+        shape, stored = (*shape, 3), np.dtype(np.uint8)
     volume = with_known_spacing(VolumeShape(shape, spacing_of(path, nifti), stored, affine))
     require_slices(path, math.prod(shape[:3]) // volume.slices, volume.slices * volume.frames)
     return volume

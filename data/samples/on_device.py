@@ -22,9 +22,10 @@ from data.slices import Slices
 
 
 def can_cache(slices: Slices, augmenters: Sequence[Augmenter]) -> bool:
-    """Whether the device can make all views; noise, bicubic interpolation and affine maps stay on the CPU."""
+    """Whether the device can make all views; noise, bicubic interpolation, affine maps and several channels stay on
+    the CPU."""
     on_device = all(a.cuts and not a.augmentation.bicubic and not a.augmentation.noise for a in augmenters)
-    return on_device and slices.spacing_mm is None
+    return on_device and slices.spacing_mm is None and slices.channels == 1
 
 
 def bytes_needed(slices: Slices) -> int:

@@ -1,6 +1,7 @@
 """One augmented view of each image, for methods that compare a view with itself."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch.utils.data import Dataset as TorchDataset
 from data.augment import Augmenter
 from data.samples.slices import Pairing, Standardised
 from data.slices import Slices
-from data.tiles import tile_of_views
+from data.tiles import part_of_views
 
 
 class OneView(TorchDataset[Tensor]):
@@ -20,15 +21,16 @@ class OneView(TorchDataset[Tensor]):
         self.images, self.augmenter, self.pairing = images, augmenter, pairing or Pairing()
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
-        """(1, size, size) float32."""
+        """(channels, size, size) float32."""
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
-        """(samples, 1, size, size) float32."""
-        batch = np.empty((len(samples), 1, self.augmenter.size, self.augmenter.size), np.float32)
+        """(samples, channels, size, size) float32."""
+        size = self.augmenter.size
+        batch = np.empty((len(samples), self.images.channels, size, size), np.float32)
         for view, sample in zip(batch, samples, strict=True):
             index, seed, centres = self.pairing.of(sample)[0]
-            image, statistics = self.images.raw(index)
-            tile = tile_of_views(image, self.augmenter, sample[1])
-            self.augmenter.fill(view[0], tile, seed, statistics, centres)
+            part = partial(part_of_views, augmenter=self.augmenter, seed=sample[1])
+            image, statistics = self.images.raw(index, part)
+            self.augmenter.fill(view, image, seed, statistics, centres)
         return torch.from_numpy(batch)

@@ -3,7 +3,8 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ from torch.utils.data import Dataset as TorchDataset
 
 from data.augment import Augmenter, pair_of_seeds
 from data.crops import Crop
-from data.slices import Slices
-from data.tiles import Foreground, LabelledTiles, tile_of_views
+from data.slices import PartOf, Slices, whole
+from data.tiles import Foreground, LabelledTiles, part_of_views
 
 
 class Images(Protocol):
@@ -29,14 +30,15 @@ class Standardised:
     """Images in any units, each z-scored with its own statistics."""
 
     images: Images
+    channels: ClassVar[int] = 1
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def raw(self, k: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """Image k (rows, columns) in its own units, and its mean and standard deviation."""
+    def raw(self, k: int, part: PartOf = whole) -> tuple[np.ndarray, tuple[float, float]]:
+        """A part of image k (rows, columns) in its own units, and the whole one's mean and standard deviation."""
         image = self.images.image(k)
-        return image, (float(image.mean()), float(image.std()))
+        return image[part(image.shape)], (float(image.mean()), float(image.std()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,30 +79,26 @@ class TwoViews(TorchDataset[Tensor]):
         self.images, self.augmenters, self.pairing = images, (first, second or first), pairing or Pairing()
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
-        """(2, 1, size, size) float32."""
+        """(2, channels, size, size) float32."""
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
-        """(samples, 2, 1, size, size) float32."""
+        """(samples, 2, channels, size, size) float32."""
         return self.fill(samples)[0]
 
     def fill(self, samples: Sequence[tuple[int, int]]) -> tuple[Tensor, list[Crop | None]]:
-        """Views (samples, 2, 1, size, size) float32, each made where it lies in the batch, and their crops."""
+        """Views (samples, 2, channels, size, size) float32, each made where it lies in the batch, and their crops."""
         size = self.augmenters[0].size
-        batch = np.empty((len(samples), 2, 1, size, size), np.float32)
+        batch = np.empty((len(samples), 2, self.images.channels, size, size), np.float32)
         crops = []
         for pair, sample in zip(batch, samples, strict=True):
             shown = self.pairing.of(sample)
-            raw = {index: self._raw(index, sample[1]) for index in {index for index, _, _ in shown}}  # decode once
-            for view, augmenter, (index, seed, centres) in zip(pair[:, 0], self.augmenters, shown, strict=True):
+            part = partial(part_of_views, augmenter=self.augmenters[0], seed=sample[1])
+            raw = {index: self.images.raw(index, part) for index in {index for index, _, _ in shown}}  # decode once
+            for view, augmenter, (index, seed, centres) in zip(pair, self.augmenters, shown, strict=True):
                 image, statistics = raw[index]
                 crops.append(augmenter.fill(view, image, seed, statistics, centres))
         return torch.from_numpy(batch), crops
-
-    def _raw(self, index: int, seed: int) -> tuple[np.ndarray, tuple[float, float]]:
-        """The image that a sample's views are cut from, of a large one a tile, and the whole one's statistics."""
-        image, statistics = self.images.raw(index)
-        return tile_of_views(image, self.augmenters[0], seed), statistics
 
 
 class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):
@@ -112,12 +110,13 @@ class AugmentedSlices(TorchDataset[tuple[Tensor, Tensor]]):
         self._foreground: dict[int, Foreground] = {}
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Image (1, size, size) float32 and label map (size, size) int64."""
+        """Image (channels, size, size) float32 and label map (size, size) int64."""
         index, seed = sample
         part, augmenter = self.tiles.draw(index, seed, lambda: self._foreground_of(index))
         image, label = augmenter(self.slices.image(index, part), seed, self.slices.label(index, part))
         assert label is not None
-        return torch.from_numpy(np.ascontiguousarray(image)[None]), torch.from_numpy(label.astype(np.int64))
+        image = np.ascontiguousarray(image).reshape(-1, *label.shape)
+        return torch.from_numpy(image), torch.from_numpy(label.astype(np.int64))
 
     def _foreground_of(self, index: int) -> Foreground:
         if index not in self._foreground:

@@ -100,7 +100,7 @@ class Pool:
 
     def _weak(self, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Weak view of slice k, and the label map that is hidden from training; both (size, size)."""
-        shape = self.slices.raw(k)[0].shape
+        shape = self.slices.shape(k)
         cells = np.unpackbits(self.foreground[self.places[k]]).reshape(CELLS, CELLS)
         part, weak = self.tiles.draw(k, seed, lambda: partial(pixel_of_cells, cells, shape))
         image = self.slices.image(k, part)
@@ -141,8 +141,7 @@ def pixel_of_cells(cells: np.ndarray, shape: Sequence[int], rng: random.Random) 
 def cells_in(cells: np.ndarray, part: Part, shape: Sequence[int]) -> np.ndarray:
     """The cell of each pixel of a part of an image of some shape: (rows, columns) of the part."""
     rows, columns = (
-        (2 * np.arange(pixels.start, pixels.stop) + 1) * CELLS // (2 * n)
-        for pixels, n in zip(part, shape, strict=False)
+        (2 * np.arange(pixels.start, pixels.stop) + 1) * CELLS // (2 * n) for pixels, n in zip(part, shape, strict=True)
     )
     return cells[np.ix_(rows, columns)]
 

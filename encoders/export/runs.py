@@ -62,7 +62,7 @@ class _Model(BaseModel):
     decoder: Decoder = "unet"
     classes: list[str] | None = None
     normalisation: Literal["image", "dataset"] = "image"
-    statistics: tuple[float, float] | None = None
+    statistics: tuple[float, float] | list[tuple[float, float]] | None = None
     spacing_mm: float | None = None
     clip_frames: int | None = None
     image_size: int | None = None
@@ -102,6 +102,8 @@ def _encoder(path: Path) -> Trained:
     if card.part != "encoder":
         raise UserError(f"{path} holds a U-Net without its output layer: pass the encoder.safetensors beside it")
     over = str(card.normalisation.get("over", "image"))
+    if over == "channel":
+        raise UserError(f"{path} was trained on several channels (--channels): such encoders are not exported")
     clips = is_video(card.architecture)
     network = (
         build_clip_encoder(card.architecture, card.norm, in_channels=card.in_channels)
@@ -135,6 +137,8 @@ def _model(folder: Path) -> Trained:
         reason = first_violation(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise UserError(f"cannot read the model in {folder} ({reason}); train it again") from None
     refuse_changed_card(sidecar, content)
+    if isinstance(content.get("channels"), list):
+        raise UserError(f"{folder} was trained on several channels (--channels): such networks are not exported")
     facts = card.model_dump() | {"result": _result(folder)}
     shared: dict[str, Any] = {"encoder": card.encoder, "norm": card.norm, "facts": facts}
     if card.classes is None:
@@ -155,7 +159,7 @@ def _model(folder: Path) -> Trained:
         network=segmenter.eval(),
         decoder=card.decoder,
         over=card.normalisation,
-        statistics=card.statistics if card.normalisation == "dataset" else None,
+        statistics=card.statistics if isinstance(card.statistics, tuple) and card.normalisation == "dataset" else None,
         spacing_mm=card.spacing_mm,
         classes=tuple(card.classes),
         side=_side(folder),
