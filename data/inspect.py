@@ -272,7 +272,7 @@ def _check_together(report: Report, root: Path, classes: tuple[str, ...]) -> Non
 def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> dict[str, Any]:
     labelled = table[table["labelled"]]
     subjects = table.drop_duplicates(["subject", "split"])
-    volumes = pd.DataFrame(report.volumes)
+    volumes, files = pd.DataFrame(report.volumes), report.files()
 
     def per_split(rows: pd.DataFrame) -> dict[str, int]:
         return {split: int((rows["split"] == split).sum()) for split in SPLITS}
@@ -293,10 +293,10 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
         "unlabelled_slices": len(table) - len(labelled),
         "subjects_per_split": per_split(subjects),
         "groups": {str(group): per_split(rows) for group, rows in subjects.groupby("group")},
-        "files": len(report.files()),
-        "dtypes": dict(Counter(volume["dtype"] for volume in report.volumes)),
-        "orientations": dict(Counter(volume["orientation"] for volume in report.volumes)),
-        "slices_across": dict(Counter(volume["across"] for volume in report.volumes)),
+        "files": len(files),
+        "dtypes": dict(Counter(files.get("dtype", ()))),
+        "orientations": dict(Counter(files.get("orientation", ()))),
+        "slices_across": dict(Counter(files.get("across", ()))),
         "spacing_mm": spread(["row_mm", "column_mm", "slice_mm"]),
         "shape": spread(["rows", "columns", "slices", "frames"]),
         "intensity": spread(percentiles),

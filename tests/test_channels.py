@@ -12,7 +12,7 @@ from core.errors import UserError
 from data.augment import Augmenter
 from data.augmentation import Augmentation
 from data.duplicates import fingerprint
-from data.inspect import inspect_dataset
+from data.inspect import Inspect, inspect_dataset, run
 from data.preprocessing import z_score
 from data.readers.channels import read_channels
 from data.readers.folder import index_folder
@@ -214,13 +214,16 @@ def test_inspection_describes_each_channel(tmp_path):
     assert report["dtypes"] == {"float32": 8, "int16": 8}
     assert report["channels"]["0"]["percentile 50"][1] == pytest.approx(300, abs=10)
     assert report["channels"]["1"]["percentile 50"][1] == pytest.approx(-18, abs=10)
+    page = tmp_path / "page.html"
+    assert run(Inspect(dataset="folder", data_root=root, channels=(1, 0), html=page)) == 0
+    assert "case05_0001.nii.gz" in page.read_text()  # the picture is of the first channel
     (root / "imagesTr/case05_0001.nii.gz").unlink()
     save(root / "imagesTr/case02_0001.nii.gz", case(2)[1], np.diag([1.5, 1.5, 4, 1]))
     problems = [finding["problem"] for finding in inspect_dataset("folder", root, channels=(0, 1))["problems"]]
     assert any("case05_0000.nii.gz is of a case that has no channel 1" in problem for problem in problems)
     assert any("case02_0001.nii.gz does not lie on the voxel grid" in problem for problem in problems)
     colourful = inspect_dataset("folder", write_png_folder(tmp_path / "png"), channels=(0, 1, 2))
-    assert (colourful["files"], colourful["problems"]) == (6, [])
+    assert (colourful["files"], colourful["dtypes"], colourful["problems"]) == (6, {"uint8": 6}, [])
     Image.fromarray(colours(9)[..., 0]).save(tmp_path / "png/images/p9.png")
     (finding,) = inspect_dataset("folder", tmp_path / "png", channels=(0, 1, 2))["problems"]
     assert "p9.png has one channel" in finding["problem"]
