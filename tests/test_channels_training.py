@@ -137,6 +137,7 @@ def test_the_configuration_keeps_its_channels(tmp_path):
         assert read_config(SegmentConfig, tmp_path / "config.json") == cfg
 
 
+@pytest.mark.slow
 def test_two_channels_from_pretraining_to_prediction(tmp_path, caplog, monkeypatch):
     root = nnunet(tmp_path / "set")
     cfg = pretraining(root, tmp_path / "encoder", probe_every=2, positives="slice", crop_towards="centre")
@@ -210,6 +211,7 @@ def test_colour_images_are_trained_on_and_predicted(tmp_path):
     assert np.asarray(Image.open(tmp_path / "out/x.png")).shape == (24, 20)
 
 
+@pytest.mark.slow
 def test_grey_natural_images_start_several_channels(tmp_path):
     root = nnunet(tmp_path / "set", cases=4)
     cfg = pretraining(root, tmp_path / "run", stage="hierarchical", generalist_images=8, generalist_epochs=1, steps=1)

@@ -130,6 +130,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(trained, tmp_path, monkey
     assert same_weights(cfg.out, trained[0].out)
 
 
+@pytest.mark.slow
 def test_slices_of_any_size_are_predicted(trained, tiny_acdc, tmp_path):
     network, card = load_unet(trained[0].out)
     assert card.decoder == "dpt"

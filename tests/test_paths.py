@@ -60,6 +60,7 @@ def test_text_that_may_be_a_path(home):
     assert FolderSource(subject_pattern="a~/b").subject_pattern == "a~/b"
 
 
+@pytest.mark.slow
 def test_command_lines_and_configuration_files(home):
     predict = tyro.cli(segment.predict.Predict, args=["--run=~/run", "--input=~/in", "--output=~"])
     assert (predict.run, predict.input, predict.output) == ((home / "run",), home / "in", home)

@@ -354,8 +354,9 @@ def test_a_predicted_label_map_has_the_size_of_its_image(tmp_path, suffix):
     assert table["volume_ml_a"].item() == pytest.approx((labels == 1).sum() / 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large")
-@pytest.mark.parametrize("unlabelled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("unlabelled", [False, True])
 def test_training_and_validation_on_large_images(folder, tmp_path, caplog, unlabelled):
     from segment.config import demo
     from segment.training import run
@@ -388,6 +389,7 @@ def test_pretraining_on_large_images(folder, tmp_path, caplog, method):
     assert "a sample is a crop of 32 x 32 pixels" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large")
 def test_several_channels_of_large_images(folder, tmp_path):
     """Colours are cut, predicted by windows, and each z-scored as a whole channel."""
