@@ -58,7 +58,7 @@ class ModelCard(model_file.ModelCard):
     keep_largest_component: bool = Field(
         default=False, validation_alias=AliasChoices("keep_largest_component", "one_piece")
     )
-    """Keep only the largest connected component of the foreground in a volume."""
+    """Keep only the largest connected component of the foreground in a volume, see `segment.inference`."""
     unlabelled: UnlabelledSlices | None = None
     """The slices that pseudo-labels were learned from; None: only labelled ones were trained on."""
     slice_axis: SliceAxis = "auto"

@@ -178,6 +178,17 @@ def test_the_largest_component_is_counted_slice_by_slice():
     assert kept[0, :2, :2].sum() == 0
 
 
+def test_the_component_of_all_classes_outweighs_a_larger_patch_of_one():
+    """A heart of 2, 3 and 4 voxels of its classes, (3 * 4 * 5) ** (1 / 3) = 3.9, against 50 voxels of one: 3.7."""
+    labels = np.zeros((1, 12, 12), np.uint8)
+    labels[0, 0, :9] = (1, 1, 2, 2, 2, 3, 3, 3, 3)
+    labels[0, 2:7, :10] = 1
+    heart = np.where(np.arange(12)[:, None] == 0, labels, 0)
+    np.testing.assert_array_equal(largest_component(labels), heart)
+    labels[0, 7] = 1  # 62 voxels: 63 ** (1 / 3) = 4.0
+    np.testing.assert_array_equal(largest_component(labels), labels - heart)
+
+
 def test_relation_by_hand():
     values = relation(pd.Series([0.9, 0.8, 0.5, np.nan]), pd.Series([0.8, 0.9, 0.4, 0.7]))
     assert values["volumes"] == 3
