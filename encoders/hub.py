@@ -36,7 +36,8 @@ def timm_weights(name: str, channels: int) -> tuple[State, dict[str, Any]]:
     except Exception as error:  # no network, no such weights, a broken download: many types
         reason = str(error).split("\n")[0][:200]
         raise UserError(
-            f"the ImageNet weights of {name} could not be fetched ({reason}); pass a file instead, e.g. --init FILE."
+            f"the ImageNet weights of {name} could not be fetched ({reason}); pass a file instead: download "
+            f"{_timm_url(name)}, put it anywhere and pass its path in place of imagenet."
         ) from error
     # timm's tag names training data and procedure ("a1_in1k"); the data are not always ImageNet, nor that alone
     config = encoder.pretrained_cfg
@@ -100,6 +101,11 @@ def _hub_url(repository: str, revision: str) -> str:
     return f"https://huggingface.co/{repository}/resolve/{revision or 'main'}/{HUB_FILE}"
 
 
+def _timm_url(name: str) -> str:
+    repository = _timm_repository(name)
+    return _hub_url(repository, "") if repository else "them"
+
+
 def _require_imagenet(name: str) -> None:
     """Raise a UserError if timm's weights of a network are of other images: they are never called ImageNet's."""
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
@@ -156,9 +162,7 @@ def missing_download(source: str, name: str, flag: str) -> str:
         if source == "kinetics":
             url = torchvision.models.get_model_weights(name).KINETICS400_V1.url
             return f"the Kinetics-400 weights of {name} (download {url} and put it into {_torch_folder()})"
-        repository = _timm_repository(name)
-        url = f"https://huggingface.co/{repository}/resolve/main/model.safetensors" if repository else "them"
-        return f"the ImageNet weights of {name} (download {url}, put the file anywhere and pass {flag})"
+        return f"the ImageNet weights of {name} (download {_timm_url(name)}, put the file anywhere and pass {flag})"
     return ""
 
 

@@ -35,7 +35,9 @@ def run_page(cfg: PretrainConfig, result: Mapping[str, Any]) -> RunPage:
 
 def next_command(cfg: PretrainConfig, result: Mapping[str, Any]) -> str:
     """The command that trains on labels from the encoder, or U-Net, of a finished run."""
-    following = ["python", "-m", "segment", "--labelled-fraction", "0.02"]
+    following = ["python", "-m", "segment"]
+    if cfg.data.dataset == "acdc":  # 2 % of a few labels would be one slice
+        following += ["--labelled-fraction", "0.02"]
     if cfg.on_exams:
         following = ["python", "-m", "classify", "--encoder", cfg.encoder]
         following += ["--plane", cfg.data.plane] if cfg.data.dataset == "mrnet" else []

@@ -175,7 +175,11 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:
     """The natural-image encoder of a hierarchical run, pretrained now unless an earlier run has done so."""
     out: Path = cfg.run_folder / "generalist"
     if not (out / "result.json").exists():
-        log.info(f"stage 1 of 2: generalist, in {out}")
+        log.info(
+            f"stage 1 of 2: generalist, in {out}; --generalist imagenet or a FILE takes ready weights in its place, "
+            "--generalist-epochs shortens it, --stage specialist leaves it out"
+            + ("; --steps counts those of stage 2" if cfg.steps is not None else "")
+        )
         resume = (out / "config.json").exists()
         first = replace(cfg, stage="generalist", out=out, resume=resume, overwrite=False, keep_epochs=(), steps=None)
         first = replace(first, stop_after_epochs=None)

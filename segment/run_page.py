@@ -12,6 +12,7 @@ from core.page import interval, jpeg_address, number
 from core.resampling import mean_with_interval
 from core.tables import read_table
 from data.pictures import colour_of, draw_slice, spread_places
+from data.readers.file_search import count_of
 from data.readers.label_maps import without_ignored
 from data.slices import Dataset
 from data.sources import chosen_channels
@@ -60,7 +61,7 @@ def run_page(
         notices.append("The weights were chosen by the validation score, which is therefore too high.")
     return RunPage(
         title=f"Segmentation with {result['labelled_slices']} labelled slices",
-        lead=f"Mean Dice {number(mean['value'])}{spread} over {len(patients)} {NAMES[split]} patients.",
+        lead=f"Mean Dice {number(mean['value'])}{spread} over {count_of(len(patients), f'{NAMES[split]} patient')}.",
         notices=notices,
         what_was_run=_what_was_run(cfg, dataset, result),
         tables=list(_tables(scored, classes)),

@@ -62,7 +62,10 @@ def patient_folders(root: Path) -> list[Path]:
         folder for place in places for folder in sorted(place.glob("patient*")) if re.search(r"\d+$", folder.name)
     ]
     if not folders:
-        raise UserError(f"{root} holds no patientNNN folders: --data-root must hold ACDC's training/ or be that folder")
+        raise UserError(
+            f"{root} holds no patientNNN folders: --data-root must hold ACDC's training/ or be that folder; for other "
+            "files pass --dataset folder"
+        )
     return folders
 
 

@@ -180,8 +180,8 @@ def _speed(table: pd.DataFrame, best: str, other: str, facts: Facts) -> str:
         times = {">=": "at least ", "<=": "at most "}.get(bound, "") + f"{ratio.value:.2g} times fewer steps than"
     else:
         times = {">=": "at most ", "<=": "at least "}.get(bound, "") + f"{1 / ratio.value:.2g} times as many steps as"
-    if not bound and f"{ratio.value:.2g}" == "1":
-        times = "about as many steps as"
+    if f"{ratio.value:.2g}" == "1" and bound != ">=":
+        times = "no fewer steps than" if bound else "about as many steps as"
     task = f"to reach {100 * LEVEL:.0f} % of the common reference score with {facts.labels(row['labels'])}"
     return f"{task} {best} took {times} {other}" + _verdict(ratio, "the speed-up, over seeds,", "which is faster")
 
