@@ -1,8 +1,10 @@
 """Several channels: `--channels 0 1` from files to networks and back."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from made_up_channels import case, colours, nnunet, save, write_png_folder
@@ -144,6 +146,36 @@ def test_grey_images_and_pages_of_colours(tmp_path):
     red, green = read_channels([tmp_path / "stack.tif"], (0, 1))
     np.testing.assert_array_equal(green.stack[0], np.stack([colours(1)[..., 1], colours(2)[..., 1]]))
     assert red.values.shape == (20, 24, 2)
+
+
+def test_colours_read_as_grey_are_reported_once(tmp_path, caplog):
+    def messages(**choice) -> list[str]:
+        caplog.clear()
+        index_folder(tmp_path / "set", **choice)
+        return [record.message for record in caplog.records if "colours" in record.message]
+
+    caplog.set_level(logging.INFO, "fewslice")
+    root = write_png_folder(tmp_path / "set")
+    advice = "colours are read as grey in 6 of 6 images; --channels 0 1 2 gives the network all three"
+    assert messages() == messages(channels=0) == messages(labelled=False) == [advice]
+    assert messages(channels=(0, 1, 2)) == []
+    for n in range(6):  # colours of 16 bits, of a palette, and of a TIFF file
+        (root / f"images/p{n}.png").unlink()
+        image = colours(n)
+        if n < 2:
+            cv2.imwrite(str(root / f"images/p{n}.png"), image.astype(np.uint16) * 200)
+        elif n < 4:
+            Image.fromarray(image).quantize(16).save(root / f"images/p{n}.png")
+        else:
+            Image.fromarray(image).save(root / f"images/p{n}.tif")
+    assert messages() == [advice]
+    Image.fromarray(colours(5)[..., 0]).save(root / "images/p5.tif")
+    assert messages() == ["colours are read as grey in 5 of 6 images"]  # all channels of the sixth cannot be had
+    for n in range(6):
+        (file,) = (root / "images").glob(f"p{n}.*")
+        file.unlink()
+        Image.fromarray(colours(n)[..., 0]).convert("P").save(root / f"images/p{n}.png")  # a palette of greys
+    assert messages() == []
 
 
 def rgb_nifti(path: Path, values: np.ndarray) -> None:

@@ -100,6 +100,7 @@ def index_folder(
         check_planes(shapes[True], shapes[False])
     if not rows:
         raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
+    _report_colours([*shapes[True].values(), *shapes[False].values()], channels)
     table = pd.DataFrame(rows, columns=SLICE_COLUMNS)
     if several(channels):
         table["channels"] = pd.Series([several(channels)] * len(table), dtype=object)
@@ -141,6 +142,16 @@ def _shape_of(image: ImageFile, channels: Channels, slicing: SliceAxis, problems
             raise
         problems[image.file] = error
         return None
+
+
+def _report_colours(shapes: Sequence[VolumeShape], channels: Channels) -> None:
+    """Log that colours become grey values, and, where every image has them, how to keep them."""
+    if not (count := sum(shape.colours_as_grey for shape in shapes)):
+        return
+    message = f"colours are read as grey in {count} of {count_of(len(shapes), 'image')}"
+    if count == len(shapes) and not several(channels):
+        message += "; --channels 0 1 2 gives the network all three"
+    log.info(message)
 
 
 def _frames(

@@ -33,7 +33,8 @@ class VolumeShape(NamedTuple):
     """Shape, spacing, data type and place of an image file, as its header says.
 
     ``shape`` is (X, Y, Z) or (X, Y, Z, T), ``spacing`` (x_mm, y_mm, z_mm), ``dtype`` that of the stored numbers,
-    ``affine`` (4, 4) from voxels to mm or None, see ``geometry.world_affine``; ``slicing`` chooses ``slice_axis``.
+    ``affine`` (4, 4) from voxels to mm or None, see ``geometry.world_affine``; ``slicing`` chooses ``slice_axis``;
+    ``colours_as_grey`` is whether the file holds colours of which only the grey value is read.
     """
 
     shape: tuple[int, ...]
@@ -41,6 +42,7 @@ class VolumeShape(NamedTuple):
     dtype: np.dtype
     affine: np.ndarray | None = None
     slicing: SliceAxis = "auto"
+    colours_as_grey: bool = False
 
     @property
     def slice_axis(self) -> int:
@@ -145,8 +147,9 @@ def read_shape(path: Path, *, channels: bool = False) -> VolumeShape:
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, pages):
                 dtype = np.dtype("uint16" if has_deep_colour(image) else PLANAR_DTYPES.get(image.mode, "uint8"))
-                colours = (3,) if channels and is_rgb(image) else ()
-                return VolumeShape((*image.size, pages, *colours), (1.0, 1.0, 1.0), dtype)
+                rgb = is_rgb(image)
+                shape = (*image.size, pages, *((3,) if channels and rgb else ()))
+                return VolumeShape(shape, (1.0, 1.0, 1.0), dtype, colours_as_grey=rgb and not channels)
         return _shape(path, open_nifti(path, channels=channels))
 
 
