@@ -106,10 +106,8 @@ def render(
     """
     volumes = pd.DataFrame(found.volumes)
     values = sorted({value for counts in found.label_counts.values() for value in counts})
-    drawn = {
-        "histogram": ("Histogram of the intensities of all images", _histogram(found.samples)),
-        "spread": ("Intensities of each image", _spread(volumes)),
-    }
+    drawn = {"histogram": ("Histogram of the intensities of all images", _histogram(found.samples))}
+    drawn |= _spreads(volumes)
     names = dict(zip(values, summary["class_share"], strict=True))
     page = page_environment(Path(__file__).parent).get_template("inspect.html.j2")
     return page.render(
@@ -122,6 +120,7 @@ def render(
         styles=STYLES,
         what=_what(summary),
         figures={name: figure for name, figure in drawn.items() if figure[1]},
+        several_channels="channel" in volumes,
         pictures=[(_relative(file, root), address) for file, address in found.pictures.items()],
         legend={name: colour_of(value) for value, name in names.items() if value},
         class_rows=_class_rows(summary["class_share"], found.label_counts, names, classes),
@@ -197,10 +196,21 @@ def _histogram(samples: Sequence[np.ndarray]) -> dict[str, Markup]:
     return {"wide": draw(WIDE, "histogram-wide"), "narrow": draw(NARROW, "histogram-narrow")}
 
 
-def _spread(volumes: pd.DataFrame) -> dict[str, Markup]:
-    """Median and outer percentiles of each image, in the order of the medians."""
+def _spreads(volumes: pd.DataFrame) -> dict[str, tuple[str, dict[str, Markup]]]:
+    """Name, label and drawing of the spread of the intensities: one, or one for each channel."""
     if volumes.empty:
         return {}
+    label = "Intensities of each image"
+    if "channel" not in volumes:
+        return {"spread": (label, _spread(volumes, "spread"))}
+    return {
+        f"spread-{channel}": (f"{label}, channel {channel}", _spread(rows, f"spread-{channel}"))
+        for channel, rows in volumes.groupby("channel", sort=False)
+    }
+
+
+def _spread(volumes: pd.DataFrame, name: str) -> dict[str, Markup]:
+    """Median and outer percentiles of each image, in the order of the medians; `name` is unique on the page."""
     ordered = volumes.sort_values("percentile 50", kind="stable")
     places = np.arange(1, len(ordered) + 1)
 
@@ -214,4 +224,4 @@ def _spread(volumes: pd.DataFrame) -> dict[str, Markup]:
             axis.set_xlim(0, len(ordered) + 1)
         return inline_svg(to_svg(figure, identity), identity, STYLES)
 
-    return {"wide": draw(WIDE, "spread-wide"), "narrow": draw(NARROW, "spread-narrow")}
+    return {"wide": draw(WIDE, f"{name}-wide"), "narrow": draw(NARROW, f"{name}-narrow")}

@@ -69,7 +69,7 @@ def run_page(
         cases=list(_cases(scored[split], dataset, split, predictions[split])),
         cases_text=(
             f"The worst, the median and the best volume of the {NAMES[split]} split by mean Dice, cut to its "
-            f"foreground; up to {MOST_PAGES} slices each, to be scrolled sideways."
+            f"foreground; up to {MOST_PAGES} slices each, to be scrolled sideways.{_pictured_channel(cfg)}"
         ),
         legend={name: colour_of(label) for label, name in enumerate(classes, start=1)},
         following={
@@ -103,6 +103,12 @@ def _what_was_run(cfg: SegmentConfig, dataset: Dataset, result: Mapping[str, Any
     if "unlabelled" in result:
         rows["Unlabelled"] = f"{result['unlabelled']['slices']} slices, by pseudo-labels"
     return rows
+
+
+def _pictured_channel(cfg: SegmentConfig) -> str:
+    """A sentence on the channel that pictures show, with a space before it; empty for images of one channel."""
+    chosen = chosen_channels(cfg.data)
+    return f" The images show channel {chosen[0]}, the first that was chosen." if chosen else ""
 
 
 def _patients(per_volume: pd.DataFrame, measures: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:

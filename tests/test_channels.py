@@ -249,6 +249,12 @@ def test_inspection_describes_each_channel(tmp_path):
     page = tmp_path / "page.html"
     assert run(Inspect(dataset="folder", data_root=root, channels=(1, 0), html=page)) == 0
     assert "case05_0001.nii.gz" in page.read_text()  # the picture is of the first channel
+    html = " ".join(page.read_text().split())
+    assert html.count("<svg") == 6  # histogram, and each channel's intensities, wide and narrow
+    assert "Intensities of each image, channel 1: a point" in html
+    assert "Intensities of each image, channel 0: a point" in html
+    assert "Of the chosen channels the first is shown." in html
+    assert "of every image, all channels together, without" in html
     (root / "imagesTr/case05_0001.nii.gz").unlink()
     save(root / "imagesTr/case02_0001.nii.gz", case(2)[1], np.diag([1.5, 1.5, 4, 1]))
     problems = [finding["problem"] for finding in inspect_dataset("folder", root, channels=(0, 1))["problems"]]

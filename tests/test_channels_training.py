@@ -156,7 +156,7 @@ def test_two_channels_from_pretraining_to_prediction(tmp_path, caplog, monkeypat
     assert np.shape(model.statistics) == (2, 2)
     assert first_weight(unet).shape[1] == 2
     assert (run / "predictions.png").is_file()
-    assert (run / "report.html").is_file()
+    assert "The images show channel 0, the first that was chosen." in (run / "report.html").read_text()
     assert splits.is_file()
 
     # from files as from the store

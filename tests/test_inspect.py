@@ -160,5 +160,6 @@ def test_the_page_of_a_data_set(tmp_path, capsys):
     assert re.search(r"<td>patient002 \(val\): [^;]*4d\.nii\.gz; patient003 \(train\): [^<]*</td><td>yes</td>", html)
     assert "5 of 5" in html  # label maps with each class
     assert html.count("<svg") == 4
+    assert "channel" not in html[html.index("<body") :]
     assert "http" not in re.sub(r"http://www\.w3\.org[^\"]*", "", html)
     assert (tmp_path / "new/page.html").resolve().as_uri() in capsys.readouterr().out
