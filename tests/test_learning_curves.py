@@ -351,10 +351,25 @@ def test_next_labels():
     assert row["gain"] == pytest.approx(worth, rel=0.15)
     assert row["low"] <= worth <= row["high"]
     assert row["score"] == pytest.approx(1 - law(16), abs=0.03)
-    assert row["answer"].startswith("a: at 16 labels (score 0.")
+    assert row["measured"] == 1 - curves[0].errors[SIZES.index(16)]
+    assert row["answer"].startswith(f"a: at 16 labels (measured {row['measured']:.3f}, fit {row['score']:.3f}) the")
+    assert "Doubtful" not in row["answer"]
+    between = next_labels(curves, 20, 10).iloc[0]
+    assert np.isnan(between["measured"])
+    assert between["answer"].startswith(f"a: at 20 labels (fit {between['score']:.3f}) the")
     assert next_labels(curves, 64, 10)["gain"].item() < row["gain"] / 3
     assert not row["extrapolated"]
     assert next_labels(curves, 120, 10)["extrapolated"].item()
+
+
+def test_a_fit_that_misses_the_largest_size_is_doubted():
+    curves = fit(study(lambda n: 0.5 if n < 128 else 0.3, noise=0.1))  # a step, which no power law follows
+    gain, needed = next_labels(curves, 128, 10).iloc[0], labels_needed(curves, 0.55).iloc[0]
+    assert gain["measured"] == pytest.approx(0.7, abs=0.01)
+    assert gain["score"] < 0.67
+    numbers = f"the fit gives {gain['score']:.3f} and the measured score is {gain['measured']:.3f}"
+    for row in (gain, needed):
+        assert row["answer"].endswith(f". Doubtful: at the largest measured size, 128, {numbers}")
 
 
 @pytest.mark.parametrize(

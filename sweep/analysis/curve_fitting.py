@@ -33,6 +33,8 @@ class Curve:
     model: str
     labels: np.ndarray
     """(sizes,) numbers of labels that it was fitted to."""
+    errors: np.ndarray
+    """(sizes,) mean errors measured there."""
     alpha: np.ndarray
     """(1 + draws,) error that no number of labels removes, at least 0."""
     eta: np.ndarray
@@ -109,7 +111,15 @@ def _fitted(pipeline: str, model: str, labels: np.ndarray, errors: np.ndarray, c
         expected = alpha[0] + eta[0] * basis(model, labels, gamma[0])
         criterion = aicc((cells - expected[:, None]) / np.sqrt(variance)[:, None], 3 if model == "power law" else 4)
     return Curve(
-        pipeline=pipeline, model=model, labels=labels, alpha=alpha, eta=eta, gamma=gamma, aicc=criterion, note=note
+        pipeline=pipeline,
+        model=model,
+        labels=labels,
+        errors=errors[0],
+        alpha=alpha,
+        eta=eta,
+        gamma=gamma,
+        aicc=criterion,
+        note=note,
     )
 
 

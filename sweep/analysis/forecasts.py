@@ -12,6 +12,8 @@ from sweep.analysis.learning_curves import REACH
 
 SPREAD = 100.0
 """No forecast is given if the ends of its interval differ by more than this factor."""
+MISFIT = 0.03
+"""A fit that differs by more than this from the mean score measured at the largest size makes forecasts doubtful."""
 
 
 def labels_needed(curves: Sequence[Curve], target: float, unit: str = "labels") -> pd.DataFrame:
@@ -86,12 +88,13 @@ def next_labels(curves: Sequence[Curve], at: float, more: float = 10, unit: str 
         unit: what the labels are, in the plural, for the sentence.
 
     Returns:
-        pipeline, labels, more, score (at `labels`), gain, low, high (of the gain), extrapolated, refused, answer.
+        pipeline, labels, more, score (of the fit at `labels`), measured (mean score there, NaN where `labels` is no
+        size of the study), gain, low, high (of the gain), extrapolated, refused, answer.
     """
     rows = []
     for curve in curves:
         row: dict[str, Any] = {"pipeline": curve.pipeline, "labels": at, "more": more}
-        row |= {**dict.fromkeys(("score", "gain", "low", "high"), np.nan), "extrapolated": False}
+        row |= {**dict.fromkeys(("score", "measured", "gain", "low", "high"), np.nan), "extrapolated": False}
         if not curve.fitted:
             refusal = f"no forecast, {curve.note}"
         elif at < curve.labels[0]:
@@ -106,10 +109,14 @@ def next_labels(curves: Sequence[Curve], at: float, more: float = 10, unit: str 
             errors = curve.error([at, at + more])
             row |= {"score": 1 - errors[0, 0], **estimate("gain", errors[:, 0] - errors[:, 1])}
             row["extrapolated"] = bool(at + more > curve.labels[-1])
+            scores = f"fit {row['score']:.3f}"
+            if at in curve.labels:
+                row["measured"] = 1 - curve.errors[curve.labels == at][0]
+                scores = f"measured {row['measured']:.3f}, {scores}"
             between = f" (95 % interval {row['low']:.4f} to {row['high']:.4f})"
             between = " (no interval)" if np.isnan(row["low"]) else between
             answer = (
-                f"at {at:g} {unit} (score {row['score']:.3f}) the next {more:g} raise the score by "
+                f"at {at:g} {unit} ({scores}) the next {more:g} raise the score by "
                 f"{row['gain']:.4f}{between}{_doubt(curve)}"
             )
         rows.append({**row, "refused": bool(refusal), "answer": f"{curve.pipeline}: {refusal or answer}"})
@@ -117,7 +124,13 @@ def next_labels(curves: Sequence[Curve], at: float, more: float = 10, unit: str 
 
 
 def _doubt(curve: Curve) -> str:
-    return f"; {curve.note}" if curve.note else ""
+    """What makes the forecasts of a curve doubtful, to follow an answer; empty if nothing does."""
+    note = f"; {curve.note}" if curve.note else ""
+    measured, fitted = 1 - curve.errors[-1], 1 - curve.error(curve.labels[-1:])[0, 0]
+    if abs(fitted - measured) <= MISFIT:
+        return note
+    where = f"at the largest measured size, {_round(curve.labels[-1])}"
+    return f"{note}. Doubtful: {where}, the fit gives {fitted:.3f} and the measured score is {measured:.3f}"
 
 
 def _round(labels: float) -> str:
