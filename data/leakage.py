@@ -140,6 +140,29 @@ def check_leakage(data: SplitTable, lineage: Iterable[Mapping[str, Any]], init: 
     return f"scores may be too high: the initial weights were {what}"
 
 
+def subjects_trained_on(images: Iterable[tuple[str, str]], stages: Iterable[SubjectRecord]) -> set[str]:
+    """The subjects that a stage was trained on, with or without labels.
+
+    The content of images decides; names do only where the stage knows an image, as equal names in unrelated data sets
+    are other patients.
+
+    Args:
+        images: subject and `data.duplicates.fingerprint` of each image.
+        stages: records of the stages.
+    """
+    images, trained = list(images), set()
+    for record in stages:
+        known = {each for text in record.images.values() for each in text.split()}
+        used = {each for use in ("pool", "train") for each in record.images.get(use, "").split()}
+        names = {each for use in ("pool", "train") for each in record.subjects.get(use, "").split()}
+        hashes = [salted(digest, record.salt) if digest else "" for _, digest in images]
+        same = not known.isdisjoint(hashes)
+        for (subject, _), digest in zip(images, hashes, strict=True):
+            if digest in used or (same and salted(subject, record.salt) in names):
+                trained.add(subject)
+    return trained
+
+
 def records(lineage: Iterable[Mapping[str, Any]], init: str) -> Iterator[SubjectRecord]:
     """The records of the stages that have one.
 

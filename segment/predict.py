@@ -109,10 +109,11 @@ def run(cfg: Predict) -> pd.DataFrame:
     from engine.devices import make_fabric, show_messages  # torch is slow to import: mistakes in the paths come first
     from segment.contact_sheet import ContactSheet
     from segment.ensemble import load_ensemble, mean_agreement
+    from segment.trained_on import TrainedOn
 
     show_messages()
     ensemble = load_ensemble(cfg.run, make_fabric(cfg.device).device, cfg.flip_tta)
-    card = ensemble.card
+    card, trained_on = ensemble.card, TrainedOn(card for _, card in ensemble.members)
     from_dicom = dicom_images(cfg.input)
     if from_dicom is None:
         targets, channel_files, problems = _targets(cfg.input, cfg.output, card)
@@ -147,11 +148,11 @@ def run(cfg: Predict) -> pd.DataFrame:
             continue
         if file in dicom:
             problems += _write_dicom(target, labels, volume, dicom[file], card, model, first)
-        size = len(card.classes)
-        counts = [np.sum([counts_of(page, size) for page in frame], axis=0) for frame in labels]
+        counts = [np.sum([counts_of(page, len(card.classes)) for page in frame], axis=0) for frame in labels]
         known = [(dicom[file].subject, "", t + 1) for t in range(len(labels))] if file in dicom else None
-        of_frames = zip(known or _frames(file, target, len(labels)), counts, predictions, strict=True)
-        for (subject, phase, frame), count, prediction in of_frames:
+        of_frames = zip(known or _frames(file, target, len(labels)), stack, counts, predictions, strict=True)
+        for (subject, phase, frame), image, count, prediction in of_frames:
+            trained_on.add(subject, target.relative_to(cfg.output), image)
             millilitres = count * row_mm * column_mm * slice_mm / 1000
             row = {"file": str(target), "subject": subject, "phase": phase, "frame": frame}
             row |= dict(zip(names, millilitres[1:], strict=True))
@@ -171,6 +172,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         _print(table, cfg.output)
         if cfg.contact_sheet is not None:
             sheet.write(cfg.contact_sheet, pseudonyms() if cfg.anonymous else str)
+    trained_on.warn()
     if problems:
         raise SomeFilesFailed(problems, table["file"].nunique() if rows else 0)
     return table

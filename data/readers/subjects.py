@@ -61,11 +61,7 @@ def subjects_of(names: Sequence[str], pattern: str | None) -> list[str]:
     """
     if pattern is not None:
         return [_matched(name, pattern) for name in names]
-    subjects = [_without_parts(name) for name in names]
-    subjects = _of_numbered_folders(subjects)
-    subjects = _of_lettered_patients(names, subjects)
-    subjects = _of_paired_words(subjects)
-    subjects = _of_numbered_slices(subjects)
+    subjects = subjects_by_name(names)
     merged = {subject: count for subject, count in Counter(subjects).items() if count > 1}
     if merged:
         first = min(merged)
@@ -76,6 +72,15 @@ def subjects_of(names: Sequence[str], pattern: str | None) -> list[str]:
                 f"{first}: {listed(members, 3)}); --subject-pattern decides otherwise"
             )
     return subjects
+
+
+def subjects_by_name(names: Sequence[str]) -> list[str]:
+    """`subjects_of` without a pattern, and without a log message."""
+    subjects = [_without_parts(name) for name in names]
+    subjects = _of_numbered_folders(subjects)
+    subjects = _of_lettered_patients(names, subjects)
+    subjects = _of_paired_words(subjects)
+    return _of_numbered_slices(subjects)
 
 
 def _matched(name: str, pattern: str) -> str:
