@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 
 from core.files import save_figure
 from data.pictures import OPACITY, colour_of
+from data.readers.discovery import mask_name
 from data.readers.label_maps import without_ignored
 from segment.metrics import foreground, mean_dice
 
@@ -34,6 +35,25 @@ def worst_median_best(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[
     picked = {"worst": order[0], "median": order[(len(order) - 1) // 2], "best": order[-1]}
     rows = {position: name for name, position in reversed(picked.items())}  # a volume is shown once
     return {name: int(position) for position, name in reversed(rows.items())}
+
+
+def titles_of_cases(per_volume: pd.DataFrame, classes: Sequence[str]) -> dict[int, str]:
+    """Row position -> title of the volumes of `worst_median_best`, in this order.
+
+    Args:
+        per_volume: rows of `segment.scoring.score_split`, with codes in place of names if titles shall have them.
+        classes: foreground names.
+    """
+    dice, titles = mean_dice(per_volume, classes), {}
+    for name, position in worst_median_best(per_volume, classes).items():
+        row = per_volume.iloc[position]
+        if row["phase"]:
+            volume = f"{row['subject']} {row['phase']}"
+        else:  # a subject may have several files, and a file several frames
+            frame = f" {row['frame']}" if (per_volume["file"] == row["file"]).sum() > 1 else ""
+            volume = mask_name(Path(row["file"])).as_posix() + frame
+        titles[position] = f"{name}: {volume}, Dice {dice.iloc[position]:.3f}"
+    return titles
 
 
 def panel_case(

@@ -18,8 +18,8 @@ from data.slices import Dataset
 from data.sources import chosen_channels
 from engine.run_page import Case, CasePage, RunPage, Table
 from segment.config import SegmentConfig
-from segment.figures import foreground_window, worst_median_best
-from segment.metrics import MEASURES, mean_dice
+from segment.figures import foreground_window, titles_of_cases
+from segment.metrics import MEASURES
 from segment.scoring import LabelledVolume, labelled_volumes
 from segment.tables import next_command
 
@@ -157,14 +157,12 @@ def _patient_rows(per_volume: pd.DataFrame, patients: pd.DataFrame, classes: Seq
 
 def _cases(per_volume: pd.DataFrame, dataset: Dataset, split: str, predictions: Sequence[np.ndarray]) -> Iterator[Case]:
     """The worst, the median and the best volume."""
-    dice = mean_dice(per_volume, dataset.classes)
-    wanted = {row: name for name, row in worst_median_best(per_volume, dataset.classes).items()}
+    titles = titles_of_cases(per_volume, dataset.classes)
     drawn: dict[int, Case] = {}
     for row, volume in enumerate(labelled_volumes(dataset, split)):  # one at a time in memory
-        if row in wanted:
-            title = f"{wanted[row]}: {per_volume['subject'].iloc[row]} {volume.phase or volume.frame}"
-            drawn[row] = Case(title=f"{title}, Dice {dice.iloc[row]:.3f}", pages=list(_pages(volume, predictions[row])))
-    yield from (drawn[row] for row in wanted)
+        if row in titles:
+            drawn[row] = Case(title=titles[row], pages=list(_pages(volume, predictions[row])))
+    yield from (drawn[row] for row in titles)
 
 
 def _pages(volume: LabelledVolume, prediction: np.ndarray) -> Iterator[CasePage]:

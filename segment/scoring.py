@@ -12,9 +12,9 @@ from torch import nn
 from core.files import write_csv
 from core.subjects import anonymised
 from data.slices import Dataset
-from segment.figures import panel_case, prediction_panel, worst_median_best
+from segment.figures import panel_case, prediction_panel, titles_of_cases
 from segment.inference import segment_stack
-from segment.metrics import dice_per_class, mean_dice, score_volume, summarise
+from segment.metrics import dice_per_class, score_volume, summarise
 from segment.model import ModelCard
 from segment.parity import ssl4mis_scores, ssl4mis_summary
 
@@ -24,6 +24,8 @@ class LabelledVolume:
     """One labelled volume of a data set."""
 
     subject: str
+    file: str
+    """Path of the image below the folder of the data set."""
     group: str
     phase: str
     frame: int
@@ -49,6 +51,7 @@ def labelled_volumes(dataset: Dataset, split: str) -> Iterator[LabelledVolume]:
         first = rows.iloc[0]
         yield LabelledVolume(
             subject=str(first["subject"]),
+            file=str(first["file"]),
             group=str(first["group"]),
             phase=str(first["phase"]),
             frame=int(first["frame"]),
@@ -100,8 +103,8 @@ def score_split(
 ) -> dict[str, Any]:
     """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
 
-    With `anonymous` both have codes in place of the names of subjects; with `parity` the scores of `segment.parity`
-    stand beside ours.
+    With `anonymous` both have codes in place of the names of subjects and files; with `parity` the scores of
+    `segment.parity` stand beside ours.
 
     Returns:
         The summary of `segment.metrics.summarise`; with `parity` that of `segment.parity` as ``parity_ssl4mis``.
@@ -111,8 +114,8 @@ def score_split(
     for volume, prediction in zip(labelled_volumes(dataset, split), predictions, strict=True):
         score = score_volume(prediction, volume.reference, volume.spacing, classes)
         score |= ssl4mis_scores(prediction, volume.reference, classes) if parity else {}
-        origin = {"subject": volume.subject, "group": volume.group, "phase": volume.phase, "frame": volume.frame}
-        rows.append(origin | score)
+        names = ("subject", "file", "group", "phase", "frame")
+        rows.append({name: getattr(volume, name) for name in names} | score)
     folder.mkdir(parents=True, exist_ok=True)
     per_volume = pd.DataFrame(rows)
     if anonymous:
@@ -131,12 +134,10 @@ def _draw_panel(
     file: Path,
 ) -> None:
     """Draw the worst, the median and the best volume."""
-    dice = mean_dice(per_volume, classes)
-    wanted = {k: name for name, k in worst_median_best(per_volume, classes).items()}
+    titles = titles_of_cases(per_volume, classes)
     cases = {}
     for k, v in enumerate(volumes):  # one at a time in memory
-        if k in wanted:
-            title = f"{wanted[k]}: {per_volume['subject'].iloc[k]} {v.phase or v.frame}, Dice {dice.iloc[k]:.3f}"
-            cases[k] = panel_case(title, v.pictured, v.reference, predictions[k], v.spacing)
+        if k in titles:
+            cases[k] = panel_case(titles[k], v.pictured, v.reference, predictions[k], v.spacing)
     if cases:
-        prediction_panel([cases[k] for k in wanted], file, classes)
+        prediction_panel([cases[k] for k in titles], file, classes)

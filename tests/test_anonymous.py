@@ -12,6 +12,7 @@ from conftest import make_study, run_here
 import segment.scoring
 from classify.explain import explain_exams
 from core.subjects import anonymised, pseudonyms, salted_all
+from core.tables import read_table
 from data.readers.exams import load_mrnet
 from data.readers.images import read_volume, write_label_map
 from data.slices import load_dataset
@@ -22,6 +23,7 @@ from engine.run_folder import RunFolder
 from segment.config import SegmentConfig
 from segment.evaluate import Evaluate
 from segment.evaluate import run as evaluate
+from segment.run_page import _cases
 from segment.scoring import labelled_volumes, score_split
 
 
@@ -71,6 +73,28 @@ def test_scores_and_pictures_without_names(tiny_acdc, tmp_path, monkeypatch):
     assert set(pd.read_csv(tmp_path / "b/per_volume.csv")["subject"]) == {pseudonyms()("patient002")}
     assert any("patient002" in title for title in titles[: len(titles) // 2])
     assert not any("patient" in title for title in titles[len(titles) // 2 :])
+
+
+@pytest.mark.parametrize("anonymous", [False, True])
+def test_two_files_of_a_subject_are_told_apart(tmp_path, anonymous):
+    """In per_volume.csv, and on the page, which reads it; with --anonymous by codes."""
+    for name in ("MR004_s0", "MR004_s1", "MR005_s0"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            values = np.random.default_rng(len(folder)).integers(0, 2, (20, 18, 2)).astype(np.uint8)
+            nib.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / folder / f"{name}.nii.gz")
+    (tmp_path / "splits.json").write_text('{"train": ["MR005"], "val": ["MR004"], "test": []}')
+    data = load_dataset("folder", tmp_path)
+    right, wrong = (volume.reference for volume in labelled_volumes(data, "val"))
+    predictions = [right, wrong * 0]
+    score_split(predictions, data, "val", tmp_path / "out", anonymous=anonymous)
+    per_volume = read_table(tmp_path / "out/per_volume.csv")
+    files = [f"images/MR004_s{k}.nii.gz" for k in (0, 1)]
+    codes = [pseudonyms()(file) for file in files]
+    assert per_volume["file"].tolist() == (codes if anonymous else files)
+    titles = [case.title.split(", ")[0] for case in _cases(per_volume, data, "val", predictions)]
+    names = [code.removesuffix(".nii.gz") for code in codes] if anonymous else ["MR004_s0", "MR004_s1"]
+    assert titles == [f"worst: {names[1]}", f"best: {names[0]}"]
 
 
 def test_montages_without_names(tiny_knees, tmp_path, monkeypatch):

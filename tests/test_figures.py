@@ -3,7 +3,7 @@ import pandas as pd
 from PIL import Image
 
 from engine.learning_curve import draw_learning_curve
-from segment.figures import panel_case, prediction_panel, worst_median_best
+from segment.figures import panel_case, prediction_panel, titles_of_cases, worst_median_best
 
 
 def dice_table(*values):
@@ -19,6 +19,21 @@ def test_worst_median_best():
     assert worst_median_best(dice_table(0.9, 0.1), ("RV", "LV")) == {"worst": 1, "best": 0}
     assert worst_median_best(dice_table(0.9), ("RV", "LV")) == {"worst": 0}
     assert worst_median_best(dice_table(np.nan), ("RV", "LV")) == {}
+
+
+def test_titles_of_cases_tell_files_and_frames_apart():
+    files = ["images/MR004_a.nii.gz", "images/MR004_b.nii.gz", "MR005/cine.nii.gz", "MR005/cine.nii.gz"]
+    table = dice_table(0.25, 0.5, 0.75, 1).assign(subject="MR004", file=files, phase="", frame=[1, 1, 1, 2])
+    assert [*titles_of_cases(table[:2], ("RV", "LV")).values()] == [
+        "worst: MR004_a, Dice 0.250",
+        "best: MR004_b, Dice 0.500",
+    ]
+    assert titles_of_cases(table[2:].reset_index(), ("RV", "LV")) == {
+        0: "worst: MR005/cine 1, Dice 0.750",
+        1: "best: MR005/cine 2, Dice 1.000",
+    }
+    assert titles_of_cases(table[:1].assign(phase="ED"), ("RV", "LV")) == {0: "worst: MR004 ED, Dice 0.250"}
+    assert not titles_of_cases(table[:0], ("RV", "LV"))
 
 
 def test_panel_case_takes_the_fullest_slice_of_the_reference():
