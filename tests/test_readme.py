@@ -114,8 +114,8 @@ def test_commands_that_are_not_run_exist():
     assert importlib.util.find_spec("benchmarks.__main__")
 
 
-FOREIGN = {"--group", "--nproc-per-node", "--completion"}
-"""Options of uv, torchrun and the program `fewslice`."""
+FOREIGN = {"--group", "--extra", "--nproc-per-node", "--completion", "--backend-store-uri"}
+"""Options of uv, torchrun, the program `fewslice` and MLflow."""
 HELPS = [
     *(("pretrain", "--dataset", layout) for layout in ("acdc", "folder", "mrnet", "exams")),
     *(("segment", "--dataset", layout) for layout in ("acdc", "folder")),
