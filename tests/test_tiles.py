@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from test_segment import Fake
 from torch import Tensor, nn
 
 import data.preprocessing
@@ -215,17 +216,6 @@ def test_what_is_said_of_large_slices(caplog):
 
 
 # Prediction
-
-
-class Fake(nn.Module):
-    def __init__(self, scores) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
-        self.scores, self.shapes = scores, []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shapes.append(tuple(x.shape))
-        return self.scores(x)
 
 
 def pointwise(x: Tensor) -> Tensor:
