@@ -4,7 +4,7 @@ import csv
 import logging
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
 from io import StringIO
@@ -170,10 +170,9 @@ def _claim(path: Path, config: RunSettings) -> None:
         if config.resume:
             log.warning(f"nothing to resume in {path}: the run starts at step 0")
     elif config.resume:
-        if changed := _changed(path, config):
-            raise UserError(
-                f"cannot resume {path} with other settings ({', '.join(changed)}); drop them or choose another --out"
-            )
+        if differences := changed(path, config):
+            what = ", ".join(differences)
+            raise UserError(f"cannot resume {path} with other settings ({what}); drop them or choose another --out")
     elif config.overwrite:
         _empty(path)
     else:
@@ -240,7 +239,7 @@ def _read_metrics(path: Path, columns: Sequence[str], last_step: int) -> list[di
 
 def can_resume(path: Path, config: RunSettings) -> bool:
     """Whether the folder holds a run of these settings that `resume` would continue."""
-    return _is_run(path) and not _changed(path, config)
+    return _is_run(path) and not changed(path, config)
 
 
 def _is_run(path: Path) -> bool:
@@ -254,13 +253,19 @@ def _is_run(path: Path) -> bool:
     return isinstance(content, dict) and content.keys() >= every_run
 
 
-def _changed(path: Path, config: RunSettings) -> list[str]:
-    """Messages about settings that affect the result and differ from those of the run in the folder."""
+def changed(path: Path, config: RunSettings, *, apart_from: Collection[str] = ()) -> list[str]:
+    """Messages about settings that affect the result and differ from those of the run in the folder.
+
+    Args:
+        path: the run's folder.
+        config: the settings to compare with.
+        apart_from: names of settings that may differ.
+    """
     try:
         before = result_settings(read_config(type(config), path / "config.json"))
     except UserError as error:  # a run of another command
         return [str(error)]
-    now = result_settings(config)
+    now = {name: value for name, value in result_settings(config).items() if name not in apart_from}
     return [
         f"{name} was {before[name]!r} and is now {now[name]!r}" for name in sorted(now) if before[name] != now[name]
     ]

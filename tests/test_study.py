@@ -109,6 +109,25 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     )
 
 
+def test_runs_of_other_settings_are_not_taken(finished, tmp_path, capsys):
+    """Copied into the study from elsewhere, they would stand in its tables under a name that is not theirs."""
+    cfg = replace(finished, out=tmp_path / "out", processes=1, seeds=(0,))
+    shutil.copytree(finished.out, cfg.out)
+    write_json(cfg.out / "study.json", plain(cfg))
+    shutil.rmtree(cfg.out / "cells" / "random-n2-seed0")
+    shutil.copytree(finished.out / "cells" / "random-n12-seed0", cfg.out / "cells" / "random-n2-seed0")
+    (cfg.out / "results.csv").unlink()
+    assert run(cfg) is not None
+    output = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"failed cells/random-n2-seed0: .* other settings than this study's \(labelled_fr", output)
+    assert "random-n2-seed0" not in (cfg.out / "results.csv").read_text()
+
+    config = cfg.out / "encoders" / "specialist" / "config.json"
+    config.write_text(config.read_text().replace('"stage": "specialist"', '"stage": "hierarchical"'))
+    with pytest.raises(UserError, match=r"specialist holds a run with .* \(stage was 'hierarchical' and is now 'spec"):
+        run(cfg)
+
+
 def test_a_learning_rate_is_chosen_on_training_patients(tiny_acdc, tmp_path):
     cfg = make_study(tiny_acdc, tmp_path / "out", pipelines=("random",), fractions=(0.5,), seeds=(0,), lr=(1e-4, 1e-2))
     run_here(cfg)

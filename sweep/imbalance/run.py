@@ -21,7 +21,7 @@ from data.sources import open_images
 from engine.config import read_config, result_settings, saved
 from sweep.imbalance.config import SUPERVISED, ImbalanceConfig
 from sweep.study.grid import Job
-from sweep.study.jobs import failure, is_done, tidy
+from sweep.study.jobs import failure, is_done, require_own, tidy
 from sweep.study.networks import require_networks
 from sweep.study.progress import Board
 
@@ -127,6 +127,7 @@ def _rows(cells: Sequence[Job]) -> Iterator[dict[str, Any]]:
 def _execute(cfg: ImbalanceConfig, jobs: Sequence[Job]) -> None:
     """Run what is left of the study in processes of this machine."""
     for job in jobs:
+        require_own(job)
         tidy(job, keep_model=False)
     done = sum(map(is_done, jobs))
     count = len(jobs) // 2

@@ -23,6 +23,10 @@ from sweep.study.rates import fraction_to_try
 MOST_CELLS = 100_000
 """More cells are a mistake: each is a training run."""
 
+WEIGHTS = ("init", "generalist", "selection_run")
+"""Settings of a run that name initial weights, whose path differs between machines: the runs that make them are named
+by `Job.needs`."""
+
 RunConfig = PretrainConfig | SegmentConfig | ClassifyConfig | ImagesConfig | ProbeConfig
 
 
@@ -62,10 +66,7 @@ class Job:
     @property
     def hash(self) -> str:
         """Digest of all that affects the result."""
-        # the initial weights are named by the jobs that make them: a path differs between machines
-        weights: dict[str, Any] = {name: "" for name in ("init", "generalist") if hasattr(self.config, name)}
-        weights |= {"selection_run": Path()} if getattr(self.config, "selection_run", None) else {}
-        settings = result_settings(replace(self.config, **weights))
+        settings = {name: value for name, value in result_settings(self.config).items() if name not in WEIGHTS}
         return hashlib.sha256(json.dumps([settings, self.key, self.needs], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -12,16 +12,33 @@ from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
 from core.files import remove_leftovers, write_text
 from data.sources import open_exams, open_slices
-from engine.run_folder import can_resume
+from engine.run_folder import can_resume, changed
 from segment.config import SegmentConfig
 from sweep.analysis.study_files import first_line
-from sweep.study.grid import Job
+from sweep.study.grid import WEIGHTS, Job
 from sweep.study.rates import chosen_rate
 
 
 def is_done(job: Job) -> bool:
     """Whether the job has a result, which is written last."""
     return (job.folder / "result.json").is_file()
+
+
+def foreign_settings(job: Job) -> str:
+    """What tells a finished run in the job's folder from the job: its folder was copied from elsewhere; empty if none.
+
+    The weights that it started from may have another path: the study may have been moved.
+    """
+    return "; ".join(changed(job.folder, run_config(job), apart_from=WEIGHTS)) if is_done(job) else ""
+
+
+def require_own(job: Job) -> None:
+    """Raise a UserError if the job is done with settings that are not the study's."""
+    if settings := foreign_settings(job):
+        raise UserError(
+            f"{job.folder} holds a run with other settings than this study's ({settings}); remove that folder and run "
+            "the same command again, or choose another --out"
+        )
 
 
 def failure(job: Job) -> str:

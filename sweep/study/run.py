@@ -22,7 +22,7 @@ from segment.components import is_one_component
 from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
 from sweep.study.grid import Job, epochs_beyond, plan, unit
-from sweep.study.jobs import failure, is_done, tidy
+from sweep.study.jobs import failure, is_done, require_own, tidy
 from sweep.study.leakage import check_study
 from sweep.study.networks import require_networks
 from sweep.study.plan_file import write_plan
@@ -96,6 +96,8 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
     """Run what is left of the study, then write its tables and its report."""
     cells = [job for job in jobs if job.is_cell]
     for job in jobs:
+        if not job.is_cell:  # a cell is checked when the tables are written: it costs only itself
+            require_own(job)
         tidy(job, keep_model=cfg.keep_models)
     left = sum(not is_done(job) for job in jobs)
     trials = sum(job.is_trial for job in jobs)
