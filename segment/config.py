@@ -27,7 +27,7 @@ class SegmentConfig(SupervisedSettings):
     labelled_list: Annotated[Path | None, Group("labels")] = None
     """File of what carries labels, which `--labelled-fraction` is then a share of: a subject on each line, or a CSV
     table with a column subject or file and optionally frame and slice, such as the `labelled_slices.csv` of a run."""
-    label_order: Literal["random", "ssl4mis"] = "random"
+    label_order: Annotated[Literal["random", "ssl4mis"], SetBySweep] = "random"
     """Order in which `--label-unit patient` takes patients: random, by `--subset-seed` and in proportion to the groups;
     or that of the SSL4MIS benchmark, whose first 1, 3 and 7 are the published ones."""
     selection: Annotated[Selection, SetBySweep] = "random"

@@ -69,6 +69,17 @@ def test_each_fold_has_its_own_encoders_and_the_same_numbers_of_labels():
         SweepConfig(data=folds, folds=(5,))
 
 
+def test_the_patients_of_a_benchmark_in_its_order():
+    settings = {"data": AcdcSource(split="ssl4mis"), "label_unit": "patient", "sizes": (3, 7), "seeds": (0,)}
+    cfg = parse(presets_for, "", ["--label-order", "ssl4mis", "--label-unit", "patient"])
+    assert cfg.label_order == "ssl4mis"
+    cells = [job for job in plan(replace(cfg, **settings, lr=(1e-3, 1e-4)), 70) if not job.name.startswith("encoders")]
+    assert {job.config.label_order for job in cells} == {"ssl4mis"}
+    assert {job.config.label_unit for job in cells} == {"patient"}
+    with pytest.raises(UserError, match="--label-order ssl4mis is an order of patients: pass --label-unit patient"):
+        SweepConfig(label_order="ssl4mis")
+
+
 def test_cells_of_a_size_and_seed_differ_in_their_start_alone():
     pairs = defaultdict(list)
     for job in jobs_of(pipelines=FOUR, fractions=(0.1, 0.5), seeds=(0, 13)):

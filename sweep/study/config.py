@@ -74,6 +74,9 @@ class SweepConfig(Settings):
     """Numbers of labelled slices (patients, exams), in place of fractions."""
     label_unit: Literal["slice", "patient"] = "slice"
     """What fractions and sizes count (segment only; classify counts exams)."""
+    label_order: Literal["random", "ssl4mis"] = "random"
+    """Order in which `--label-unit patient` takes patients: random, by the seed; or that of the SSL4MIS benchmark, the
+    same patients for every seed."""
     seeds: Annotated[tuple[int, ...], MayGrow] = SEEDS
     """Repetitions: random seeds, each 0 or more. A seed draws the labelled subset, the weights of decoder or head and
     the data order, the same in all pipelines."""
@@ -201,6 +204,8 @@ class SweepConfig(Settings):
             )
         if exams and self.label_unit != "slice":
             raise UserError(f"--label-unit {self.label_unit} goes with --task segment: classify counts exams")
+        if self.label_order != "random" and self.label_unit != "patient":
+            raise UserError(f"--label-order {self.label_order} is an order of patients: pass --label-unit patient")
         for part in ("pretrain", "segment", "classify"):
             self._refuse_settings_of_runs(part)
 

@@ -135,7 +135,7 @@ def decided(cfg: SweepConfig) -> SweepConfig:
     assert isinstance(cfg.data, AcdcSource | FolderSource)
     dataset = with_labelled_list(open_slices(cfg.data), cfg.segment.labelled_list)
     fraction = min(1.0, max(cfg.sizes) / count_labels(cfg)) if cfg.sizes else max(cfg.fractions)
-    order = LABEL_ORDERS[cfg.segment.label_order]
+    order = LABEL_ORDERS[cfg.label_order]
     positions = labelled_subset(dataset.table, fraction, cfg.label_unit, cfg.seeds[0], order)
     keep: Literal["yes", "no"] = "yes" if is_one_component(dataset, positions) else "no"
     return replace(cfg, segment=replace(cfg.segment, keep_largest_component=keep))
