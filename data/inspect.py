@@ -52,7 +52,7 @@ class Inspect(Settings):
     """Check every file of a data set and describe it."""
 
     dataset: Literal["acdc", "folder"] = "acdc"
-    """Layout of the data set: the ACDC challenge's, or any folder of NIfTI, PNG, TIFF or DICOM files."""
+    """Layout of the data set: the ACDC challenge's, or any folder of NIfTI, PNG, TIFF, JPEG or DICOM files."""
     data_root: Path | None = None
     """Folder of the data set; default: the embedded synthetic hearts (acdc only)."""
     subject_pattern: str | None = None

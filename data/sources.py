@@ -49,7 +49,7 @@ class FolderSource(Settings):
 
     dataset: Literal["folder"] = "folder"
     """Layout of the data set: nnU-Net's, images/ and labels/ (or masks/), case and case_seg side by side, or any folder
-    of NIfTI, PNG or TIFF files, or of DICOM files, see `python -m data.convert --help`."""
+    of NIfTI, PNG, TIFF or JPEG files, or of DICOM files, see `python -m data.convert --help`."""
     data_root: Output[Path | None] = None
     """Folder that holds the images; required."""
     subject_pattern: str | None = None

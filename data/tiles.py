@@ -147,7 +147,7 @@ def say_large_slices(
     seen = resampled_size((rows, columns), (largest["row_mm"], largest["column_mm"]), spacing_mm, largest["file"])
     if seen != (rows, columns) and str(largest["file"]).lower().endswith(PLANAR_SUFFIXES):
         log.warning(
-            f"PNG and TIFF images are read as having pixels of 1 mm: --spacing-mm {spacing_mm:g} makes {rows} x "
+            f"PNG, TIFF and JPEG images are read as having pixels of 1 mm: --spacing-mm {spacing_mm:g} makes {rows} x "
             f"{columns} pixels {seen[0]} x {seen[1]}; pass --spacing-mm None to train on the pixels of the files"
         )
     if not is_large((rows, columns)):

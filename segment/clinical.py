@@ -1,6 +1,10 @@
 """Cardiac measurements from label maps (volumes, ejection fractions, mass) and their errors."""
 
+from pathlib import Path
+
 import pandas as pd
+
+from data.readers.images import stem
 
 MYOCARDIUM_G_PER_ML = 1.05
 
@@ -56,3 +60,32 @@ def clinical_errors(per_volume: pd.DataFrame) -> dict[str, dict[str, float]]:
             "missing": (~known).sum(),
         }
     return result
+
+
+def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
+    """End-diastolic and end-systolic volume and ejection fraction of each 4D file, and of each subject's 3D files.
+
+    ED and ES are the frames of these phases; in a 4D file without phases, the largest and the smallest volume.
+
+    Args:
+        table: rows of `segment.predict.run`.
+        chamber: class name, "LV" or "RV".
+
+    Returns:
+        One row per 4D file or subject that has both phases: source (its name), ed_ml, es_ml, ejection_fraction (%).
+    """
+    volume, fractions = f"volume_ml_{chamber}", []
+    cine = table.groupby("file")["frame"].transform("size") > 1
+    source = table["subject"].where(~cine, table["file"].map(lambda file: stem(Path(file))))
+    for name, rows in table.groupby(source):
+        ed, es = (rows.loc[rows["phase"] == phase, volume] for phase in ("ED", "ES"))
+        if len(ed) and len(es):
+            full, empty = float(ed.iloc[0]), float(es.iloc[0])
+        elif len(rows) > 1 and cine[rows.index].all():
+            full, empty = float(rows[volume].max()), float(rows[volume].min())
+        else:
+            continue
+        if full > 0:
+            fraction = 100 * (full - empty) / full
+            fractions.append({"source": name, "ed_ml": full, "es_ml": empty, "ejection_fraction": fraction})
+    return pd.DataFrame(fractions, columns=["source", "ed_ml", "es_ml", "ejection_fraction"])

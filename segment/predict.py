@@ -29,6 +29,7 @@ from data.readers.images import (
     PLANAR_SUFFIXES,
     Volume,
     is_image,
+    label_suffix,
     one_channel,
     read_volume,
     stem,
@@ -37,6 +38,7 @@ from data.readers.images import (
 )
 from data.readers.label_maps import counts_of
 from data.readers.roles import names_label_map
+from segment.clinical import ejection_fractions
 from segment.dicom_images import DicomImage, dicom_images, write_segmentations
 from segment.tables import table_of
 
@@ -60,8 +62,8 @@ class Predict(Settings):
     """Run folder of `python -m segment`, or several of the same classes, pixel size and normalisation: the mean of
     their class probabilities is used, and volumes.csv gains the Dice predicted from how far they agree."""
     input: Path
-    """An image (3D or 4D NIfTI, PNG, TIFF, DICOM), or a folder of images, searched with its subfolders. Label maps in
-    it are left out; of nnU-Net's channels case_0000, case_0001, ... those that were trained on are used."""
+    """An image (3D or 4D NIfTI, PNG, TIFF, JPEG, DICOM), or a folder of images, searched with its subfolders. Label
+    maps in it are left out; of nnU-Net's channels case_0000, case_0001, ... those that were trained on are used."""
     output: Path
     """Folder for the label maps, which keep the images' names (without channel) and folders, and for volumes.csv. Of
     DICOM series they are NIfTI files under hashed names, as by `python -m data.convert`, and DICOM segmentations, which
@@ -76,7 +78,7 @@ class Predict(Settings):
     uncertainty: Path | None = None
     """Folder for uncertainty maps on the images' grids, outside the input and output: the entropy of the mean class
     probabilities in nats, from 0 (certain) to the logarithm of the number of classes, float32. NIfTI images get NIfTI
-    maps, PNG and TIFF images TIFF maps."""
+    maps, PNG, TIFF and JPEG images TIFF maps."""
     contact_sheet: Path | None = None
     """PNG file, outside the input and output, for a picture of up to 60 predictions: of an ensemble those of the lowest
     predicted Dice, else the first."""
@@ -178,35 +180,6 @@ def run(cfg: Predict) -> pd.DataFrame:
     return table
 
 
-def ejection_fractions(table: pd.DataFrame, chamber: str) -> pd.DataFrame:
-    """End-diastolic and end-systolic volume and ejection fraction of each 4D file, and of each subject's 3D files.
-
-    ED and ES are the frames of these phases; in a 4D file without phases, the largest and the smallest volume.
-
-    Args:
-        table: rows of `run`.
-        chamber: class name, "LV" or "RV".
-
-    Returns:
-        One row per 4D file or subject that has both phases: source (its name), ed_ml, es_ml, ejection_fraction (%).
-    """
-    volume, fractions = f"volume_ml_{chamber}", []
-    cine = table.groupby("file")["frame"].transform("size") > 1
-    source = table["subject"].where(~cine, table["file"].map(lambda file: stem(Path(file))))
-    for name, rows in table.groupby(source):
-        ed, es = (rows.loc[rows["phase"] == phase, volume] for phase in ("ED", "ES"))
-        if len(ed) and len(es):
-            full, empty = float(ed.iloc[0]), float(es.iloc[0])
-        elif len(rows) > 1 and cine[rows.index].all():
-            full, empty = float(rows[volume].max()), float(rows[volume].min())
-        else:
-            continue
-        if full > 0:
-            fraction = 100 * (full - empty) / full
-            fractions.append({"source": name, "ed_ml": full, "es_ml": empty, "ejection_fraction": fraction})
-    return pd.DataFrame(fractions, columns=["source", "ed_ml", "es_ml", "ejection_fraction"])
-
-
 def _require_outside(option: str, path: Path | None, *folders: Path) -> None:
     """Raise a UserError if a path lies in one of the folders, where its files would be taken for images or masks."""
     inside = [folder for folder in folders if path is not None and path.resolve().is_relative_to(folder.resolve())]
@@ -286,7 +259,7 @@ def _targets(
     channel_files: dict[Path, tuple[Path, ...]] = {}
     problems: list[str] = []
     if path.is_file():
-        targets = {path: output / path.name} if is_image(path) else {}
+        targets = {path: output / (stem(path) + label_suffix(path))} if is_image(path) else {}
         channel_files[path] = files_of_channels(path, several(card.channels)) if card.numbered_channels else (path,)
     else:
         discovery = discover(path, channels=card.channels, expect_channels=card.numbered_channels)
@@ -299,8 +272,7 @@ def _targets(
             if folder in image.file.resolve().parents:
                 continue
             case = image.name.rsplit("/", 1)[-1]
-            suffix = image.file.name[len(stem(image.file)) :]
-            target = output / image.file.relative_to(path).with_name(case + suffix)
+            target = output / image.file.relative_to(path).with_name(case + label_suffix(image.file))
             if target in taken:
                 problems.append(f"{image.file} would be written to the same file as {taken[target]}: rename one")
                 continue
@@ -309,7 +281,9 @@ def _targets(
             channel_files[image.file] = image.channels or (image.file,)
     _refuse_foreign_files(targets, output)
     if not targets and not problems:
-        raise UserError(f"{path} holds no image (.nii, .nii.gz, .png, .tif, DICOM); pass a file or a folder of them")
+        raise UserError(
+            f"{path} holds no image (.nii, .nii.gz, .png, .tif, .jpg, DICOM); pass a file or a folder of them"
+        )
     return targets, channel_files, problems
 
 

@@ -12,8 +12,9 @@ from PIL import Image
 from core.errors import SomeFilesFailed, UserError
 from data.readers.images import read_volume
 from engine.model_file import save_model
+from segment.clinical import ejection_fractions
 from segment.model import ModelCard, build_unet
-from segment.predict import Predict, ejection_fractions, run
+from segment.predict import Predict, run
 
 CLASSES = ["background", "RV", "MYO", "LV"]
 
@@ -113,10 +114,13 @@ def test_scaled_intensities_do_not_scale_the_labels(trained, tmp_path):
     same_grid(tmp_path / "out/scan.nii.gz", tmp_path / "scan.nii.gz")
 
 
-def test_png(trained, tmp_path, capsys):
+@pytest.mark.parametrize("image", ["slice.png", "slice.jpg", "in/slice.JPEG"])
+def test_planar_images(trained, tmp_path, capsys, image):
     values = np.random.default_rng(0).integers(0, 255, (45, 70), dtype=np.uint8)
-    Image.fromarray(values).save(tmp_path / "slice.png")
-    table = predict(trained, tmp_path / "slice.png", tmp_path / "out")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(values).save(tmp_path / image)
+    source = tmp_path / "in" if "/" in image else tmp_path / image
+    table = predict(trained, source, tmp_path / "out")
     labels = np.asarray(Image.open(tmp_path / "out/slice.png"))
     assert labels.shape == (45, 70)
     assert labels.max() <= 3

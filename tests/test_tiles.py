@@ -419,7 +419,7 @@ def test_windows_of_several_channels_give_what_whole_slices_give(monkeypatch):
 
 def test_slide_formats_are_refused(tmp_path):
     (tmp_path / "slide.svs").write_bytes(b"II*\0")
-    with pytest.raises(UserError, match=r"holds no .nii, .nii.gz, .png or .tif images"):
+    with pytest.raises(UserError, match=r"holds no .nii, .nii.gz, .png, .tif or .jpg images"):
         index_folder(tmp_path)
 
 

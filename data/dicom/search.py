@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data.readers.images import NIFTI_SUFFIXES, PLANAR_SUFFIXES
+from data.readers.images import LOSSLESS_SUFFIXES, NIFTI_SUFFIXES, PLANAR_SUFFIXES
 
 MAGIC_AT = 128
 """Length of the preamble before the letters DICM."""
@@ -52,7 +52,7 @@ def holds_dicom(path: Path) -> bool:
         name = file.name.lower()
         if name.endswith(NIFTI_SUFFIXES):
             return False
-        if name.endswith(PLANAR_SUFFIXES):
+        if name.endswith(LOSSLESS_SUFFIXES):  # JPEG files may be copies of all DICOM images
             planar += 1
         elif is_dicom(file):
             found += 1

@@ -1,4 +1,4 @@
-"""Pages of PNG and TIFF images as grey values, and of PNG and TIFF label maps as class indices."""
+"""Pages of PNG, TIFF and JPEG images as grey values, and of PNG and TIFF label maps as class indices."""
 
 from pathlib import Path
 
@@ -16,8 +16,10 @@ def grey_pages(image: Image.Image, path: Path, *, label_map: bool) -> list[np.nd
     colours are refused.
 
     Raises:
-        UserError: if a label map is a colour image.
+        UserError: if a label map is a colour image or a JPEG.
     """
+    if label_map and image.format == "JPEG":
+        raise UserError(f"{path} is a JPEG image, which blurs the classes of a label map: make it again as PNG")
     if has_deep_colour(image):
         return [_grey_of_rgb(page, path, label_map) for page in _deep_pages(image, path)]
     pages = []

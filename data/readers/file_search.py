@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.readers.images import IMAGE_SUFFIXES
+from data.readers.images import IMAGE_SUFFIXES, JPEG_SUFFIXES, NIFTI_SUFFIXES
 from data.readers.roles import folder_role
 
 NO_DATA = {"__MACOSX"}
@@ -64,6 +64,7 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
 
     Links to folders are followed, but each folder is read once, so that a link to a parent ends. A folder that holds
     images/ and labels/ (or imagesTr/) is a data set: only these, and folders named after splits, are read in it.
+    JPEG files among NIfTI files are left out.
     """
     search = FileSearch(root=root)
     visited: set[str] = set()
@@ -105,6 +106,10 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
         # Where a folder can be reached by two paths: the one that says what it holds, and no link, comes first.
         order = sorted(folders, key=lambda path: (roles[path].role == "", path.is_symlink(), path.name))
         stack += reversed(order)
+    if any(path.name.lower().endswith(NIFTI_SUFFIXES) for path in search.files):  # JPEG files are previews of them
+        for path in [path for path in search.files if path.suffix.lower() in JPEG_SUFFIXES]:
+            search.files.remove(path)
+            search.skipped[path.suffix.lower()] += 1
     search.files.sort()
     return search
 

@@ -68,7 +68,7 @@ def index_folder(
     discovery.report()
     if not discovery.images:
         discovery.require_pairs()
-        raise UserError(f"{root} holds no .nii, .nii.gz, .png or .tif images: check --data-root")
+        raise UserError(f"{root} holds no .nii, .nii.gz, .png, .tif or .jpg images: check --data-root")
     if labelled:
         discovery.require_pairs()
     else:

@@ -1,4 +1,4 @@
-"""Read and write image files: NIfTI volumes and 2D PNG or TIFF images, in file units."""
+"""Read and write image files: NIfTI volumes and 2D PNG, TIFF or JPEG images, in file units."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from core.errors import UserError
 from core.files import write_atomically
@@ -17,7 +17,9 @@ from data.readers.decoding import decode_nifti, naming, native, open_nifti, open
 from data.readers.geometry import SliceAxis, slice_axis, with_known_spacing, world_affine
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-PLANAR_SUFFIXES = (".png", ".tif", ".tiff")
+LOSSLESS_SUFFIXES = (".png", ".tif", ".tiff")
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+PLANAR_SUFFIXES = LOSSLESS_SUFFIXES + JPEG_SUFFIXES
 IMAGE_SUFFIXES = NIFTI_SUFFIXES + PLANAR_SUFFIXES
 
 SLICE_COLUMNS = ["subject", "group", "phase", "frame", "slice", "file", "label_file", "labelled", "split"]
@@ -72,7 +74,7 @@ class Volume:
 
     ``values`` is (X, Y, Z) or (X, Y, Z, T) in the file's own units, ``spacing`` (x_mm, y_mm, z_mm) from the
     header's zooms (genuine ACDC files carry a unit affine), ``affine`` and ``header`` are kept for writing;
-    ``header`` is None for PNG and TIFF; ``slicing`` chooses the slice axis.
+    ``header`` is None for PNG, TIFF and JPEG; ``slicing`` chooses the slice axis.
     """
 
     values: np.ndarray
@@ -107,10 +109,10 @@ def stem(path: Path) -> str:
 
 
 def read_volume(path: Path, *, label_map: bool = False, channels: bool = False) -> Volume:
-    """Read a ``.nii``, ``.nii.gz``, ``.png`` or ``.tif`` file.
+    """Read a ``.nii``, ``.nii.gz``, ``.png``, ``.tif`` or ``.jpg`` file.
 
     Stored numbers keep their type unless the header asks for scaling, which gives float32. The checksum of a gzip
-    stream is verified; bytes after the voxels are ignored. PNG and TIFF have spacing 1 mm; the pages
+    stream is verified; bytes after the voxels are ignored. PNG, TIFF and JPEG have spacing 1 mm; the pages
     of a TIFF are slices; colour becomes grey, but see ``colour.grey_pages`` for a ``label_map``. With ``channels``
     colours, and the vectors (X, Y, Z, 1, C) of a NIfTI file, are kept: the last axis of (X, Y, Z, C), without
     transparency.
@@ -122,6 +124,7 @@ def read_volume(path: Path, *, label_map: bool = False, channels: bool = False) 
     with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, _):
+                _require_upright(path, image)
                 pages = grey_or_rgb_pages(image, path) if channels else grey_pages(image, path, label_map=label_map)
             values = np.stack(pages).swapaxes(0, 2)  # (columns, rows, pages[, colours])
             if values.dtype == bool:
@@ -146,11 +149,21 @@ def read_shape(path: Path, *, channels: bool = False) -> VolumeShape:
     with naming(path):
         if path.name.lower().endswith(PLANAR_SUFFIXES):
             with open_planar(path) as (image, pages):
+                _require_upright(path, image)
                 dtype = np.dtype("uint16" if has_deep_colour(image) else PLANAR_DTYPES.get(image.mode, "uint8"))
                 rgb = is_rgb(image)
                 shape = (*image.size, pages, *((3,) if channels and rgb else ()))
                 return VolumeShape(shape, (1.0, 1.0, 1.0), dtype, colours_as_grey=rgb and not channels)
         return _shape(path, open_nifti(path, channels=channels))
+
+
+def _require_upright(path: Path, image: Image.Image) -> None:
+    """Raise a UserError if viewers would turn the image: its label map may have been drawn either way."""
+    if image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        raise UserError(
+            f"{path} is stored turned or mirrored (EXIF orientation), so that its label map may not lie as its pixels "
+            "do: save it upright, e.g. by ImageMagick's `mogrify -auto-orient`"
+        )
 
 
 def shape_or_problem(path: Path, problems: Problems, slicing: SliceAxis = "auto") -> VolumeShape | None:
@@ -176,6 +189,12 @@ def one_channel(volume: Volume, channel: int) -> Volume:
     return replace(volume, values=volume.values[..., channel], header=header)
 
 
+def label_suffix(image: Path) -> str:
+    """The suffix of a label map that is to be written for an image: its own, but a JPEG would blur the classes."""
+    suffix = image.name[len(stem(image)) :]
+    return ".png" if suffix.lower() in JPEG_SUFFIXES else suffix
+
+
 def write_label_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     """Write labels on the grid of the image they belong to: its shape, affine and zooms, uint8, unscaled.
 
@@ -195,7 +214,7 @@ def write_map(path: Path, stack: np.ndarray, like: Volume) -> None:
     """Write float32 values, such as an uncertainty, on the grid of an image, as `write_label_map` writes labels.
 
     Args:
-        path: ``.nii``, ``.nii.gz``, or ``.tif`` for a PNG or TIFF image.
+        path: ``.nii``, ``.nii.gz``, or ``.tif`` for a PNG, TIFF or JPEG image.
         stack: (frames, slices, rows, columns), as ``like.stack``.
         like: the image.
 
