@@ -409,6 +409,17 @@ def test_help(command, monkeypatch, capsys):
     assert "/some/where" not in message
 
 
+@pytest.mark.parametrize("flag", ["--data-root ", "--data-root="])
+def test_a_path_with_spaces_without_quotes(flag, tmp_path, monkeypatch, capsys):
+    (tmp_path / "my scans 2").mkdir()
+    line = f"segment {flag}{tmp_path}/my scans 2 --out no/such/run"
+    monkeypatch.setattr(sys, "argv", line.split(" "))
+    with pytest.raises(SystemExit) as stop:
+        COMMANDS["segment"][0]()
+    assert stop.value.code == 2
+    assert f'"{tmp_path}/my scans 2" exists: write a path with spaces in quotes' in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_values_keep_their_underscores(monkeypatch, tiny_acdc, refused):
     main, few = COMMANDS["segment"]
