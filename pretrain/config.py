@@ -198,9 +198,8 @@ class PretrainConfig(RunSettings):
             "--dense": self.dense,
             "--method masked": self.method == "masked",
         }
-        for flag in ("--method masked", "--cache-on-device yes"):
-            if for_slices[flag]:
-                refuse_channels(self.data, flag)
+        if self.cache_on_device == "yes":
+            refuse_channels(self.data, "--cache-on-device yes")
         refuse_colour_changes(self.augmentation, self.data)
         if self.on_exams and self.crop_towards == "motion":
             raise UserError("--crop-towards motion needs cines of slices, exams have none: use centre or none")

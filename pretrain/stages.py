@@ -80,7 +80,7 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run_folder:
         fabric.barrier()
         if cfg.stage == "hierarchical" and natural is not None:
-            start = _start(cfg, _generalist_file(cfg, fabric), channels)
+            start = _start(cfg, _generalist_file(cfg, fabric, channels), channels)
         encoder, lineage = start or _start(cfg, None, channels)
         if target and target.splits and run_folder.main:
             save_splits(run_folder.path / "splits.json", target.splits)
@@ -150,7 +150,7 @@ def _start(cfg: PretrainConfig, source: str | None, channels: int) -> tuple[nn.M
     # Seeded here so that the heads, which are drawn next, are the same whatever weights the encoder gets.
     torch.manual_seed(cfg.seed)
     if trains_unet(cfg.method):
-        encoder: Any = build_unet(cfg.encoder, 1, cfg.norm)
+        encoder: Any = build_unet(cfg.encoder, channels, cfg.norm, channels)
     elif cfg.on_clips:
         encoder = build_clip_encoder(cfg.encoder, cfg.norm)
     else:
@@ -171,8 +171,11 @@ def _start(cfg: PretrainConfig, source: str | None, channels: int) -> tuple[nn.M
     return encoder, list(report.lineage)
 
 
-def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:
-    """The natural-image encoder of a hierarchical run, pretrained now unless an earlier run has done so."""
+def _generalist_file(cfg: PretrainConfig, fabric: Fabric, channels: int) -> str:
+    """The natural-image encoder of a hierarchical run, pretrained now unless an earlier run has done so.
+
+    Of a U-Net for images of several channels only the encoder of that of the grey natural images, which is adapted.
+    """
     out: Path = cfg.run_folder / "generalist"
     if not (out / "result.json").exists():
         log.info(
@@ -186,7 +189,7 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric) -> str:
         run(first, fabric)
     fabric.barrier()
     log.info(f"stage 2 of 2: {cfg.stage}, in {cfg.run_folder}")
-    return str(out / (UNET if (out / UNET).is_file() else "encoder.safetensors"))
+    return str(out / (UNET if channels == 1 and (out / UNET).is_file() else "encoder.safetensors"))
 
 
 def _save_untrained(

@@ -9,7 +9,7 @@ from core.errors import UserError
 from core.settings import Group, Output, SetBySweep
 from data.augmentation import Augmentation
 from data.slices import Normalisation
-from data.sources import AcdcSource, FolderSource, refuse_channels, refuse_colour_changes
+from data.sources import AcdcSource, FolderSource, refuse_colour_changes
 from encoders.names import Decoder
 from engine.config import SupervisedSettings
 
@@ -123,8 +123,6 @@ class SegmentConfig(SupervisedSettings):
         if self.label_order == "ssl4mis" and self.label_unit != "patient":
             raise UserError("--label-order ssl4mis is an order of patients: pass --label-unit patient")
         self._refuse_unsuitable_selection()
-        if self.unlabelled:
-            refuse_channels(self.data, "--unlabelled")
         refuse_colour_changes(self.augmentation, self.data)
         if self.image_size % 32:
             raise UserError(f"--image-size {self.image_size}: must be a multiple of 32, the network's stride")

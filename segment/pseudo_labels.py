@@ -89,7 +89,7 @@ class PseudoLabels(Supervised):
         """The sums of each pair of samples, of which `loss_of_batch` makes the loss.
 
         Args:
-            batch: image (N, 1, S, S) and label (N, S, S) of labelled samples; weak (N, 2, 1, S, S), strong (N, 1, S,
+            batch: image (N, C, S, S) and label (N, S, S) of labelled samples; weak (N, 2, C, S, S), strong (N, C, S,
                 S), box (N, S, S) and hidden (N, S, S) of unlabelled ones, as `Pool.views` returns them.
 
         Returns:
@@ -109,7 +109,7 @@ class PseudoLabels(Supervised):
 
     @torch.no_grad()
     def pseudo_labels(self, weak: Tensor) -> Tensor:
-        """Weak views (N, 2, 1, S, S) -> the teacher's class of each pixel (N, 2, S, S), or `IGNORED`."""
+        """Weak views (N, 2, C, S, S) -> the teacher's class of each pixel (N, 2, S, S), or `IGNORED`."""
         images = weak.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         probability, classes = self.average(images).float().softmax(dim=1).max(dim=1)  # type: ignore[misc]
         return classes.masked_fill_(probability < self.rules.confidence, IGNORED).unflatten(0, (-1, 2))
@@ -182,13 +182,14 @@ class PseudoLabels(Supervised):
         self.pool.foreground[:] = self.foreground.cpu().numpy()  # after a resume it is that of the checkpoint
 
     def _predict(self, image: np.ndarray) -> Tensor:
-        """The teacher's class indices of a whole slice, (rows, columns)."""
-        weight = next(self.kept.parameters())
+        """The teacher's classes, (rows, columns), of a whole slice (rows, columns) or (channels, rows, columns)."""
+        weight, shape = next(self.kept.parameters()), image.shape[-2:]
+        channels = image.reshape(1, -1, *shape)
         rows = probabilities_by_row(
             lambda x: class_probabilities(self.kept, x.to(weight.dtype)),
-            lambda first, end: torch.from_numpy(image[None, None, first:end]).to(weight.device),
-            image.shape,
-            image.shape,
+            lambda first, end: torch.from_numpy(channels[:, :, first:end]).to(weight.device),
+            shape,
+            shape,
         )
         return torch.cat([probabilities[0].max(dim=0).indices for _, probabilities in rows])
 

@@ -23,9 +23,10 @@ ROWS = 256
 """Rows of the file's grid that are handed out at a time at most, where it differs from that of the network."""
 
 Network = Callable[[Tensor], Tensor]
-"""(N, 1, H, W) -> class probabilities (N, classes, H, W), of any size up to `LARGE_SLICE`."""
+"""(N, channels, H, W) -> class probabilities (N, classes, H, W), of any size up to `LARGE_SLICE`."""
 ReadRows = Callable[[int, int], Tensor]
-"""First row and the one after the last -> these rows of a slice as the network sees it, (1, 1, rows, columns)."""
+"""First row and the one after the last -> these rows of a slice as the network sees it, (1, channels, rows,
+columns)."""
 Rows = tuple[int, Tensor]
 """First row, and class probabilities (1, classes, rows, columns)."""
 

@@ -102,6 +102,27 @@ def test_masks_hide_their_share_of_whole_patches():
     assert [draw_mask(2, 1, share, seed=0).sum() for share in (0.01, 0.99)] == [1, 3]
 
 
+def test_all_channels_are_hidden_at_the_same_places():
+    class TwoChannels(Noise):
+        def __getitems__(self, samples: list[Sample]) -> Tensor:
+            return torch.cat([super(TwoChannels, self).__getitems__(samples) * scale for scale in (1, -2)], dim=1)
+
+    torch.manual_seed(0)
+    masked = Masked(build_unet("resnet10t", 2, "group", 2), patch=4)
+    samples = masked.samples(TwoChannels()).__getitems__([Sample(0, 7), Sample(1, 8)])
+    assert samples.shape == (2, 3, 32, 32)
+    seen: list[Tensor] = []
+    masked.unet.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    masked(samples)
+    hidden = samples[:, 2:].bool().expand(-1, 2, -1, -1)
+    assert (seen[0][hidden] == 0).all()
+    assert torch.equal(seen[0][~hidden], samples[:, :2][~hidden])
+    errors = torch.zeros(1, 2, 2, 2)
+    errors[0, 0, 0, 0], errors[0, 1, 0, 0], errors[0, 1, 1, 1] = 3, 1, 100  # the last one is not hidden
+    hides = torch.tensor([[[[1.0, 1.0], [0.0, 0.0]]]])
+    assert reconstruction_loss(errors, torch.zeros_like(errors), hides).item() == (9 + 1) / 4
+
+
 def test_a_mask_follows_from_the_samples_own_seed():
     data = MaskedImages(Noise(), 8, 0.75)
     together = data.__getitems__([Sample(0, 7), Sample(1, 8), Sample(2, 9)])

@@ -24,7 +24,7 @@ from data.readers.label_maps import IGNORED
 from data.reserved_split import with_splits
 from data.samples.slices import AugmentedSlices
 from data.samples.unlabelled import BOX_AREA, CELLS, STRONG, Pool, WithUnlabelled, draw_box, weak_view
-from data.slices import Dataset, Slices, load_dataset
+from data.slices import WHOLE, Dataset, Slices, load_dataset
 from data.sources import AcdcSource
 from data.splits import inner_splits, labelled_subset, unlabelled_pool
 from engine.devices import make_fabric
@@ -142,6 +142,29 @@ def test_labelled_samples_are_those_of_a_run_without_unlabelled_ones(dataset):
     for sample in ((0, 5), (3, 2**32 - 1)):
         assert all(map(torch.equal, samples[sample][:2], labelled[sample]))
     assert [tuple(part.shape) for part in samples[0, 5][2:]] == [(2, 1, 32, 32), (1, 32, 32), (32, 32), (32, 32)]
+
+
+def test_all_channels_go_through_the_same_draws(dataset):
+    """Two equal channels stay equal in the weak and the strong view, box included, and the teacher sees both."""
+
+    class Twice(Slices):
+        def image(self, k, part=WHOLE):
+            return np.stack([super().image(k, part)] * 2)
+
+    pool = pool_of(dataset, mixing=1.0)
+    pool = replace(pool, slices=Twice(store=dataset.store, positions=pool.slices.positions))
+    weak, strong, box, hidden = pool.views(5)
+    assert (weak.shape, strong.shape, box.shape, hidden.shape) == ((2, 2, 32, 32), (2, 32, 32), (32, 32), (32, 32))
+    assert torch.equal(weak[:, 0], weak[:, 1])
+    assert torch.equal(strong[0], strong[1])
+    seen: list[np.ndarray] = []
+
+    def predict(image: np.ndarray) -> Tensor:
+        seen.append(image)
+        return torch.zeros(image.shape[-2:], dtype=torch.int64)
+
+    pool.find_foreground(predict, 1, (0, 1))
+    assert seen[0].ndim == 3
 
 
 def test_hidden_labels_change_nothing_but_the_metric(dataset):

@@ -78,8 +78,8 @@ class Pool:
         """The views of a slice, and those of its partner in CutMix (without CutMix the slice itself).
 
         Returns:
-            weak: (2, 1, size, size) float32, of the slice and of its partner.
-            strong: (1, size, size) float32, of the slice, within the box of the partner.
+            weak: (2, channels, size, size) float32, of the slice and of its partner.
+            strong: (channels, size, size) float32, of the slice, within the box of the partner.
             box: (size, size) bool, True where `strong` shows the partner.
             hidden: (size, size) uint8, label map of the slice's weak view, `IGNORED` where it has none. For metrics.
         """
@@ -89,24 +89,30 @@ class Pool:
         box = draw_box(rng, self.weak.size) if rng.random() < self.mixing else None
         weak, hidden = self._weak(first, seeds[0])
         strong, _ = self.strong(weak, seeds[1])
-        mixed = np.zeros(weak.shape, bool)
+        mixed = np.zeros(hidden.shape, bool)
         beside = weak
         if box is not None:
             mixed[box] = True
             beside, _ = self._weak(partner, seeds[2])
             strong = np.where(mixed, self.strong(beside, seeds[3])[0], strong)
-        pair = torch.from_numpy(np.stack([weak, beside])[:, None])
-        return pair, torch.from_numpy(strong[None]), torch.from_numpy(mixed), torch.from_numpy(hidden)
+        pair, strong = (values.reshape(-1, *mixed.shape) for values in (np.stack([weak, beside]), strong))
+        return (
+            torch.from_numpy(pair).unflatten(0, (2, -1)),
+            torch.from_numpy(strong),
+            torch.from_numpy(mixed),
+            torch.from_numpy(hidden),
+        )
 
     def _weak(self, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Weak view of slice k, and the label map that is hidden from training; both (size, size)."""
+        """Weak view of slice k, (size, size) or (channels, size, size), and the label map that is hidden from training,
+        (size, size)."""
         shape = self.slices.shape(k)
         cells = np.unpackbits(self.foreground[self.places[k]]).reshape(CELLS, CELLS)
         part, weak = self.tiles.draw(k, seed, lambda: partial(pixel_of_cells, cells, shape))
         image = self.slices.image(k, part)
-        label = self.slices.label(k, part) if self.has_labels[k] else np.full(image.shape, IGNORED, np.uint8)
+        label = self.slices.label(k, part) if self.has_labels[k] else np.full(image.shape[-2:], IGNORED, np.uint8)
         cells = cells if part == WHOLE else cells_in(cells, part, shape)
-        foreground = cv2.resize(cells, image.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        foreground = cv2.resize(cells, label.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
         view, hidden = weak(image, seed, label, foreground=foreground)
         assert hidden is not None
         return np.ascontiguousarray(view), np.ascontiguousarray(hidden)
@@ -115,7 +121,8 @@ class Pool:
         """`foreground` after a new look at places in random order, one slice of each, at most `most`.
 
         Args:
-            predict: a whole slice (rows, columns), as a network sees it -> class indices (rows, columns).
+            predict: a whole slice as a network sees it, (rows, columns) or (channels, rows, columns) -> class indices
+                (rows, columns).
             most: number of slices to look at.
             seed: of the order; places with more frames tend to come first, as they are drawn more often, too.
         """
@@ -165,5 +172,5 @@ class WithUnlabelled(TorchDataset[tuple[Tensor, ...]]):
         self.labelled, self.pool = labelled, pool
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[Tensor, ...]:
-        """Image (1, size, size) float32 and label map (size, size) int64, then what `Pool.views` returns."""
+        """Image (channels, size, size) float32 and label map (size, size) int64, then what `Pool.views` returns."""
         return (*self.labelled[sample], *self.pool.views(sample[1]))

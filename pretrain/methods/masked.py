@@ -23,10 +23,10 @@ IMAGES_FOR_STATISTICS = 512
 
 
 class Masked(Method):
-    """A U-Net of one output channel that sees an image with hidden patches and fills them in.
+    """A U-Net that sees an image with hidden patches, the same in all of its channels, and fills them in.
 
     Args:
-        unet: from `encoders.build.build_unet` with one class.
+        unet: from `encoders.build.build_unet` with a class for each channel of the images.
         patch: side of a patch in pixels.
         share: share of the patches that are hidden, in (0, 1).
     """
@@ -54,15 +54,15 @@ class Masked(Method):
         """Mean squared error of the hidden pixels.
 
         Args:
-            samples: (N, 2, H, W), z-scored images and their masks, see `MaskedImages`.
+            samples: (N, channels + 1, H, W), z-scored images and their masks, see `MaskedImages`.
         """
-        images, masks = samples[:, :1], samples[:, 1:]
+        images, masks = samples[:, :-1], samples[:, -1:]
         # 0 is the mean of a z-scored slice, so that a hidden patch says nothing and does not stand out by its level.
         output = self.networks(_paired(images * (1 - masks)))[: len(images)]
         return reconstruction_loss(output, images, masks)
 
     def networks(self, samples: Tensor) -> Tensor:
-        """The U-Net's output, (N, 1, H, W)."""
+        """The U-Net's output, (N, channels, H, W)."""
         return self.unet(samples)
 
     def encoder_to_export(self, network: Exported) -> nn.Module:
@@ -77,7 +77,7 @@ class Masked(Method):
         Frozen batch norms keep theirs, as these are part of what was trained.
 
         Args:
-            batches: images (n, 1, H, W) in the batches of training.
+            batches: images (n, channels, H, W) in the batches of training.
         """
         norms = [m for m in self.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
         if not norms:
@@ -109,7 +109,7 @@ class MaskedImages(TorchDataset[Tensor]):
     """Images with a mask each, drawn from the sample's own seed: the same on any device and in any micro-batch.
 
     Args:
-        images: data set of single views (1, size, size), indexed by `engine.sampler.Sample`.
+        images: data set of single views (channels, size, size), indexed by `engine.sampler.Sample`.
         patch: side of a patch in pixels.
         share: share of the patches that are hidden.
     """
@@ -118,11 +118,11 @@ class MaskedImages(TorchDataset[Tensor]):
         self.images, self.patch, self.share = images, patch, share
 
     def __getitem__(self, sample: tuple[int, int]) -> Tensor:
-        """(2, size, size) float32."""
+        """(channels + 1, size, size) float32."""
         return self.__getitems__([sample])[0]
 
     def __getitems__(self, samples: Sequence[tuple[int, int]]) -> Tensor:
-        """(samples, 2, size, size) float32: the image, and 1 where it is hidden, else 0."""
+        """(samples, channels + 1, size, size) float32: the image, and 1 where it is hidden, else 0."""
         images = self.images.__getitems__(samples)
         masks = np.stack([draw_mask(images.shape[-1], self.patch, self.share, seed) for _, seed in samples])
         return torch.cat([images, torch.from_numpy(masks)[:, None].to(images.device)], dim=1)
@@ -150,14 +150,15 @@ def draw_mask(size: int, patch: int, share: float, seed: int) -> np.ndarray:
 
 
 def reconstruction_loss(output: Tensor, images: Tensor, masks: Tensor) -> Tensor:
-    """Squared error averaged over each image's hidden pixels, then over the images.
+    """Squared error averaged over each image's hidden pixels and channels, then over the images.
 
     Visible pixels have no weight and so no gradient. Averaged within each image first, so that micro-batches sum up to
     the whole batch even where cut patches leave images with unequal numbers of hidden pixels. Computed in fp32 whatever
     the precision of the network.
 
     Args:
-        output, images, masks: (N, 1, H, W); masks are 1 where hidden, else 0.
+        output, images: (N, channels, H, W).
+        masks: (N, 1, H, W), 1 where hidden, else 0.
     """
     errors = (output.float() - images.float()).square() * masks
-    return (errors.sum(dim=(1, 2, 3)) / masks.sum(dim=(1, 2, 3))).mean()
+    return (errors.sum(dim=(1, 2, 3)) / (images.shape[1] * masks.sum(dim=(1, 2, 3)))).mean()

@@ -16,7 +16,7 @@ from classify.config import ClassifyConfig
 from core.errors import UserError
 from core.settings import Affects, Execution, Group, Invocation, MayGrow, OfStudyAlone, Output, SetBySweep, Settings
 from data.protocols import FOLDS
-from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource, refuse_channels
+from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
 from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
@@ -167,9 +167,6 @@ class SweepConfig(Settings):
                     f"--classify.encoder {VIDEO_ENCODERS[0]} --pretrain.encoder {VIDEO_ENCODERS[0]}"
                 )
         self._refuse_unsuitable_selections()
-        for pipeline in self.pipelines:
-            if pipeline.startswith("masked") or pipeline.endswith(UNLABELLED):
-                refuse_channels(self.data, f"--pipelines {pipeline}")
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
                 raise UserError(f"--fractions {fraction}: must lie in (0, 1], e.g. 0.02 for 2 %")
