@@ -1,6 +1,7 @@
 """Lists of what carries labels: the subjects or slices that somebody has annotated, in place of a random draw."""
 
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from core.errors import UserError
 from core.tables import read_table
 from core.text import read_text
 from data.slices import Dataset
+from data.splits import carries_labels
 from data.store import SliceStore
 
 log = logging.getLogger("fewslice")
@@ -29,7 +31,7 @@ def with_labelled_list(dataset: Dataset, file: Path | None) -> Dataset:
             slice (from 0), such as the `labelled_slices.csv` of a run; None: the data set as it is.
 
     Raises:
-        UserError: if the list cannot be read, is empty, or names what is not in the data set, has no label map, or does
+        UserError: if the list cannot be read, is empty, or names what is not in the data set, has no labels, or does
             not train; the message names the first such line.
     """
     if file is None:
@@ -52,9 +54,9 @@ def with_labelled_list(dataset: Dataset, file: Path | None) -> Dataset:
             f"--labelled-list {file} names {what}, which {does} in this split: scores on what is trained on would be "
             "too high; remove the line, or choose another split"
         )
-    labelled = found[of_list["labelled"].to_numpy()]
+    labelled = found[carries_labels(of_list).to_numpy()]
     if len(bare := set(found["line"]) - set(labelled["line"])):
-        raise UserError(f"--labelled-list {file} names {_named(wanted, min(bare))}, which has no label map: remove it")
+        raise UserError(f"--labelled-list {file} names {_named(wanted, min(bare))}, which has no labels: remove it")
     listed = np.zeros(len(dataset.table), bool)
     listed[labelled["place"]] = True
     table = dataset.table.assign(labelled=dataset.table["labelled"] & (listed | (dataset.table["split"] != "train")))
@@ -71,6 +73,11 @@ def _read(file: Path) -> pd.DataFrame:
     lines = [line for line in lines if line and not line.startswith("#")]
     header = [name.strip() for name in lines[0].split(",")] if lines else []
     if not {"subject", "file"} & {*header}:
+        if len(re.split("[,;\t]", lines[0] if lines else "")) > 1:
+            raise UserError(
+                f"--labelled-list {file}: {lines[0]!r} is neither a subject nor the head of a table, which has commas "
+                "and a column subject or file, in lower case, and optionally frame and slice"
+            )
         return pd.DataFrame({"subject": lines}, dtype=object).drop_duplicates()
     table = read_table(file, (), "write one with a column subject or file, and optionally frame and slice")
     return table[[name for name in KEYS if name in table]].drop_duplicates(ignore_index=True)

@@ -113,6 +113,19 @@ def ssl4mis_order(subjects: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: place[patient_number(name)])
 
 
+def others_than_published(patients: Iterable[str]) -> str:
+    """A warning if patients taken in `ssl4mis_order` are not the first of the published list; empty if they are."""
+    numbers = {patient_number(name) for name in patients}
+    if not (absent := [number for number in SSL4MIS_TRAIN[: len(numbers)] if number not in numbers]):
+        return ""
+    warning = (
+        f"not the published patients of SSL4MIS: {first_and_count([f'patient{number:03d}' for number in absent])} "
+        f"{'is' if len(absent) == 1 else 'are'} missing or without labels here, and the next of its list stand in"
+    )
+    log.warning(warning)
+    return warning
+
+
 def _of_ssl4mis(patient: int) -> str:
     return "val" if patient in SSL4MIS_VAL else "test" if patient in SSL4MIS_TEST else "train"
 

@@ -19,7 +19,7 @@ from data.readers.folder import description_of, index_folder
 from data.readers.images import Problems
 from data.readers.label_maps import ReadingOptions, with_ignore_label
 from data.readers.roles import split_of_folders
-from data.splits import SplitTable, refuse_overlap
+from data.splits import SplitTable, carries_labels, refuse_overlap
 from data.store import SliceStore, open_store, statistics_columns
 
 WHOLE: Part = (slice(None), slice(None))
@@ -46,7 +46,7 @@ class Dataset(SplitTable):
     def positions(self, split: str, labelled: bool | None = None) -> np.ndarray:
         """Row positions of a split, ascending; ``labelled`` keeps slices with (True) or without labels."""
         rows = super().positions(split)
-        return rows if labelled is None else rows[self.table["labelled"].to_numpy()[rows] == labelled]
+        return rows if labelled is None else rows[carries_labels(self.table).to_numpy()[rows] == labelled]
 
     @property
     def digest(self) -> str:

@@ -151,6 +151,16 @@ def labelled_count(fraction: float, total: int, fewest: int = 1) -> int:
     return max(fewest, math.floor(fraction * total + 0.5))
 
 
+def carries_labels(table: pd.DataFrame) -> pd.Series:
+    """Whether each slice of an index or store table has labels: a training slice not if all of its voxels are ignored.
+
+    In a scan of which a few slices were annotated, the others are such. Scored volumes keep theirs: they are whole.
+    """
+    if "label_values" not in table:
+        return table["labelled"]
+    return table["labelled"] & ((table["split"] != "train") | (table["label_values"] != ""))
+
+
 def labelled_subset(
     table: pd.DataFrame,
     fraction: float,
@@ -182,7 +192,7 @@ def labelled_subset(
         raise UserError(f"labelled fraction {fraction} is outside (0, 1]: choose a share such as 0.1")
     if unit not in ("slice", "patient"):
         raise UserError(f"label unit {unit!r} is unknown: choose slice or patient")
-    pool = table.assign(position=np.arange(len(table)))[(table["split"] == "train") & table["labelled"]]
+    pool = table.assign(position=np.arange(len(table)))[(table["split"] == "train") & carries_labels(table)]
     pool = pool.sort_values(["subject", "frame", "slice", "file"])
     if not len(pool):
         raise UserError("no training slice has labels: a labelled subset needs some, check the data set's split")

@@ -1,9 +1,10 @@
-"""Configuration of pretraining, with the presets demo, default and paper for slices and for exams."""
+"""Configuration of pretraining, with the presets demo, default and paper for slices."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from core.errors import UserError
 from core.settings import Execution, Group, SetBySweep
@@ -22,11 +23,16 @@ from engine.config import RunSettings, memory_in_gigabytes
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
 MethodName = Literal["byol", "simclr", "moco", "barlow", "masked"]
-OF_METHODS = {
+OF_METHODS: Mapping[str, tuple[MethodName, ...]] = {
     "dense": ("byol",),
+    "tau": ("byol", "moco"),
     "temperature": ("simclr", "moco"),
     "queue": ("moco",),
     "redundancy_weight": ("barlow",),
+    "second_blur": ("byol", "simclr", "moco", "barlow"),
+    "second_solarise": ("byol", "simclr", "moco", "barlow"),
+    "mask_share": ("masked",),
+    "mask_patch": ("masked",),
 }
 """Settings that some methods alone have, and these methods."""
 EXAMS = ("mrnet", "exams")
@@ -162,6 +168,8 @@ class PretrainConfig(RunSettings):
             if self.method not in methods and getattr(self, name) != getattr(PretrainConfig, name):
                 flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
                 raise UserError(f"{flag} goes with --method {' or '.join(methods)}, not with {self.method}")
+        if self.batch_size == 1 and self.method in ("simclr", "barlow"):
+            raise UserError(f"--batch-size 1: {self.method} compares the samples of a batch with each other; pass more")
         gigabytes = 4e-9 * self.queue * (self.projection or 128)
         if self.method == "moco" and gigabytes > (most := memory_in_gigabytes()):
             raise UserError(
@@ -311,63 +319,8 @@ def masked_paper() -> PretrainConfig:
     return PretrainConfig(method="masked", generalist="imagenet", **settings)
 
 
-def exam_paper() -> PretrainConfig:
-    """Manna et al. 2022, BYOLMed3D; with `--encoder resnet18` Ray 2022, BYOLMed2D.
-
-    These papers state no weight decay and no trust coefficient: both stay as in `paper`. They state no decay rate of
-    the average either: it is chosen by the number of steps.
-    """
-    return PretrainConfig(
-        stage="specialist",
-        data=MrnetSource(),
-        encoder="r3d_18",
-        augmentation=Augmentation(bicubic=True, brightness=0.4, contrast=0.4, blur=1.0),
-        second_blur=0.1,
-        second_solarise=0.2,
-        epochs=200,
-        batch_size=256,
-        micro_batch_size=4,
-        lr=0.2,
-        warmup_epochs=0,
-        tau_schedule="constant",
-        predictor_hidden=4096,
-    )
-
-
-def exam_default() -> PretrainConfig:
-    """The paper's numbers with smaller images, fewer epochs, and micro-batches large enough for batch norm."""
-    return replace(exam_paper(), image_size=112, epochs=50, batch_size=64, micro_batch_size=8, lr=None)
-
-
-def exam_demo() -> PretrainConfig:
-    """`demo` for exams."""
-    return replace(
-        exam_paper(),
-        encoder="resnet18",
-        clip_frames=8,
-        image_size=64,
-        batch_size=16,
-        micro_batch_size=8,
-        projector_hidden=512,
-        predictor_hidden=512,
-        projection=128,
-        epochs=None,
-        steps=8,
-        lr=None,
-        tau_schedule="cosine",
-        checkpoint_every=20,
-        log_every=2,
-    )
-
-
-def video_demo() -> PretrainConfig:
-    """`exam_demo` for 3D encoders, of which a step costs several times as much."""
-    return replace(exam_demo(), encoder="r3d_18", image_size=32, clip_frames=14, steps=2)
-
-
 Presets = Mapping[str, Callable[[], PretrainConfig]]
 PRESETS: Presets = {"demo": demo, "default": default, "paper": paper}
-EXAM_PRESETS: Presets = {"demo": exam_demo, "default": exam_default, "paper": exam_paper}
 EXAMPLES = (
     "--data-root ACDC --stage hierarchical --generalist imagenet",
     "--dataset folder --data-root DIR --stage specialist --epochs 100",
@@ -375,13 +328,29 @@ EXAMPLES = (
 )
 
 
+def with_method(config: PretrainConfig, method: MethodName) -> PretrainConfig:
+    """The settings with another method; those that only other methods have, at their defaults."""
+    lacking = {name: getattr(PretrainConfig, name) for name, methods in OF_METHODS.items() if method not in methods}
+    return replace(config, method=method, **lacking)
+
+
 def presets_for(flags: Mapping[str, str]) -> Presets:
     """The presets for the data set, the method and the encoder ("" if neither flag nor file sets it) of a command
     line."""
+    presets = _presets_for(flags)
+    method = next((name for name in get_args(MethodName) if name == flags.get("method")), None)
+    if method is None:
+        return presets
+    return {name: partial(lambda preset: with_method(preset(), method), preset) for name, preset in presets.items()}
+
+
+def _presets_for(flags: Mapping[str, str]) -> Presets:
     if flags.get("dataset") == "images":
         from pretrain.image_presets import IMAGE_PRESETS
 
         return IMAGE_PRESETS
     if flags.get("dataset") not in EXAMS:
         return {**PRESETS, "paper": masked_paper} if flags.get("method") == "masked" else PRESETS
+    from pretrain.exam_presets import EXAM_PRESETS, video_demo
+
     return {**EXAM_PRESETS, "demo": video_demo} if is_video(flags["encoder"]) else EXAM_PRESETS

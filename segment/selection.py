@@ -16,7 +16,7 @@ from core.errors import UserError
 from core.tables import read_table
 from data.protocols import LABEL_ORDERS
 from data.slices import Dataset, Slices
-from data.splits import labelled_subset
+from data.splits import carries_labels, labelled_subset
 from encoders.weights import load_into_unet
 from engine.config import read_config
 from segment.choice import foreground_aware, sharpness_of, typical_slices, uncertain_slices, unit_length
@@ -48,7 +48,7 @@ def labelled_rows(cfg: SegmentConfig, dataset: Dataset, device: torch.device) ->
     if cfg.selection == "random":
         return drawn
     table = dataset.table.assign(row=np.arange(len(dataset.table)))
-    table = table[(table["split"] == "train") & table["labelled"]].sort_values(["subject", *KEYS[1:], "file"])
+    table = table[(table["split"] == "train") & carries_labels(table)].sort_values(["subject", *KEYS[1:], "file"])
     if cfg.selection == "foreground":
         has_foreground = table["label_values"].map(lambda values: bool({*values.split()} - {"0"})).to_numpy(bool)
         chosen = table["row"].to_numpy()[foreground_aware(has_foreground, len(drawn), seed)]

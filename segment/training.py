@@ -20,6 +20,7 @@ from data.augment import Augmenter
 from data.duplicates import check_duplicates, subjects_of_pool
 from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, record_splits, was_trained_on
+from data.protocols import others_than_published
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
@@ -88,6 +89,8 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
     say_large_slices(labelled, cfg.augmentation, cfg.image_size, cfg.spacing_mm)
     pool = _unlabelled(cfg, dataset, positions) if cfg.unlabelled else None
     warnings = [check_duplicates(whole, test=cfg.test, allow=cfg.allow_duplicates)]
+    if cfg.label_order == "ssl4mis" and not cfg.inner_split:
+        warnings.append(others_than_published(labelled["subject"].unique()))
 
     scored = dataset.table[dataset.table["labelled"] & dataset.table["split"].isin(["val", "test"])]
     size = (cfg.image_size, cfg.image_size)
@@ -190,6 +193,8 @@ def _require_labels(dataset: Dataset, splits: tuple[str, ...]) -> None:
     for split in splits:
         if not len(dataset.positions(split, labelled=True)):
             waiting = sorted({*dataset.table["subject"].iloc[dataset.positions(split)]})
+            if not waiting and split == "test":
+                raise UserError(f"--test: no subject of {dataset.root} is in the test split; leave it out")
             example = f", e.g. {waiting[0]} of the {len(waiting)} that have no labels yet" if waiting else ""
             raise UserError(
                 f"{dataset.root} has no labelled volume in the {split} split to score; label a {split} subject{example}"

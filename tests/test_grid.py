@@ -23,6 +23,7 @@ from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepCon
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, run_config
 from sweep.study.rates import chosen_rate
+from sweep.study.run import count_labels
 from sweep.study.weights import missing_weights
 
 FOUR = ("random", "generalist", "specialist", "hierarchical")
@@ -69,7 +70,7 @@ def test_each_fold_has_its_own_encoders_and_the_same_numbers_of_labels():
         SweepConfig(data=folds, folds=(5,))
 
 
-def test_the_patients_of_a_benchmark_in_its_order():
+def test_the_patients_of_a_benchmark_in_its_order(tiny_acdc, tmp_path):
     settings = {"data": AcdcSource(split="ssl4mis"), "label_unit": "patient", "sizes": (3, 7), "seeds": (0,)}
     cfg = parse(presets_for, "", ["--label-order", "ssl4mis", "--label-unit", "patient"])
     assert cfg.label_order == "ssl4mis"
@@ -78,6 +79,11 @@ def test_the_patients_of_a_benchmark_in_its_order():
     assert {job.config.label_unit for job in cells} == {"patient"}
     with pytest.raises(UserError, match="--label-order ssl4mis is an order of patients: pass --label-unit patient"):
         SweepConfig(label_order="ssl4mis")
+    patients = [f"patient{n:03d}" for n in range(1, 7)]
+    write_json(tmp_path / "splits.json", {"train": patients[1:], "val": patients[:1], "test": []})
+    others = AcdcSource(data_root=tiny_acdc, split=str(tmp_path / "splits.json"))
+    with pytest.raises(UserError, match="patient002 is no training patient of that benchmark; pass --split ssl4mis"):
+        count_labels(replace(cfg, data=others))  # before any encoder is pretrained
 
 
 def test_cells_of_a_size_and_seed_differ_in_their_start_alone():

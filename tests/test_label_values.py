@@ -17,10 +17,12 @@ from core.errors import UserError
 from data.augment import Augmenter
 from data.augmentation import Augmentation
 from data.inspect import inspect_dataset
+from data.labelled_list import with_labelled_list
 from data.readers.images import read_shape, read_volume
 from data.readers.label_maps import IGNORED, ReadingOptions, read_classes, read_ignore_label, read_labels
 from data.slices import load_dataset
 from data.sources import FolderSource, open_slices
+from data.splits import labelled_subset
 from segment.config import SegmentConfig
 from segment.evaluate import Evaluate
 from segment.evaluate import run as evaluate
@@ -263,6 +265,26 @@ def test_ignored_voxels_of_other_folders(tmp_path, suffix):
     dataset = open_slices(FolderSource(data_root=tmp_path, ignore_label=255))
     assert dataset.classes == ("background", "1")
     assert sorted(set(dataset.table["label_values"])) == ["0", "0 1"]
+
+
+def test_a_training_slice_without_any_label_does_not_count_as_labelled(tmp_path):
+    """Of each scan one slice was annotated, as `annotate collect` writes it; the others are ignored as a whole."""
+    void = block()
+    void[..., 1:] = 255
+    folder(tmp_path, *[void] * 6)
+    dataset = open_slices(FolderSource(data_root=tmp_path, ignore_label=255))
+    slices = void.shape[2]
+    training = dataset.table["split"] == "train"
+    annotated = dataset.positions("train", labelled=True)
+    assert (dataset.table["slice"].iloc[annotated] == 0).all()
+    assert len(annotated) == training.sum() // slices
+    assert len(dataset.positions("train", labelled=False)) == training.sum() - len(annotated)
+    assert len(dataset.positions("val", labelled=True)) == len(dataset.positions("val"))  # volumes are scored whole
+    assert [*labelled_subset(dataset.table, 1.0)] == [*annotated]
+    subject = dataset.table["subject"].iloc[annotated[0]]
+    (tmp_path / "list").write_text(f"subject,slice\n{subject},1\n")
+    with pytest.raises(UserError, match=f"names subject {subject}, slice 1, which has no labels: remove it"):
+        with_labelled_list(dataset, tmp_path / "list")
 
 
 @pytest.mark.parametrize("name", ["jaccard", "jaccard+ce"])

@@ -268,6 +268,10 @@ def test_every_method_takes_clips(tiny_knees, tmp_path, method):
     ("settings", "message"),
     [
         ({"temperature": 0.1}, "--temperature 0.1 goes with --method simclr or moco, not with byol"),
+        ({"method": "simclr", "tau": 0.9}, "--tau 0.9 goes with --method byol or moco, not with simclr"),
+        ({"mask_patch": 8}, "--mask-patch 8 goes with --method masked, not with byol"),
+        ({"method": "simclr", "batch_size": 1}, "--batch-size 1: simclr compares the samples of a batch"),
+        ({"method": "barlow", "batch_size": 1}, "--batch-size 1: barlow compares the samples of a batch"),
         ({"method": "simclr", "queue": 10}, "--queue 10 goes with --method moco, not with simclr"),
         ({"method": "moco", "redundancy_weight": 1.0}, "--redundancy-weight 1.0 goes with --method barlow"),
         ({"method": "moco", "queue": 10**13}, "--queue 10000000000000: takes .* GB, more than"),

@@ -25,7 +25,8 @@ from engine.command_line import parse
 from engine.config import read_config
 from engine.sampler import StepSampler
 from pretrain.__main__ import main
-from pretrain.config import EXAM_PRESETS, PRESETS, PretrainConfig, presets_for
+from pretrain.config import PRESETS, PretrainConfig, presets_for
+from pretrain.exam_presets import EXAM_PRESETS
 from pretrain.methods.build import build_method, widths
 from pretrain.methods.byol import Byol
 from pretrain.probe import Probe

@@ -1,6 +1,7 @@
 """Splits of ACDC and lists of what carries labels."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from core.errors import UserError
 from data.duplicates import check_duplicates
 from data.labelled_list import with_labelled_list
-from data.protocols import LABEL_ORDERS, acdc_splits
+from data.protocols import LABEL_ORDERS, acdc_splits, others_than_published
 from data.slices import Dataset, load_dataset
 from data.sources import AcdcSource, open_slices
 from data.splits import labelled_subset, save_splits
@@ -31,6 +32,14 @@ def test_ssl4mis_is_the_published_split():
     assert ordered[-1] == "patient015"
     with pytest.raises(UserError, match="patient028 is no training patient of that benchmark"):
         LABEL_ORDERS["ssl4mis"](["patient099", "patient028"])
+
+
+def test_other_patients_than_the_published_ones_are_said(caplog):
+    assert others_than_published(["patient099", "patient038", "patient050"]) == ""
+    with caplog.at_level(logging.WARNING, "fewslice"):
+        warning = others_than_published(["patient099", "patient050", "patient100"])
+    assert warning.startswith("not the published patients of SSL4MIS: patient038 is missing or without labels here")
+    assert caplog.messages == [warning]
 
 
 def test_every_patient_validates_in_one_of_five_folds_of_equal_groups():
@@ -119,8 +128,13 @@ def test_a_list_says_which_training_slices_carry_labels(dataset, tmp_path):
         ("patient004\npatient999\n", "names subject patient999, which .* does not hold"),
         ("patient002\n", "names subject patient002, which validates in this split"),
         ("patient001\n", "which tests in this split"),
+        (
+            "Subject,Slice\npatient004,1\n",
+            "'Subject,Slice' is neither a subject nor .* lower case",
+        ),
+        ("subject;slice\npatient004;1\n", "'subject;slice' is neither a subject nor the head of a table"),
         ("subject,slice\npatient004,99\n", "names subject patient004, slice 99, which .* does not hold"),
-        ("subject,frame,slice\npatient003,2,0\n", "names subject patient003, frame 2, slice 0, which has no label map"),
+        ("subject,frame,slice\npatient003,2,0\n", "names subject patient003, frame 2, slice 0, which has no labels"),
     ],
 )
 def test_a_list_that_cannot_be_right_is_refused(dataset, tmp_path, text, message):

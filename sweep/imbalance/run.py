@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from rich.text import Text
@@ -19,6 +19,7 @@ from core.text import read_json
 from data.readers.class_images import ClassImages
 from data.sources import open_images
 from engine.config import read_config, result_settings, saved
+from pretrain.config import MethodName, with_method
 from sweep.imbalance.config import SUPERVISED, ImbalanceConfig
 from sweep.study.grid import Job
 from sweep.study.jobs import failure, is_done, require_own, tidy
@@ -82,7 +83,9 @@ def plan(cfg: ImbalanceConfig, images: ClassImages) -> list[Job]:
             if method == SUPERVISED:
                 config = cfg.run_config("supervised", **settings)
             else:
-                config = cfg.run_config("pretrain", stage="specialist", method=method, **settings)
+                config = with_method(
+                    cfg.run_config("pretrain", stage="specialist", **settings), cast(MethodName, method)
+                )
             jobs.append(Job(name=encoder, config=config, key={}))
             evaluation = cfg.run_config(
                 "probe",

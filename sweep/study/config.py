@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import classify.config
 import pretrain.config
+import pretrain.exam_presets
 import segment.config
 import sweep.imbalance.config
 from classify.config import ClassifyConfig
@@ -334,18 +335,18 @@ def demo() -> SweepConfig:
 
 def exam_paper() -> SweepConfig:
     """The classifier and starts of Manna et al. 2022 at five fractions; 20,000 steps are 50 epochs of all exams."""
-    return _of_exams(paper(), pretrain.config.exam_paper(), classify.config.paper(), steps=20_000, pipelines=OF_MANNA)
+    return _of_exams(paper(), pretrain.exam_presets.paper(), classify.config.paper(), steps=20_000, pipelines=OF_MANNA)
 
 
 def exam_default() -> SweepConfig:
     """Five sizes and three seeds with the classifier's default, but the last weights: validation is reported on."""
     classifier = replace(classify.config.default(), select="last")
-    return _of_exams(default(), pretrain.config.exam_default(), classifier, steps=1000, pipelines=IN_3D)
+    return _of_exams(default(), pretrain.exam_presets.default(), classifier, steps=1000, pipelines=IN_3D)
 
 
 def exam_demo() -> SweepConfig:
     """Four pipelines, three sizes, two seeds on synthetic knees."""
-    small = replace(pretrain.config.exam_demo(), generalist_images=512, generalist_epochs=3, checkpoint_every=0)
+    small = replace(pretrain.exam_presets.demo(), generalist_images=512, generalist_epochs=3, checkpoint_every=0)
     demo_classifier = replace(classify.config.demo(), checkpoint_every=0, select="last")
     return replace(_of_exams(demo(), small, demo_classifier, steps=60, pipelines=PIPELINES), fractions=(0.1, 0.3, 1.0))
 

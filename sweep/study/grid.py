@@ -14,7 +14,7 @@ from core.errors import UserError
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
-from pretrain.config import OF_METHODS, PretrainConfig
+from pretrain.config import PretrainConfig, with_method
 from segment.config import SegmentConfig
 from sweep.analysis.study_files import UNLABELLED, source_name, start_and_endings, with_selections
 from sweep.study.config import SweepConfig
@@ -178,10 +178,8 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job], of_fold: 
     pretraining, file = cfg.pretrain, "encoder.safetensors"
     if stage == "masked":
         stage, file = "hierarchical" if source else "specialist", UNET
-        if pretraining.method != "masked":  # rates and terms of another method mean nothing to this one
-            defaults: dict[str, Any] = {name: getattr(PretrainConfig, name) for name in OF_METHODS}
-            defaults |= {"optimiser": None, "lr": None, "export": None}
-            pretraining = replace(pretraining, method="masked", **defaults)
+        if pretraining.method != "masked":  # rates of another method mean nothing to this one
+            pretraining = with_method(replace(pretraining, optimiser=None, lr=None, export=None), "masked")
     source = source or cfg.pretrain.generalist
     starts: list[_Start] = []
     for seed in cfg.pretrain_seeds:

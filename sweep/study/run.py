@@ -146,8 +146,10 @@ def count_labels(cfg: SweepConfig) -> int:
     if isinstance(cfg.data, MrnetSource | ExamsSource):
         return len(open_exams(cfg.data, labelled=True).positions("train"))
     dataset = with_labelled_list(open_slices(cfg.data), cfg.segment.labelled_list)
-    positions = dataset.positions("train", labelled=True)
-    return len(positions) if cfg.label_unit == "slice" else dataset.table["subject"].iloc[positions].nunique()
+    subjects = dataset.table["subject"].iloc[dataset.positions("train", labelled=True)]
+    if order := LABEL_ORDERS[cfg.label_order]:
+        order(subjects.unique())  # refuses other subjects before any run
+    return len(subjects) if cfg.label_unit == "slice" else subjects.nunique()
 
 
 def _execute(cfg: SweepConfig, jobs: Sequence[Job], board: Board) -> None:
