@@ -78,6 +78,11 @@ def acdc_splits(
     return splits
 
 
+def part_of_test(patient: str) -> str:
+    """Which of the two test sets of `--test-set both` a patient is from: "official", or "own" of the split."""
+    return "official" if is_official_test(patient) else "own"
+
+
 def fold_of(patient: int) -> int:
     """Fold of training patient 1-100: each holds four of the twenty patients of every group, as these are numbered in
     blocks of twenty."""

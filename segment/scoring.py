@@ -1,6 +1,6 @@
 """Score a U-Net on the labelled volumes of a split, each reassembled on its own grid."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,17 @@ def score_split(
     figures: bool = True,
     anonymous: bool = False,
     parity: bool = False,
+    part_of: Callable[[str], str] | None = None,
 ) -> dict[str, Any]:
     """Score the predictions of `predict_split`; write `per_volume.csv` and `predictions.png` into `folder`.
 
     With `anonymous` both have codes in place of the names of subjects and files; with `parity` the scores of
-    `segment.parity` stand beside ours.
+    `segment.parity` stand beside ours; with `part_of`, which names the part of the split that a subject belongs to,
+    each part is summarised by itself, too.
 
     Returns:
-        The summary of `segment.metrics.summarise`; with `parity` that of `segment.parity` as ``parity_ssl4mis``.
+        The summary of `segment.metrics.summarise`; with `parity` that of `segment.parity` as ``parity_ssl4mis``;
+        with `part_of` a summary of each part in ``parts``.
     """
     classes = dataset.classes[1:]
     rows = []
@@ -118,12 +121,18 @@ def score_split(
         rows.append({name: getattr(volume, name) for name in names} | score)
     folder.mkdir(parents=True, exist_ok=True)
     per_volume = pd.DataFrame(rows)
+    parts = per_volume["subject"].map(part_of) if part_of else None
     if anonymous:
         per_volume = anonymised(per_volume)
     write_csv(folder / "per_volume.csv", per_volume)
     if figures:
         _draw_panel(per_volume, labelled_volumes(dataset, split), predictions, classes, folder / "predictions.png")
-    return summarise(per_volume, classes) | ({"parity_ssl4mis": ssl4mis_summary(per_volume, classes)} if parity else {})
+    result = summarise(per_volume, classes)
+    if parity:
+        result["parity_ssl4mis"] = ssl4mis_summary(per_volume, classes)
+    if parts is not None:
+        result["parts"] = {str(name): summarise(table, classes) for name, table in per_volume.groupby(parts)}
+    return result
 
 
 def _draw_panel(

@@ -14,6 +14,8 @@ def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> N
     """Print the scores of a finished run and the next command, with `images`, the folder of the data set, if any."""
     console = terminal()
     scores = {"val": result} | ({"test": result["test"]} if "test" in result else {})
+    for name, part in scores.get("test", {}).get("parts", {}).items():  # above what mixes them
+        scores[f"test ({name} patients)"] = part
     for split, summary in scores.items():
         console.print(f"{split} split:")
         for table in result_tables(summary):

@@ -20,7 +20,7 @@ from data.augment import Augmenter
 from data.duplicates import check_duplicates, subjects_of_pool
 from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, record_splits, was_trained_on
-from data.protocols import others_than_published
+from data.protocols import others_than_published, part_of_test
 from data.readers.channels import has_numbered_channels
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
@@ -28,7 +28,7 @@ from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
 from data.samples.unlabelled import STRONG, Pool, WithUnlabelled, weak_view
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
-from data.sources import FolderSource, chosen_channels, open_slices, save_requested_splits
+from data.sources import AcdcSource, FolderSource, chosen_channels, open_slices, save_requested_splits
 from data.splits import inner_splits, save_splits, unlabelled_pool
 from data.tiles import say_large_slices
 from encoders.card import read_lineage, say_channels, say_normalisation, unet_source
@@ -318,6 +318,8 @@ def _score(
     settings: dict[str, Any] = {"figures": cfg.figures, "anonymous": cfg.anonymous, "parity": cfg.parity == "ssl4mis"}
     result = score_split(predictions["val"], dataset, "val", folder, **settings)
     if cfg.test:
+        both = isinstance(cfg.data, AcdcSource) and cfg.data.test_set == "both"
+        settings |= {"part_of": part_of_test if both else None}
         result["test"] = score_split(predictions["test"], dataset, "test", folder / "test", **settings)
     return result
 

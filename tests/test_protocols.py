@@ -4,15 +4,17 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.errors import UserError
 from data.duplicates import check_duplicates
 from data.labelled_list import with_labelled_list
-from data.protocols import LABEL_ORDERS, acdc_splits, others_than_published
-from data.slices import Dataset, load_dataset
+from data.protocols import LABEL_ORDERS, acdc_splits, others_than_published, part_of_test
+from data.slices import Dataset, load_dataset, with_splits
 from data.sources import AcdcSource, open_slices
 from data.splits import labelled_subset, save_splits
+from segment.scoring import labelled_volumes, score_split
 
 PATIENTS = [f"patient{n:03d}" for n in range(1, 151)]
 TRAINING = PATIENTS[:100]
@@ -103,6 +105,21 @@ def dataset(tiny_acdc) -> Dataset:
 def listed(dataset: Dataset, tmp_path: Path, text: str) -> Dataset:
     (tmp_path / "list").write_text(text)
     return with_labelled_list(dataset, tmp_path / "list")
+
+
+def test_two_test_sets_are_also_scored_apart(tiny_acdc, tmp_path):
+    dataset = load_dataset("acdc", tiny_acdc)
+    dataset = with_splits(
+        dataset, dict.fromkeys(dataset.splits, "train") | {"patient001": "test", "patient002": "test"}
+    )
+    predictions = [volume.reference for volume in labelled_volumes(dataset, "test")]
+    predictions[:2] = [np.zeros_like(each) for each in predictions[:2]]
+    part_of = {"patient001": "own", "patient002": "official"}.__getitem__
+    result = score_split(predictions, dataset, "test", tmp_path, figures=False, anonymous=True, part_of=part_of)
+    parts = {name: (part["patients"], part["dice"]["mean"]) for name, part in result["parts"].items()}
+    assert parts == {"official": (1, 1.0), "own": (1, 0.0)}
+    assert result["dice"]["mean"] == 0.5
+    assert [part_of_test(name) for name in ("patient100", "patient101")] == ["own", "official"]
 
 
 def test_a_list_says_which_training_slices_carry_labels(dataset, tmp_path):

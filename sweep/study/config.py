@@ -222,6 +222,11 @@ class SweepConfig(Settings):
                 f"--selection {' '.join(self.selection)}: rules choose slices; leave it out with --task classify and "
                 "with --label-unit patient"
             )
+        if {"first", "next"} & {*self.selection} and "foreground" not in self.selection:
+            raise UserError(
+                f"--selection {' '.join(self.selection)}: a rule has to beat foreground, the draw of an annotator who "
+                "leafs through the slices; add it"
+            )
         if "first" in self.selection and any(name.partition("+")[0] == "random" for name in self.pipelines):
             raise UserError(
                 "--selection first goes by the view of a pretrained encoder: leave random out of --pipelines, or first "
