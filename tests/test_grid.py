@@ -239,7 +239,9 @@ def test_rules_of_selection_are_pipelines_of_their_own_and_next_goes_on_from_the
     assert display_name(name).endswith("+unlabelled+next")
     assert start_and_endings(name) == ("hierarchical=/a/b.pth", "+unlabelled+next")
     with pytest.raises(UserError, match="--selection first goes by the view of a pretrained encoder"):
-        SweepConfig(pipelines=("random+unlabelled",), segment=averaged(), selection=("first",))
+        SweepConfig(pipelines=("random+unlabelled",), segment=averaged(), selection=("foreground", "first"))
+    with pytest.raises(UserError, match=r"--selection random next: a rule has to beat foreground, .*; add it"):
+        SweepConfig(selection=("random", "next"))
     with pytest.raises(UserError, match="--selection next: rules choose slices"):
         SweepConfig(label_unit="patient", selection=("next",))
 

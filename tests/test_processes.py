@@ -13,6 +13,7 @@ from torch.optim import SGD
 
 import engine.supervised
 import segment.training
+from data.augmentation import Augmentation
 from data.sources import AcdcSource
 from pretrain.config import PretrainConfig
 from pretrain.stages import run
@@ -75,10 +76,23 @@ def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, method, micro)
     assert [float(loss) for loss in losses[0]] == pytest.approx([float(loss) for loss in losses[1]], abs=1e-5)
 
 
+LEARNS_FROM_A_TEACHER = {
+    "unlabelled": True,
+    "confidence": 0.3,
+    "unlabelled_ramp": (0.0, 0.0),
+    "ema_decay": 0.5,
+    "augmentation": Augmentation(crop="fixed", foreground=1.0),
+}
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
-def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, in_float64):
-    """The Jaccard loss is of the whole batch: 5 slices, of which one process has 2 and 1, the other 2 and none."""
+@pytest.mark.parametrize("settings", [{}, LEARNS_FROM_A_TEACHER], ids=["labels", "pseudo-labels"])
+def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, in_float64, settings):
+    """The Jaccard loss is of the whole batch: 5 slices, of which one process has 2 and 1, the other 2 and none.
+
+    With pseudo-labels the teacher's looks, the share of confident pixels and the foreground found are of both.
+    """
     predict = segment.training.predict_split  # of float32 images
     monkeypatch.setattr(segment.training, "predict_split", lambda unet, *a: predict(deepcopy(unet).float(), *a))
     # Adam would scale the rounding errors of gradients that are zero up to its learning rate.
@@ -97,6 +111,8 @@ def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, i
             lr=0.1,
             device="cpu",
             figures=False,
+            labelled_fraction=0.2 if settings else 1.0,
+            **settings,
         )
         for name, micro in (("both", 2), ("one", None))
     )
