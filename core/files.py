@@ -59,6 +59,24 @@ def write_atomically(path: Path, write: Callable[[Path], object], *, sync: bool 
                 temporary.unlink(missing_ok=True)
 
 
+def require_writable(option: str, path: Path, *, folder: bool = False) -> None:
+    """Raise a UserError, before long work, if a file (or folder) cannot be made at a path; nothing is written.
+
+    Args:
+        option: how the path was passed: "--out".
+        path: the file, or folder; folders above it need not exist.
+        folder: whether it is a folder.
+    """
+    if path.is_dir() and not folder:
+        raise UserError(f"{option} {path} is a folder: pass the path of a file in it")
+    places = [*([path] if folder else []), *path.absolute().parents]
+    place = next(each for each in places if each.exists())
+    if not place.is_dir():
+        raise UserError(f"{option} {path}: {place} is no folder; choose another path")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: {place} cannot be written; change its permissions, or choose another path")
+
+
 def temporary_name(path: Path) -> Path:
     """A hidden path beside a file or folder, with the same suffix, that names the process that writes it."""
     return path.with_name(f".partial-{HOST}-{os.getpid()}-{path.name[-100:]}")

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from core.command_line import parse_command
 from core.errors import UserError, user_errors
-from core.files import write_json, write_text
+from core.files import require_writable, write_json, write_text
 from core.progress import progress
 from core.settings import Settings
 from core.terminal import terminal
@@ -78,6 +78,11 @@ class Inspect(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "channels", checked_channels(self.channels))
+        if self.html is not None and self.html.suffix.lower() not in (".html", ".htm"):
+            raise UserError(f"--html {self.html}: must end in .html")
+        for option, path in (("--json", self.json), ("--html", self.html)):
+            if path is not None:
+                require_writable(option, path)
 
 
 def inspect_dataset(

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from core.errors import UserError
 from data.inspect import Inspect, inspect_dataset, run
 from data.inspect_page import outliers
 
@@ -134,6 +135,22 @@ def test_real_acdc(real_acdc):
     assert report["problems"] == []
     assert report["subjects"] == 100
     assert report["labelled_slices"] == {"train": 1498, "val": 206, "test": 198}
+
+
+def test_reports_that_cannot_be_written_are_refused_before_reading(tmp_path):
+    (tmp_path / "folder.html").mkdir()
+    (tmp_path / "file").touch()
+    for option, name, message in (
+        ("html", "folder.html", "is a folder: pass the path of a file in it"),
+        ("html", "file/page.html", "file is no folder; choose another path"),
+        ("html", "page.txt", "must end in .html"),
+        ("html", "page", "must end in .html"),
+        ("json", "folder.html", "is a folder: pass the path of a file in it"),
+    ):
+        with pytest.raises(UserError, match=f"--{option} .*{message}"):
+            Inspect(data_root=tmp_path, **{option: tmp_path / name})
+    Inspect(data_root=tmp_path, html=tmp_path / "new" / "page.HTM")
+    assert not (tmp_path / "new").exists()
 
 
 def test_outliers_of_spacing_and_shape():
