@@ -153,33 +153,57 @@ def test_echoes_are_images_of_their_own(tmp_path):
     np.testing.assert_array_equal(nib.load(tmp_path / "out" / second["file"]).dataobj[..., 2], pattern(2, 2).T)
 
 
+def _without_spacing(dataset):
+    dataset.PixelSpacing = ["0", "0"]
+    return dataset
+
+
 REFUSED = {
-    "missing": ([image(z) for z in (0, 1, 3)], r"slices are 8 to 16 mm apart: slices are missing"),
+    "missing": (
+        [image(z) for z in (0, 1, 3)],
+        r"slices are 8 to 16 mm apart: slices are missing.*; export the whole series",
+    ),
     "orientations": (
         [image(0), image(1, ImageOrientationPatient=numbers([*ALONG_COLUMN, *ALONG_ROW]))],
-        "2 orientations, as those of a localiser do",
+        "2 orientations, as those of a localiser do: if a stack is among them, export it",
     ),
-    "twice": ([image(z) for z in (0, 1, 0, 1)], "2 images at each slice position, and neither trigger time"),
-    "incomplete": ([image(0, 0), image(0, 1), image(1, 0)], "1 to 2 images at the 2 slice positions"),
-    "sizes": ([image(0), image(1, pixels=pattern(1, rows=9))], r"differ in size \(1 of 6 x 5, 1 of 9 x 5 pixels\)"),
+    "twice": (
+        [image(z) for z in (0, 1, 0, 1)],
+        "2 images at each slice position, and neither trigger time.*: export the series again with its times",
+    ),
+    "incomplete": (
+        [image(0, 0), image(0, 1), image(1, 0)],
+        "1 to 2 images at the 2 slice positions: .*; export all of them once",
+    ),
+    "sizes": (
+        [image(0), image(1, pixels=pattern(1, rows=9))],
+        r"differ in size \(1 of 6 x 5, 1 of 9 x 5 pixels\): export each size",
+    ),
     "shifted": (
         [image(0), image(1, ImagePositionPatient=numbers(ORIGIN + 8 * NORMAL + ALONG_ROW)), image(2)],
-        "shifted against each other within their planes",
+        "shifted against each other within their planes: resample them",
     ),
     "tilted": (
         [image(z, ImagePositionPatient=numbers(ORIGIN + z * (8 * NORMAL + ALONG_ROW))) for z in range(3)],
-        "stacked at an angle",
+        "stacked at an angle .*: resample them",
     ),
-    "placeless": ([with_pixels(header("1.2.840.10008.5.1.4.1.1.4"), pattern(0))], "no position, orientation or pixel"),
-    "colour": ([image(0, PhotometricInterpretation="RGB")], "colour images"),
+    "placeless": (
+        [with_pixels(header("1.2.840.10008.5.1.4.1.1.4"), pattern(0))],
+        "no position, orientation or pixel spacing: export",
+    ),
+    "colour": ([image(0, PhotometricInterpretation="RGB")], "colour images .*; export them in grey"),
     "screenshot": (
         [with_pixels(header("1.2.840.10008.5.1.4.1.1.7", Modality="OT"), pattern(0))],
-        "may show the patient's name",
+        "may show the patient's name: export the original images",
     ),
     "skewed": (
         [image(0, ImageOrientationPatient=numbers([1, 0, 0, 0.3, 0.954, 0]))],
-        "no pair of perpendicular unit vectors",
+        "no pair of perpendicular unit vectors: export it again",
     ),
+    "slope 0": ([image(z, RescaleSlope="0", RescaleIntercept="5") for z in (0, 1)], "slope of 0, .*: export it again"),
+    "slope 0 of one": ([image(0), image(1, RescaleSlope="0")], r"slope of 0, .* \(1 of 2 files\)"),
+    "slope 0 of a frame": ([enhanced([(0, 0), (1, 0)], slope=0)], "slope of 0, "),
+    "spacing 0": ([_without_spacing(image(0))], "pixel spacing of 0 x 0 mm: export it again with its spacing"),
 }
 
 

@@ -80,7 +80,8 @@ def require_readable(header: Dataset) -> None:
     """
     if int(header.get("SamplesPerPixel") or 1) != 1 or "MONOCHROME" not in str(header.get("PhotometricInterpretation")):
         raise UserError(
-            f"colour images ({header.get('PhotometricInterpretation', 'unknown')}): only grey ones are read"
+            f"colour images ({header.get('PhotometricInterpretation', 'unknown')}): only grey ones are read; export "
+            "them in grey"
         )
     syntax = _transfer_syntax(header)
     try:
@@ -111,7 +112,7 @@ def _stored(file: Path) -> np.ndarray:
         reason = " ".join(str(error).split())[:200].replace(str(file), "the file") or type(error).__name__
         if "NoneType" in reason:  # what GDCM's refusal becomes
             reason = "damaged, or of another size than the header says"
-        raise UserError(f"pixels cannot be decoded ({reason})") from error
+        raise UserError(f"pixels cannot be decoded ({reason}): export them again") from error
     pixels = pixels.reshape(frames, rows, columns)
     if pixels.dtype.kind in "iu":
         _require_stored_bits(header, pixels)

@@ -84,11 +84,11 @@ def planes_of(file: Path, header: Dataset) -> list[Plane]:
     rows, columns = int(header.get("Rows") or 0), int(header.get("Columns") or 0)
     count = int(header.get("NumberOfFrames") or 1)
     if min(rows, columns, count) < 1:
-        raise UserError(f"an image of {rows} x {columns} pixels and {count} frames")
+        raise UserError(f"an image of {rows} x {columns} pixels and {count} frames: export it again")
     shared = header.get("SharedFunctionalGroupsSequence") or [Dataset()]
     groups = header.get("PerFrameFunctionalGroupsSequence") or []
     if groups and len(groups) != count:
-        raise UserError(f"{count} frames, but the header describes {len(groups)}")
+        raise UserError(f"{count} frames, but the header describes {len(groups)}: export it again")
     frame_times = _frame_times(header, count) if count > 1 and not groups else None
     planes = []
     for index in range(count):
@@ -106,7 +106,7 @@ def planes_of(file: Path, header: Dataset) -> list[Plane]:
                 position=attributes.numbers("ImagePositionPatient", 3),
                 thickness=abs(attributes.number("SpacingBetweenSlices") or attributes.number("SliceThickness") or 0)
                 or None,
-                slope=_default(attributes.number("RescaleSlope"), 1.0),
+                slope=_slope(attributes),
                 intercept=_default(attributes.number("RescaleIntercept"), 0.0),
                 times=times if count == 1 or groups or frame_times is not None else {},
                 contrast=_contrast(attributes),
@@ -140,7 +140,7 @@ class _Attributes:
             return None
         values = tuple(float(each) for each in (value if hasattr(value, "__iter__") else [value]))
         if len(values) != count or not np.isfinite(values).all():
-            raise UserError(f"{keyword} is {[*values]}, {count} numbers are needed")
+            raise UserError(f"{keyword} is {[*values]}, {count} numbers are needed: export it again")
         return values
 
     def number(self, keyword: str) -> float | None:
@@ -152,12 +152,19 @@ def _pair(values: tuple[float, ...] | None) -> tuple[float, float] | None:
     if values is None:
         return None
     if min(values) <= 0:
-        raise UserError(f"a pixel spacing of {values[0]:g} x {values[1]:g} mm")
+        raise UserError(f"a pixel spacing of {values[0]:g} x {values[1]:g} mm: export it again with its spacing")
     return values[0], values[1]
 
 
 def _spacing(attributes: _Attributes) -> tuple[float, ...] | None:
     return attributes.numbers("PixelSpacing", 2) or attributes.numbers("ImagerPixelSpacing", 2)
+
+
+def _slope(attributes: _Attributes) -> float:
+    slope = _default(attributes.number("RescaleSlope"), 1.0)
+    if slope == 0:
+        raise UserError("a rescale slope of 0, which makes every value the intercept: export it again")
+    return slope
 
 
 def _default(value: float | None, default: float) -> float:

@@ -149,19 +149,22 @@ def _add(archive: Archive, file: Path, header: Dataset) -> None:
     )
     series.files.append(file)
     if series.patient != patient:
-        series.reasons.append("images of different patients have one Series Instance UID")
+        series.reasons.append("images of different patients have one Series Instance UID: export each patient again")
     if "Rows" not in header or kind == DOSE:
         series.no_images.append(UID(kind).name)
         return
     try:
         if kind.startswith(SECONDARY_CAPTURE) or header.get("BurnedInAnnotation") == "YES":
-            raise UserError("a screenshot or an image with burned-in text, which may show the patient's name")
+            raise UserError(
+                "a screenshot or an image with burned-in text, which may show the patient's name: export the original "
+                "images"
+            )
         require_readable(header)
         series.planes += planes_of(file, header)
     except UserError as error:
         series.reasons.append(str(error))
     except Exception as error:  # pydicom parses values when they are used, and raises errors of any type
-        series.reasons.append(f"a header cannot be parsed ({type(error).__name__})")
+        series.reasons.append(f"a header cannot be parsed ({type(error).__name__}): export it again")
     if is_inverted(header):
         series.remarks.append("MONOCHROME1: inverted, so that bright means dense")
     elif header.get("PhotometricInterpretation") == "MONOCHROME1":
@@ -179,7 +182,9 @@ def _sort(series: Series) -> None:
         return
     try:
         if series.modality in WITH_PLACE and not any(plane.has_place for plane in series.planes):
-            raise UserError("the images have no position, orientation or pixel spacing")
+            raise UserError(
+                "the images have no position, orientation or pixel spacing: export the series again with them"
+            )
         for each in stacks_of(series.planes):
             if isinstance(each, UserError):
                 series.reasons.append(str(each))

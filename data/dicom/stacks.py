@@ -82,7 +82,10 @@ def stacks_of(planes: Sequence[Plane]) -> list[Stack | UserError]:
     if not placed:
         return _without_place(planes, remarks)
     if len(placed) < len(planes):
-        raise UserError(f"{len(planes) - len(placed)} of {len(planes)} images have no position, orientation or spacing")
+        raise UserError(
+            f"{len(planes) - len(placed)} of {len(planes)} images have no position, orientation or spacing: export the "
+            "others as a series of their own"
+        )
     _require_alike(planes)
     stacks: list[Stack | UserError] = []
     for part, members in _parts(planes).items():
@@ -106,7 +109,9 @@ def plane_affine(plane: Plane, step: Sequence[float] | np.ndarray | None = None)
     along_row, along_column = np.reshape(plane.orientation, (2, 3))
     lengths = np.linalg.norm([along_row, along_column], axis=1)
     if np.abs(lengths - 1).max() > 0.01 or abs(along_row @ along_column) > PARALLEL:
-        raise UserError(f"the orientation {[*plane.orientation]} is no pair of perpendicular unit vectors")
+        raise UserError(
+            f"the orientation {[*plane.orientation]} is no pair of perpendicular unit vectors: export it again"
+        )
     along_row, along_column = along_row / lengths[0], along_column / lengths[1]
     affine = np.eye(4)
     affine[:3, 0] = along_row * plane.spacing[1]
@@ -122,7 +127,7 @@ def _without_copies(planes: Sequence[Plane]) -> tuple[list[Plane], tuple[str, ..
     for plane in planes:
         other = kept.setdefault((plane.instance, plane.index), plane)
         if replace(other, file=plane.file) != plane:
-            raise UserError("two different images have the same SOP Instance UID")
+            raise UserError("two different images have the same SOP Instance UID: export them again with their own")
     copies = len(planes) - len(kept)
     return [*kept.values()], ((f"{count_of(copies, 'image')} present more than once, used once",) if copies else ())
 
@@ -131,16 +136,22 @@ def _require_alike(planes: Sequence[Plane]) -> None:
     sizes = Counter((plane.rows, plane.columns) for plane in planes)
     if len(sizes) > 1:
         counted = ", ".join(f"{count} of {rows} x {columns}" for (rows, columns), count in sizes.most_common(3))
-        raise UserError(f"the images differ in size ({counted} pixels)")
+        raise UserError(f"the images differ in size ({counted} pixels): export each size as a series of its own")
     spacings = np.array([plane.spacing for plane in planes])
     if not np.allclose(spacings, spacings[0], rtol=1e-3):
-        raise UserError(f"the images differ in pixel spacing ({spacings.min():g} to {spacings.max():g} mm)")
+        raise UserError(
+            f"the images differ in pixel spacing ({spacings.min():g} to {spacings.max():g} mm): export each as a "
+            "series of its own"
+        )
     groups: list[np.ndarray] = []
     for orientation in np.array([plane.orientation for plane in planes]):
         if not any(np.abs(orientation - other).max() <= PARALLEL for other in groups):
             groups.append(orientation)
     if len(groups) > 1:
-        raise UserError(f"the images have {len(groups)} orientations, as those of a localiser do")
+        raise UserError(
+            f"the images have {len(groups)} orientations, as those of a localiser do: if a stack is among them, export "
+            "it as a series of its own"
+        )
 
 
 def _parts(planes: Sequence[Plane]) -> dict[str, list[Plane]]:
@@ -175,7 +186,9 @@ def _stack(planes: Sequence[Plane]) -> Stack:
     centres = np.array([np.array([plane.position for plane in level]).mean(axis=0) for level in levels])
     for level, centre in zip(levels, centres, strict=True):
         if np.abs(np.array([plane.position for plane in level]) - centre).max() > SHIFT * pixel:
-            raise UserError("images of one slice position are shifted against each other within their plane")
+            raise UserError(
+                "images of one slice position are shifted against each other within their plane: register them before"
+            )
     step, more = _step(centres, normal, pixel, planes[0].thickness)
     affine = plane_affine(replace(planes[0], position=tuple(centres[0])), step)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -205,7 +218,8 @@ def _in_time(levels: Sequence[Sequence[Plane]]) -> tuple[tuple[tuple[Plane, ...]
     counts = {len(level) for level in levels}
     if len(counts) > 1:
         raise UserError(
-            f"{min(counts)} to {max(counts)} images at the {len(levels)} slice positions: some are missing or repeated"
+            f"{min(counts)} to {max(counts)} images at the {len(levels)} slice positions: some are missing or "
+            "repeated; export all of them once"
         )
     if counts == {1}:
         return (tuple(level[0] for level in levels),), None, []
@@ -227,7 +241,7 @@ def _in_time(levels: Sequence[Sequence[Plane]]) -> tuple[tuple[tuple[Plane, ...]
         return frames, mean, remarks
     raise UserError(
         f"{counts.pop()} images at each slice position, and neither trigger time, temporal position nor acquisition "
-        "time tells them apart"
+        "time tells them apart: export the series again with its times"
     )
 
 
@@ -244,14 +258,16 @@ def _step(
     gaps = np.diff(centres @ normal)
     if np.abs(away @ normal).max() > SHIFT * distance:
         raise UserError(
-            f"the slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, or spaced unevenly"
+            f"the slices are {gaps.min():.4g} to {gaps.max():.4g} mm apart: slices are missing, or spaced unevenly; "
+            "export the whole series again, or resample it"
         )
     within = away - np.outer(away @ normal, normal)
     if np.linalg.norm(within, axis=1).max() > SHIFT * pixel:
-        raise UserError("the slices are shifted against each other within their planes")
+        raise UserError("the slices are shifted against each other within their planes: resample them to an even stack")
     if np.linalg.norm(step - distance * normal) > TILT * distance:
         raise UserError(
-            "the slices are stacked at an angle (tilted gantry), which no voxel grid of NIfTI keeps upright"
+            "the slices are stacked at an angle (tilted gantry), which no voxel grid of NIfTI keeps upright: "
+            "resample them to an even stack"
         )
     remarks = []
     if thickness and distance > 2.5 * thickness:
@@ -275,7 +291,8 @@ def _without_place(planes: Sequence[Plane], remarks: tuple[str, ...]) -> list[St
         try:
             frames, time_step, more = _in_time([members])
         except UserError:
-            stacks.append(UserError(f"{len(members)} frames, and nothing says whether they are times or slices"))
+            reason = f"{len(members)} frames, and nothing says whether they are times or slices"
+            stacks.append(UserError(f"{reason}: export the series again with positions or times"))
             continue
         own = [*remarks, *own, *more]
         spacing = (column_mm, row_mm, 1.0)
