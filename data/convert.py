@@ -7,12 +7,14 @@ import pandas as pd
 
 from core.command_line import parse_command
 from core.errors import SomeFilesFailed, UserError, user_errors
+from core.files import require_writable
 from core.locks import is_unused
 from core.messages import show_messages
 from core.settings import Settings
 from data.dicom.names import names_for, read_salt, salt_file
 from data.dicom.series import Archive, read_archive
-from data.dicom.writing import summary, write_converted
+from data.dicom.writing import COLUMNS, doubts, require_converted, summary, write_converted
+from data.readers.file_search import CONVERTED
 
 EXAMPLES = ("--input DICOM_DIR --out DATA", "--input DICOM_DIR --out DATA --series 'cine.*SAX' --classes RV MYO LV")
 
@@ -51,7 +53,8 @@ def run(cfg: Convert) -> pd.DataFrame:
         SomeFilesFailed: after all others are done, if some series, segmentations or files were refused.
     """
     show_messages()
-    if not is_unused(cfg.out):
+    require_writable("--out", cfg.out, folder=True)
+    if not _is_free(cfg.out):
         raise UserError(f"{cfg.out} is not empty: choose a new folder as --out")
     if cfg.input.is_dir() and cfg.out.resolve().is_relative_to(cfg.input.resolve()):
         raise UserError(f"--out {cfg.out} lies within --input {cfg.input}: choose a folder outside")
@@ -62,14 +65,28 @@ def run(cfg: Convert) -> pd.DataFrame:
     patients += [annotation.patient for annotation in archive.annotations]
     names = names_for(patients, salt, keep=cfg.keep_names)
     table = write_converted(archive, cfg.out, names, cfg.classes, keep_names=cfg.keep_names)
+    try:
+        require_converted(archive, table)
+    except UserError as error:
+        raise UserError(f"{error}\n{cfg.out / CONVERTED} lists every series") from None
     first, *_ = summary(table)
-    print(f"{first}, in {cfg.out}; converted.csv lists every series")
+    print("\n".join([f"{first}, in {cfg.out}; {CONVERTED} lists every series", *doubts(table)]))
     if not cfg.keep_names:
         where = "the text of --salt" if cfg.salt is not None else f"the text in {salt_file()}"
         print(f"subjects have hashed names; {where} gives the same ones again: keep it, and keep it secret")
     if (table["result"] == "refused").any():
         raise SomeFilesFailed(_failures(archive, table), int((table["result"] == "converted").sum()))
     return table
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether a folder is empty, or holds only the table of a call that converted nothing."""
+    if is_unused(folder):
+        return True
+    if not folder.is_dir() or [each.name for each in folder.iterdir()] != [CONVERTED]:
+        return False
+    table = (folder / CONVERTED).read_text(encoding="utf-8", errors="replace")
+    return table.startswith(",".join(COLUMNS)) and ",converted," not in table
 
 
 def _failures(archive: Archive, table: pd.DataFrame) -> list[str]:

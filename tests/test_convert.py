@@ -33,6 +33,8 @@ from pydicom.data import get_testdata_file
 
 from core.errors import SomeFilesFailed, UserError
 from data.convert import Convert, run
+from data.dicom.cached import readable_root
+from data.dicom.names import alike_patients
 from data.readers.images import read_shape, read_volume
 from data.readers.subjects import subjects_of
 
@@ -303,6 +305,92 @@ def test_series_are_chosen_by_description(tmp_path):
         ("converted", ""),
         ("left out", "left out by --series"),
     ]
+
+
+def test_the_descriptions_that_there_are(tmp_path):
+    for number, description in enumerate(["LGE", "", "cine SAX", "T1", "T2", "scout"]):
+        volume(tmp_path / "in" / str(number), SeriesInstanceUID=f"1.2.3.{number}", SeriesDescription=description)
+    why = reason(tmp_path / "in", tmp_path / "out", series="nomatch")
+    assert (
+        "left out by --series, which matches none of the descriptions (none), LGE, T1, T2, cine SAX and 1 more" in why
+    )
+
+
+def test_reasons_are_counted_where_nothing_is_converted(tmp_path):
+    volume(tmp_path / "in" / "gap", slices=[0, 1, 3], SeriesInstanceUID="1.2.3.1")
+    volume(tmp_path / "in" / "hole", slices=[0, 1, 3], SeriesInstanceUID="1.2.3.2")
+    volume(tmp_path / "in" / "LGE", SeriesInstanceUID="1.2.3.3", SeriesDescription="LGE")
+    report = header("1.2.840.10008.5.1.4.1.1.88.11", Modality="SR", SeriesInstanceUID="1.2.3.4")
+    report.SeriesDescription = "cine report"
+    save([report], tmp_path / "in" / "report")
+    (tmp_path / "in" / "cut").write_bytes(b"\0" * 128 + b"DICM" + b"\2\0\0\0")
+    lines = reason(tmp_path / "in", tmp_path / "out", series="cine", keep_names=True).splitlines()
+    assert lines[0].endswith("(4) can be converted:")
+    assert lines[1].startswith("  2: the slices are 8 to 16 mm apart")
+    assert sorted(line[:14] for line in lines[2:5]) == ["  1: a file is", "  1: left out ", "  1: no image "]
+    table = tmp_path / "out" / "converted.csv"
+    assert lines[5:] == [f"{table} lists every series"]
+    with table.open() as stream:
+        assert sorted(row["result"] for row in csv.DictReader(stream)) == ["left out", "no image", *["refused"] * 3]
+    assert len(convert(tmp_path / "in", tmp_path / "out", series="LGE")) == 5  # the table may be replaced
+    with pytest.raises(UserError, match="is not empty"):
+        run(Convert(input=tmp_path / "in", out=tmp_path / "out", salt=SALT))
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "converted.csv").write_text("mine\n")
+    with pytest.raises(UserError, match="is not empty"):
+        run(Convert(input=tmp_path / "in", out=tmp_path / "own", salt=SALT))
+
+
+def test_an_unusable_out_is_refused_before_reading(tmp_path, monkeypatch):
+    volume(tmp_path / "in")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("data.convert.read_archive", lambda *_: pytest.fail("headers were read"))
+    for out in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(UserError, match=r"--out .*file is no folder; choose another path"):
+            run(Convert(input=tmp_path / "in", out=out, salt=SALT))
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UserError, match=r"--out .* cannot be written; change its permissions"):
+        run(Convert(input=tmp_path / "in", out=tmp_path / "new" / "out", salt=SALT))
+
+
+def test_constant_images_are_mentioned(tmp_path, capsys):
+    volume(tmp_path / "in" / "good", SeriesInstanceUID="1.2.3.1")
+    same = np.full((6, 5), 7, np.uint16)
+    save([image(z, pixels=same, SeriesInstanceUID="1.2.3.2") for z in range(3)], tmp_path / "in" / "same")
+    rows = convert(tmp_path / "in", tmp_path / "out")
+    assert sorted(row["remark"] for row in rows) == ["", "constant: every voxel is 7"]
+    assert "1 image has one value everywhere (converted.csv marks them): leave them out" in capsys.readouterr().out
+
+
+def test_identifiers_that_may_be_one_patients(tmp_path, capsys, monkeypatch, caplog):
+    patients = ["jane-7", "Jane-7 x", "JANE7X", "Jane 7", "John-8"]
+    for number, patient in enumerate(patients):
+        volume(tmp_path / "in" / str(number), patient=patient, SeriesInstanceUID=f"1.2.3.{number}")
+    rows = convert(tmp_path / "in", tmp_path / "out")
+    doubt = "4 subjects have a Patient ID or name that is another's but for case, spaces, punctuation or issuer"
+    printed = capsys.readouterr().out
+    assert doubt in printed
+    assert not any(patient in printed for patient in patients)
+    doubtful = [
+        row["subject"] for row in rows if row["remark"].startswith("Patient ID or name like another's but for case")
+    ]
+    assert len(set(doubtful)) == 4
+    monkeypatch.setenv("FEWSLICE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for _ in range(2):  # also where the folder is read directly, each time
+        caplog.clear()
+        with caplog.at_level("INFO", logger="fewslice"):
+            readable_root(tmp_path / "in")
+        assert doubt in caplog.text
+
+
+def test_which_patients_are_alike():
+    jane = {"|Jane-7", "Hospital|jane 7", "|JANE_7"}
+    assert alike_patients([*jane, "|Jane-8"]) == jane
+    assert alike_patients(["A|7", "B|7"]) == set()  # numbers of two hospitals
+    names = {"name|Doe^Jane|19700101", "name|DOE^JANE|19700101"}
+    assert alike_patients([*names, "name|Doe^Jane|19710101"]) == names
+    assert alike_patients(["study|1.23", "study|12.3", "|-", "|+"]) == set()
 
 
 def test_pydicoms_own_files(tmp_path):

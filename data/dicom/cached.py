@@ -15,7 +15,7 @@ from data.readers.file_search import CONVERTED
 
 log = logging.getLogger("fewslice")
 
-FORMAT = 2
+FORMAT = 3
 """Version of the conversion: raised when the same files are converted otherwise."""
 PREFIX = "dicom-"
 """Beginning of the names of conversions in the cache folder."""
@@ -56,9 +56,10 @@ def conversions() -> list[Path]:
 
 def _convert(root: Path, folder: Path, salt: str) -> None:
     from data.dicom.series import read_archive
-    from data.dicom.writing import summary, write_converted
+    from data.dicom.writing import require_converted, summary, write_converted
 
     archive = read_archive(root)
     table = write_converted(archive, folder / "data", names_for((), salt, keep=False))
+    require_converted(archive, table)
     about = {"root": str(root.resolve()), "format": FORMAT, "summary": summary(table)}
     write_json(folder / "origin.json", about)

@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 from core.errors import UserError
@@ -61,6 +62,30 @@ class Names:
     def series(self, uid: str) -> str:
         """The name of a series: hexadecimal digits."""
         return salted(f"series|{uid}", self.salt)[:DIGITS]
+
+
+def alike_patients(patients: Iterable[str]) -> set[str]:
+    """Patients whose identifier is another's but for case, spaces, punctuation or a missing issuer.
+
+    Args:
+        patients: keys of `data.dicom.series.Series.patient`.
+    """
+    by_letters: dict[str, set[tuple[str, str]]] = {}
+    for patient in patients:
+        issuer, _, identifier = patient.partition("|")
+        if issuer != "study" and (letters := _letters(identifier)):
+            by_letters.setdefault(letters, set()).add((_letters(issuer), patient))
+    return {
+        patient
+        for group in by_letters.values()
+        for (issuer, patient), (other_issuer, other) in permutations(group, 2)
+        if patient != other and (issuer == other_issuer or "" in (issuer, other_issuer))
+    }
+
+
+def _letters(text: str) -> str:
+    """Letters and digits alone, in lower case."""
+    return re.sub(r"[\W_]", "", text).casefold()
 
 
 def names_for(patients: Iterable[str], salt: str, *, keep: bool) -> Names:

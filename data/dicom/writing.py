@@ -11,9 +11,10 @@ import pandas as pd
 from core.errors import UserError
 from core.files import write_csv, write_json
 from core.progress import progress
-from data.dicom.names import Names
+from core.text import printable
+from data.dicom.names import Names, alike_patients
 from data.dicom.nifti import volume_of, write_volume
-from data.dicom.series import Annotation, Archive, Series
+from data.dicom.series import LEFT_OUT, Annotation, Archive, Series
 from data.dicom.stacks import Stack
 from data.readers.file_search import CONVERTED, count_of, listed
 from data.readers.images import Volume
@@ -30,6 +31,10 @@ COUNTS = ("files", "slices", "frames", "rows", "columns")
 TEXTS = ("series", "subject", "modality", "series_number", "part", "result", "file", "label_file", "remark")
 NAMING = ("patient_id", "description", "folder")
 """Further columns if names are kept."""
+CONSTANT = "constant: every voxel is "
+ALIKE = "Patient ID or name like another's but for case, spaces, punctuation or issuer"
+MOST_REASONS = 5
+"""Reasons that are printed if nothing could be converted."""
 
 
 def write_converted(
@@ -47,14 +52,16 @@ def write_converted(
         keep_names: also write patients, descriptions and folders into the table.
 
     Returns:
-        The table, a row for each stack, refused series, and segmentation or structure set: see `COLUMNS`.
+        The table, a row for each stack, refused series, and segmentation or structure set: see `COLUMNS`. See
+        `require_converted` if nothing could be converted.
 
     Raises:
-        UserError: if nothing can be converted, or `classes` cannot be meant.
+        UserError: if `classes` cannot be meant.
     """
     rows: list[dict[str, Any]] = []
     written: dict[str, str] = {}
     drawings, annotation_rows, class_names = _labels(archive, names, classes)
+    alike = alike_patients(series.patient for series in archive.series.values() if series.stacks)
     for series in progress([*archive.series.values()], "converting series"):
         about = _about(archive, series, names, keep_names)
         rows += [{**about, "result": series.outcome, "remark": reason} for reason in dict.fromkeys(series.reasons)]
@@ -70,34 +77,73 @@ def write_converted(
                 rows.append({**row, "result": "refused", "remark": _without_paths(str(error), stack.files)})
                 continue
             written[f"{name}/{stem}"] = name
-            remarks = [*_remarks(archive, series), *stack.remarks, *_slicing_remark(volume)]
+            remarks = [ALIKE] if series.patient in alike else []
+            remarks += [*_remarks(archive, series), *stack.remarks, *_slicing_remark(volume), *_constant_remark(volume)]
             row |= {"result": "converted", "file": file, "label_file": " ".join(label_files)}
             rows.append({**row, "remark": "; ".join(remarks)})
     rows += annotation_rows + _damaged(archive)
     table = pd.DataFrame(rows, columns=[*COLUMNS, *(NAMING if keep_names else ())])
     table = table.astype(dict.fromkeys(COUNTS, "Int64"))
     table[[*TEXTS]] = table[[*TEXTS]].fillna("")
-    if not written:
-        reasons = [f"{row['remark']}" for row in rows if row["result"] == "refused"] or ["they are no images"]
-        reason = listed(list(dict.fromkeys(reasons)), 2)
-        raise UserError(
-            f"none of the DICOM series in {archive.root} ({len(archive.series)}) can be converted: {reason}"
-        )
     if table["label_file"].ne("").any():
         write_json(out / "dataset.json", {"labels": {name: k for k, name in enumerate(("background", *class_names))}})
+    out.mkdir(parents=True, exist_ok=True)
     write_csv(out / CONVERTED, table)
     _report_patients(archive, names, written)
     return table
 
 
+def require_converted(archive: Archive, table: pd.DataFrame) -> None:
+    """Raise a UserError with the reasons, the most frequent first, if a table of `write_converted` has no image."""
+    if (table["result"] == "converted").any():
+        return
+    counts: Counter[str] = Counter()
+    for series, files, reason in table[["series", "files", "remark"]].itertuples(index=False):
+        counts[reason] += 1 if series else int(files)  # a row without series counts damaged files
+    what = f"none of the DICOM series in {archive.root} ({len(archive.series)}) can be converted"
+    if len(counts) == 1:
+        raise UserError(f"{what}: {_with_descriptions(archive, *counts)}")
+    lines = [f"{count}: {_with_descriptions(archive, reason)}" for reason, count in counts.most_common(MOST_REASONS)]
+    if others := len(counts) - len(lines):
+        lines.append(f"and {count_of(others, 'other reason')}")
+    raise UserError("\n  ".join([f"{what}:", *lines]))
+
+
+def _with_descriptions(archive: Archive, reason: str) -> str:
+    """A reason; of `LEFT_OUT` with the descriptions that `--series` would have to match."""
+    if reason != LEFT_OUT:
+        return reason
+    left_out = [series for series in archive.series.values() if series.outcome == "left out"]
+    descriptions = sorted({printable(series.description) or "(none)" for series in left_out})
+    return f"{reason}, which matches none of the descriptions {listed(descriptions)}"
+
+
+def doubts(table: pd.DataFrame) -> list[str]:
+    """What is doubtful in a table of `write_converted`, in sentences without names."""
+    converted = table[table["result"] == "converted"]
+    lines = []
+    alike = converted.loc[converted["remark"].str.contains(ALIKE, regex=False), "subject"].nunique()
+    if alike > 1:
+        lines.append(
+            f"{alike} subjects have a Patient ID or name that is another's but for case, spaces, punctuation or "
+            f"issuer ({CONVERTED} marks them): if they are one patient, correct the IDs, else the patient may lie in "
+            "several splits"
+        )
+    if constant := int(converted["remark"].str.contains(CONSTANT, regex=False).sum()):
+        have = "image has" if constant == 1 else "images have"
+        lines.append(f"{constant} {have} one value everywhere ({CONVERTED} marks them): leave them out")
+    return lines
+
+
 def summary(table: pd.DataFrame) -> list[str]:
-    """What was converted and what was not, in sentences without names."""
+    """What was converted, what is doubtful and what was not converted, in sentences without names."""
     converted = table[table["result"] == "converted"]
     labelled = int(converted["label_file"].ne("").sum())
     lines = [
         f"{count_of(len(converted), 'image')} of {count_of(converted['subject'].nunique(), 'subject')} from DICOM, "
         f"{labelled} with labels"
     ]
+    lines += doubts(table)
     refused = Counter(table.loc[table["result"] == "refused", "remark"])
     lines += [f"not converted, {count}: {reason}" for reason, count in refused.most_common()]
     return lines
@@ -168,6 +214,11 @@ def _slicing_remark(volume: Volume) -> list[str]:
     return ["pixels are longer than slices are apart: read with --slice-axis 2"]
 
 
+def _constant_remark(volume: Volume) -> list[str]:
+    low, high = volume.stack.min(), volume.stack.max()
+    return [f"{CONSTANT}{low:g}"] if low == high else []
+
+
 def _damaged(archive: Archive) -> list[dict[str, Any]]:
     reasons = Counter(_without_paths(reason, [file]) for file, reason in archive.damaged.items())
     return [{"files": count, "result": "refused", "remark": reason} for reason, count in reasons.items()]
@@ -188,5 +239,5 @@ def _report_patients(archive: Archive, names: Names, written: dict[str, str]) ->
             f"{count_of(shared, 'Patient ID')} with several patient names, which count as one subject each: if these "
             "are different patients, correct the Patient IDs"
         )
-    if names.kept and subjects_of([*written], None) != [*written.values()]:
+    if names.kept and written and subjects_of([*written], None) != [*written.values()]:
         log.info("to keep the subjects apart by their folders, read the result with --subject-pattern '^([^/]+)/'")
