@@ -42,6 +42,12 @@ class DicomImage:
         """Hashed name of the patient."""
         return self.name.partition("/")[0]
 
+    @property
+    def known_spacing(self) -> tuple[bool, bool]:
+        """Whether the header states the size of the pixels, and the distance or thickness of the slices."""
+        first, slices = self.stack.planes[0][0], len(self.stack.planes[0])
+        return first.spacing is not None, first.has_place and (slices > 1 or first.thickness is not None)
+
     def read(self) -> Volume:
         """The values as a volume in memory.
 

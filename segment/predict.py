@@ -19,14 +19,13 @@ from core.files import remove_leftovers, write_csv
 from core.hashes import sha256
 from core.settings import Settings
 from core.subjects import anonymised, pseudonyms
-from core.terminal import terminal
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.channels import files_of_channels, read_channels, refuse_several, several
 from data.readers.discovery import discover
 from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
+from data.readers.geometry import known_spacing
 from data.readers.images import (
-    PLANAR_SUFFIXES,
     Volume,
     is_image,
     label_suffix,
@@ -38,9 +37,8 @@ from data.readers.images import (
 )
 from data.readers.label_maps import counts_of
 from data.readers.roles import names_label_map
-from segment.clinical import ejection_fractions
 from segment.dicom_images import DicomImage, dicom_images, write_segmentations
-from segment.tables import table_of
+from segment.tables import print_volumes
 
 if TYPE_CHECKING:
     from segment.model import ModelCard
@@ -99,9 +97,10 @@ def run(cfg: Predict) -> pd.DataFrame:
     A file that cannot be segmented does not stop the others; it is reported at the end.
 
     Returns:
-        One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS` (in units of 1000 pixels for
-        2D images, which have no spacing); of an ensemble also `predicted_dice` and `predicted_dice_CLASS`, see
-        `segment.ensemble.Agreement`; with `uncertainty` `mean_entropy_nats`.
+        One row per image and frame: file, subject, phase, frame, and `volume_ml_CLASS`; of images that state no voxel
+        size, such as PNG, TIFF and JPEG, that is NaN, and `voxels_CLASS` counts voxels. Of an ensemble also
+        `predicted_dice` and `predicted_dice_CLASS`, see `segment.ensemble.Agreement`; with `uncertainty`
+        `mean_entropy_nats`.
 
     Raises:
         UserError: if there is no image.
@@ -110,6 +109,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     _check_paths(cfg.input, cfg.output)
     from engine.devices import make_fabric, show_messages  # torch is slow to import: mistakes in the paths come first
     from segment.contact_sheet import ContactSheet
+    from segment.doubts import Doubts
     from segment.ensemble import load_ensemble, mean_agreement
     from segment.trained_on import TrainedOn
 
@@ -125,7 +125,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         channel_files = {}
         dicom, targets, problems = _dicom_targets(*from_dicom, cfg)
     maps = _map_targets(targets, cfg)
-    sheet = ContactSheet()
+    sheet, doubts = ContactSheet(), Doubts(card)
     remove_leftovers(cfg.output)
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg.output)  # marks the folder as an output
@@ -150,14 +150,18 @@ def run(cfg: Predict) -> pd.DataFrame:
             continue
         if file in dicom:
             problems += _write_dicom(target, labels, volume, dicom[file], card, model, first)
+        stated = dicom[file].known_spacing if file in dicom else known_spacing(volume)
+        doubts.add(volume, stack, stated)
         counts = [np.sum([counts_of(page, len(card.classes)) for page in frame], axis=0) for frame in labels]
         known = [(dicom[file].subject, "", t + 1) for t in range(len(labels))] if file in dicom else None
         of_frames = zip(known or _frames(file, target, len(labels)), stack, counts, predictions, strict=True)
         for (subject, phase, frame), image, count, prediction in of_frames:
             trained_on.add(subject, target.relative_to(cfg.output), image)
-            millilitres = count * row_mm * column_mm * slice_mm / 1000
             row = {"file": str(target), "subject": subject, "phase": phase, "frame": frame}
+            millilitres = count * (row_mm * column_mm * slice_mm / 1000 if all(stated) else np.nan)
             row |= dict(zip(names, millilitres[1:], strict=True))
+            if not all(stated):
+                row |= {f"voxels_{name}": number for name, number in zip(card.classes[1:], count[1:], strict=True)}
             if agreement := prediction.agreement:
                 row["predicted_dice"] = mean_agreement(agreement)
                 row |= {f"predicted_dice_{name}": value for name, value in agreement.items()}
@@ -167,13 +171,16 @@ def run(cfg: Predict) -> pd.DataFrame:
         if cfg.contact_sheet is not None:
             sheet.add(target, volume.stack, labels, spacing, mean_agreement(predictions[0].agreement))
     table = pd.DataFrame(rows)
+    voxels = [f"voxels_{name}" for name in card.classes[1:]]
+    table = table.astype({column: "Int64" for column in voxels if column in table})
     if cfg.anonymous:
         table = anonymised(table)
     if rows:
         _write_volumes(table, cfg.output)
-        _print(table, cfg.output)
         if cfg.contact_sheet is not None:
             sheet.write(cfg.contact_sheet, pseudonyms() if cfg.anonymous else str)
+        print_volumes(table, cfg.output, cfg.uncertainty, cfg.contact_sheet)
+    doubts.warn()
     trained_on.warn()
     if problems:
         raise SomeFilesFailed(problems, table["file"].nunique() if rows else 0)
@@ -343,30 +350,6 @@ def _frames(file: Path, target: Path, count: int) -> list[tuple[str, str, int]]:
     info = read_info(file.parent)
     frames = [name.frame] if name.frame is not None and count == 1 else range(1, count + 1)
     return [(name.subject, phase_of(info, frame), frame) for frame in frames]
-
-
-def _print(table: pd.DataFrame, output: Path) -> None:
-    console = terminal()
-    classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
-    if not table["file"].str.lower().str.endswith(PLANAR_SUFFIXES).all():
-        heads = [*(f"{name} mL" for name in classes), *["predicted Dice"] * ("predicted_dice" in table)]
-        summary = table_of("volumes", "file", "phase", "frame", *heads)
-        is_single = table.groupby("file")["frame"].transform("size") == 1
-        for _, row in table[(table["phase"] != "") | is_single].iterrows():
-            numbers = [f"{row[f'volume_ml_{name}']:.1f}" for name in classes]
-            predicted = [row["predicted_dice"]] if "predicted_dice" in row else []
-            numbers += ["–" if np.isnan(value) else f"{value:.2f}" for value in predicted]
-            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *numbers)
-        if summary.row_count:
-            console.print(summary)
-        for chamber in (name for name in ("LV", "RV") if name in classes):
-            for _, row in ejection_fractions(table, chamber).iterrows():
-                console.print(
-                    f"{row['source']}: {chamber} {row['ed_ml']:.0f} mL at ED, {row['es_ml']:.0f} mL at ES, "
-                    f"ejection fraction {row['ejection_fraction']:.0f} %",
-                    soft_wrap=True,
-                )
-    console.print(f"written: {table['file'].nunique()} label maps and volumes.csv in {output}", soft_wrap=True)
 
 
 if __name__ == "__main__":

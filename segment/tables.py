@@ -1,13 +1,16 @@
-"""Tables of segmentation scores on the terminal."""
+"""Tables of segmentation scores and predicted volumes on the terminal."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from rich.table import Table
 
 from core.terminal import terminal
+from segment.clinical import ejection_fractions
 
 
 def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> None:
@@ -78,3 +81,45 @@ def table_of(title: str, *headings: str) -> Table:
 
 def _format(number: float | None, digits: int) -> str:
     return "–" if number is None else f"{number:.{digits}f}"
+
+
+def print_volumes(
+    table: pd.DataFrame, output: Path, uncertainty: Path | None = None, contact_sheet: Path | None = None
+) -> None:
+    """Print the volumes and ejection fractions of a prediction, and what was written.
+
+    Args:
+        table: of `segment.predict.run`.
+        output: folder of the label maps.
+        uncertainty: folder of the uncertainty maps, if any.
+        contact_sheet: its file, if any.
+    """
+    console = terminal()
+    classes = [column.removeprefix("volume_ml_") for column in table.columns if column.startswith("volume_ml_")]
+    if table[[f"volume_ml_{name}" for name in classes]].notna().any(axis=None):
+        heads = [*(f"{name} mL" for name in classes), *["predicted Dice"] * ("predicted_dice" in table)]
+        summary = table_of("volumes", "file", "phase", "frame", *heads)
+        is_single = table.groupby("file")["frame"].transform("size") == 1
+        for _, row in table[(table["phase"] != "") | is_single].iterrows():
+            values = [(row[f"volume_ml_{name}"], ".1f") for name in classes]
+            values += [(row["predicted_dice"], ".2f")] if "predicted_dice" in row else []
+            numbers = ["–" if np.isnan(value) else format(value, digits) for value, digits in values]
+            summary.add_row(Path(row["file"]).name, row["phase"], str(row["frame"]), *numbers)
+        if summary.row_count:
+            console.print(summary)
+        for chamber in (name for name in ("LV", "RV") if name in classes):
+            for _, row in ejection_fractions(table, chamber).iterrows():
+                console.print(
+                    f"{row['source']}: {chamber} {row['ed_ml']:.0f} mL at ED, {row['es_ml']:.0f} mL at ES, "
+                    f"ejection fraction {row['ejection_fraction']:.0f} %",
+                    soft_wrap=True,
+                )
+    console.print(f"written: {table['file'].nunique()} label maps and volumes.csv in {output}", soft_wrap=True)
+    if uncertainty is not None:
+        console.print(
+            f"uncertainty maps: {uncertainty}; their means are mean_entropy_nats in volumes.csv", soft_wrap=True
+        )
+    if contact_sheet is not None:
+        console.print(f"contact sheet: {contact_sheet}", soft_wrap=True)
+    if "predicted_dice" in table:
+        console.print("agreement of the runs: predicted_dice in volumes.csv; check the lowest first")

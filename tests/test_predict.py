@@ -15,6 +15,7 @@ from engine.model_file import save_model
 from segment.clinical import ejection_fractions
 from segment.model import ModelCard, build_unet
 from segment.predict import Predict, run
+from segment.tables import print_volumes
 
 CLASSES = ["background", "RV", "MYO", "LV"]
 
@@ -124,8 +125,62 @@ def test_planar_images(trained, tmp_path, capsys, image):
     labels = np.asarray(Image.open(tmp_path / "out/slice.png"))
     assert labels.shape == (45, 70)
     assert labels.max() <= 3
-    assert table["volume_ml_LV"].tolist() == [(labels == 3).sum() / 1000]
-    assert "mL" not in capsys.readouterr().out  # pixels have no volume
+    assert table["volume_ml_LV"].isna().all()  # pixels have no volume
+    assert table["voxels_LV"].tolist() == [(labels == 3).sum()]
+    saved = pd.read_csv(tmp_path / "out/volumes.csv", dtype=str, keep_default_na=False)
+    assert saved[["volume_ml_LV", "voxels_LV"]].to_numpy().tolist() == [["", str((labels == 3).sum())]]
+    printed = capsys.readouterr().out
+    assert "mL" not in printed
+    assert (
+        "no pixel size is stated in 1 of 1 image: pixels of 1 mm are assumed, and resampled to the model's 1.5 mm"
+        in printed
+    )
+    assert "no voxel size is stated in 1 of 1 image: volumes.csv has their voxels_CLASS" in printed
+    assert "grey" not in printed
+
+
+def test_doubts_about_the_images(trained, tmp_path, capsys):
+    folder, rng = tmp_path / "in", np.random.default_rng(0)
+    folder.mkdir()
+    Image.fromarray(rng.integers(0, 255, (33, 34, 3), dtype=np.uint8)).save(folder / "colours.png")
+    Image.fromarray(np.full((33, 34), 9, np.uint8)).save(folder / "constant.png")
+    scan((40, 36, 2), (1.5, 1.5, 10)).to_filename(folder / "known.nii.gz")
+    nib.Nifti1Image(np.full((40, 36, 2), 7, np.int16), np.diag([1.5, 1.5, 8, 1])).to_filename(folder / "same.nii")
+    scan((40, 36), (1.5, 1.5), affine=np.eye(4)).to_filename(folder / "thickness.nii")
+    for name, axes in (("pixels.nii", [1, 2]), ("affine.nii", [1, 2, 3])):
+        image = scan((40, 36, 2), (1, 1, 1), affine=np.diag([1.5, 1.5, 8, 1]) if name == "affine.nii" else np.eye(4))
+        image.to_filename(folder / name)
+        content = bytearray((folder / name).read_bytes())
+        for axis in axes:
+            content[76 + 4 * axis : 80 + 4 * axis] = bytes(4)  # pixdim
+        (folder / name).write_bytes(content)
+    table = predict(trained, folder, tmp_path / "out").set_index("subject")
+    printed = capsys.readouterr().out
+    assert "colours are read as grey in 1 of 7 images\n" in printed
+    assert "no pixel size is stated in 3 of 7 images: pixels of 1 mm are assumed" in printed
+    assert "2 images are constant: nothing can be found in them\n" in printed
+    assert "no voxel size is stated in 4 of 7 images: " in printed
+    assert sorted(table.index[table["volume_ml_LV"].notna()]) == ["affine", "known", "same"]
+    assert sorted(table.index[table["voxels_LV"].notna()]) == ["colours", "constant", "pixels", "thickness"]
+    (tmp_path / "one").mkdir()
+    shutil.copy(folder / "known.nii.gz", tmp_path / "one")
+    predict(trained, tmp_path / "one", tmp_path / "out2")
+    printed = capsys.readouterr().out
+    assert not any(word in printed for word in ("grey", "stated", "constant"))
+    plain = with_card(trained, tmp_path / "plain", spacing_mm=None)
+    predict(plain, folder, tmp_path / "out3")
+    assert "no pixel size" not in capsys.readouterr().out
+
+
+def test_what_was_written_is_named(tmp_path, capsys):
+    row = {"file": "a.png", "subject": "a", "phase": "", "frame": 1, "volume_ml_LV": np.nan, "predicted_dice": 0.5}
+    print_volumes(pd.DataFrame([row]), tmp_path / "out", tmp_path / "maps", tmp_path / "sheet.png")
+    assert capsys.readouterr().out.splitlines() == [
+        f"written: 1 label maps and volumes.csv in {tmp_path / 'out'}",
+        f"uncertainty maps: {tmp_path / 'maps'}; their means are mean_entropy_nats in volumes.csv",
+        f"contact sheet: {tmp_path / 'sheet.png'}",
+        "agreement of the runs: predicted_dice in volumes.csv; check the lowest first",
+    ]
 
 
 @pytest.mark.slow

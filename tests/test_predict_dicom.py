@@ -5,9 +5,10 @@ from pathlib import Path
 import highdicom
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from made_up_dicom import RAS_AFFINE, cine, enhanced, image, save, volume
+from made_up_dicom import CR, RAS_AFFINE, cine, enhanced, header, image, save, volume, with_pixels
 from pydicom.dataset import Dataset
 
 from core.errors import SomeFilesFailed, UserError
@@ -104,6 +105,21 @@ def test_a_segmentation_lies_on_its_series(trained, tmp_path):
     np.testing.assert_array_equal(nib.load(label_map).dataobj, nifti.dataobj)
     counts = np.bincount(np.asarray(nifti.dataobj).ravel(), minlength=4)
     np.testing.assert_allclose(table[[f"volume_ml_{name}" for name in CLASSES[1:]]].iloc[0], counts[1:] * 0.015)
+
+
+def test_volumes_of_dicom_images_whose_voxels_have_no_size(trained, tmp_path, capsys):
+    common = {"Modality": "CR", "PhotometricInterpretation": "MONOCHROME2"}
+    plain = with_pixels(header(CR, **common, SeriesInstanceUID="1.2.3.21"), noise(0))
+    spaced = with_pixels(header(CR, **common, SeriesInstanceUID="1.2.3.22", PixelSpacing=["0.2", "0.1"]), noise(1))
+    single = image(0, pixels=noise(2), SeriesInstanceUID="1.2.3.23")
+    del single.SliceThickness
+    save([plain, spaced, single], tmp_path / "in")
+    with pytest.raises(SomeFilesFailed, match="is written, but"):  # a segmentation needs the thickness
+        predict(trained, tmp_path / "in", tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out" / "volumes.csv")
+    assert table["volume_ml_LV"].isna().tolist() == [True, True, True]
+    assert table["voxels_LV"].notna().all()
+    assert "no voxel size is stated in 3 of 3 images" in capsys.readouterr().out
 
 
 def test_a_cine_has_a_segmentation_for_each_frame(trained, tmp_path):

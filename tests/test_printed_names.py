@@ -10,7 +10,6 @@ from rich.table import Table
 
 import classify.compare
 import classify.predict
-import segment.predict
 import segment.tables
 from core.errors import UserError, user_errors
 from core.terminal import terminal
@@ -31,7 +30,7 @@ def test_names_in_lines_and_tables(name, capsys):
 @pytest.mark.parametrize("name", [name for name in NAMES if "/" not in name])
 def test_predictions_of_files_with_brackets(name, tmp_path, capsys):
     row = {"file": name, "subject": "s", "phase": "", "frame": 1, "volume_ml_[1]": 2.0}
-    segment.predict._print(pd.DataFrame([row]), tmp_path / name)
+    segment.tables.print_volumes(pd.DataFrame([row]), tmp_path / name)
     printed = capsys.readouterr().out
     assert printed.count(name) == 2
     assert "[1] mL" in printed

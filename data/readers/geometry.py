@@ -189,6 +189,18 @@ def stored_spacing(volume: Volume) -> np.ndarray:
     return np.array(header["pixdim"][1 : 1 + min(int(header["dim"][0]), 3)], float)
 
 
+def known_spacing(volume: Volume) -> tuple[bool, bool]:
+    """Whether a file states the size of its pixels, and the distance of its slices; else 1 mm is assumed."""
+    if volume.header is None:
+        return False, False
+    stored = stored_spacing(volume)
+    stored = np.pad(stored, (0, 3 - len(stored)))  # a file of one slice need not state the third
+    if volume.spacing != (1, 1, 1) and np.isin(stored, (0, 1)).all():  # see `with_known_spacing`
+        return True, True
+    across = volume.shape.slice_axis
+    return bool(np.delete(stored, across).min() > 0), bool(stored[across] > 0)
+
+
 def _distinct_axis(shape: VolumeShape) -> int | None:
     """The axis of size 1, else the one clearly coarser than the others, else None."""
     if 1 in shape.shape[:3]:

@@ -1,0 +1,58 @@
+"""Warnings about the images that a network segments: colours, unknown pixel sizes, images of one value."""
+
+import logging
+
+import numpy as np
+
+from data.readers.file_search import count_of
+from data.readers.images import Volume, read_shape
+from segment.model import ModelCard
+
+log = logging.getLogger("fewslice")
+
+
+class Doubts:
+    """Counts images that a network reads in another way than their owner may expect.
+
+    Args:
+        card: card of the network.
+    """
+
+    def __init__(self, card: ModelCard) -> None:
+        self._card = card
+        self._images = self._grey = self._constant = self._without_pixel_size = self._without_volume = 0
+
+    def add(self, volume: Volume, stack: np.ndarray, stated: tuple[bool, bool]) -> None:
+        """Add an image.
+
+        Args:
+            volume: the image.
+            stack: (frames, slices, rows, columns), file units, or (1, slices, channels, rows, columns).
+            stated: of `data.readers.geometry.known_spacing`.
+        """
+        channels = np.moveaxis(stack, 2, 0) if stack.ndim == 5 else [stack]
+        self._images += 1
+        self._constant += all(channel.min() == channel.max() for channel in channels)
+        self._grey += stack.ndim == 4 and volume.header is None and read_shape(volume.path).colours_as_grey
+        self._without_pixel_size += not stated[0]
+        self._without_volume += not all(stated)
+
+    def warn(self) -> None:
+        """Log one line for each kind of image that was found."""
+        of_images = f"of {count_of(self._images, 'image')}"
+        if self._grey:
+            log.warning(f"colours are read as grey in {self._grey} {of_images}")
+        if self._without_pixel_size and self._card.spacing_mm is not None:
+            log.warning(
+                f"no pixel size is stated in {self._without_pixel_size} {of_images}: pixels of 1 mm are assumed, and "
+                f"resampled to the model's {self._card.spacing_mm:g} mm; if they are others, pass NIfTI files that "
+                "state them, or train with --spacing-mm None"
+            )
+        if self._constant:
+            be, them = ("is", "it") if self._constant == 1 else ("are", "them")
+            log.warning(f"{count_of(self._constant, 'image')} {be} constant: nothing can be found in {them}")
+        if self._without_volume:
+            log.info(
+                f"no voxel size is stated in {self._without_volume} {of_images}: volumes.csv has their voxels_CLASS in "
+                "place of volume_ml_CLASS"
+            )
