@@ -19,6 +19,7 @@ import pandas as pd
 from annotate.plan import (
     Plan,
     case_names,
+    digest_of,
     file_names,
     mask_path,
     read_frame,
@@ -44,6 +45,8 @@ log = logging.getLogger("fewslice")
 
 EXAMPLES = ("--plan PLAN --out DATA", "--plan PLAN-NEXT --out DATA-2")
 LIST = "labelled_slices.csv"
+MOST_NAMED = 5
+"""Slices that a message names."""
 SUBJECT = "(.+?)__"
 """Pattern of the subject in names that begin with it."""
 
@@ -59,6 +62,9 @@ class Collect(Settings):
     """Folder for the data set; it must not exist, or be empty."""
     classes: tuple[str, ...] = ()
     """Names of the classes 1, 2, ...; default: those of the plans, or their numbers."""
+    accept_unchanged: bool = False
+    """Take masks that are still as they were in the plan, drawn by the network or empty: somebody has looked at each of
+    them, and they are right."""
 
 
 def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
@@ -69,8 +75,8 @@ def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
         data set from its names, None if they are found without.
 
     Raises:
-        UserError: if a plan or a mask is missing, damaged, on another grid or still empty, or the plans are of
-            different data.
+        UserError: if a plan or a mask is missing, damaged, on another grid, still empty or still as a network drew it,
+            or the plans are of different data.
     """
     require_new(cfg.out)
     if not cfg.plan:
@@ -80,7 +86,8 @@ def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
         raise UserError(f"{other[0]} and {plans[0].folder} are plans for different data sets: collect them apart")
     source = plans[0].source
     dataset = with_splits(open_slices(source, labelled=False), plans[0].splits)
-    drawn = _masks(plans, dataset)
+    drawn = _masks(plans, dataset, accept_unchanged=cfg.accept_unchanged)
+    _check_changes(plans, drawn, accept_unchanged=cfg.accept_unchanged)
     classes = _classes(cfg, plans, drawn)
     table = dataset.table[dataset.table["split"].isin(SPLITS)]  # not those whom the protocol leaves out
     files, pattern = _names(table)
@@ -111,13 +118,14 @@ Drawn = dict[tuple[str, int], dict[int, np.ndarray]]
 """(file, frame) -> slice -> label map (rows, columns)."""
 
 
-def _masks(plans: Sequence[Plan], dataset: Dataset) -> Drawn:
+def _masks(plans: Sequence[Plan], dataset: Dataset, *, accept_unchanged: bool) -> Drawn:
     """The label maps of all slices of the plans."""
     known = {*zip(dataset.table["file"], dataset.table["frame"], dataset.table["slice"], strict=True)}
     drawn: Drawn = defaultdict(dict)
     for plan in plans:
         for file, frame, rows in volumes_of(plan.table):
-            path = plan.mask(str(rows["case"].iloc[0]))
+            case = str(rows["case"].iloc[0])
+            path = plan.mask(case)
             if not path.is_file():
                 raise UserError(
                     f"{path} is missing: {plan.folder / 'plan.csv'} lists slices of it; draw or remove them"
@@ -127,15 +135,16 @@ def _masks(plans: Sequence[Plan], dataset: Dataset) -> Drawn:
             slices = [int(z) for z in rows["slice"]]
             if strange := [z for z in slices if (file, frame, z) not in known]:
                 raise UserError(f"{plan.folder / 'plan.csv'} lists slice {strange[0]} of {file}, which is not there")
-            if not stack[slices].any():
+            began_empty = case not in (plan.predrawn or {})
+            if began_empty and not accept_unchanged and not stack[slices].any():
                 raise UserError(
-                    f"{path} is still empty in the slices that {plan.folder / 'plan.csv'} lists: draw it, or remove "
-                    "its lines there if nothing is to be seen"
+                    f"{path} is still empty in the slices that {plan.folder / 'plan.csv'} lists: draw it, remove its "
+                    "lines there, or pass --accept-unchanged if these slices hold nothing to draw"
                 )
             if others := [z for z in range(len(stack)) if z not in slices and stack[z].any()]:
                 log.warning(
-                    f"{path} is drawn in slice {others[0] + 1} as well, which the plan does not list: only the listed "
-                    "slices count; add a line to the plan to use it"
+                    f"{path} is drawn in slice {others[0]} (from 0, as in plan.csv) as well, which the plan does not "
+                    "list: only the listed slices count; add a line to the plan to use it"
                 )
             drawn[file, frame] |= {z: stack[z] for z in slices}
     if not drawn:
@@ -143,10 +152,51 @@ def _masks(plans: Sequence[Plan], dataset: Dataset) -> Drawn:
     return dict(drawn)
 
 
+def _check_changes(plans: Sequence[Plan], drawn: Drawn, *, accept_unchanged: bool) -> None:
+    """Refuse slices that are still as a network drew them, unless they are accepted, and name those that are empty."""
+    unchanged: dict[tuple[str, int, int], str] = {}
+    empty: dict[tuple[str, int, int], str] = {}
+    for plan in plans:
+        if plan.predrawn is None:
+            log.warning(
+                f"{plan.folder} is a plan of an earlier version, which did not note the masks it began with: those "
+                "that nobody has corrected are not noticed"
+            )
+        for file, frame, rows in volumes_of(plan.table):
+            case = str(rows["case"].iloc[0])
+            predrawn = (plan.predrawn or {}).get(case, {})
+            for z in map(int, rows["slice"]):
+                mask, place = drawn[file, frame][z], f"{plan.mask(case)} slice {z}"
+                if digest_of(mask) == predrawn.get(str(z)):
+                    unchanged[file, frame, z] = place
+                if not mask.any():
+                    empty[file, frame, z] = place
+    listed = sum(map(len, drawn.values()))
+    if unchanged and not accept_unchanged:
+        raise UserError(
+            f"{len(unchanged)} of {listed} listed slices are still exactly as the network drew them "
+            f"({_some([*unchanged.values()])}; slices from 0, as in plan.csv): correct them, or pass "
+            "--accept-unchanged if somebody has looked at each and it is right"
+        )
+    if empty:
+        log.warning(
+            f"{len(empty)} of {listed} listed slices are empty and train as background ({_some([*empty.values()])}; "
+            "slices from 0, as in plan.csv): draw them if they hold anything"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of some names, and how many there are besides."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
 def _classes(cfg: Collect, plans: Sequence[Plan], drawn: Drawn) -> tuple[str, ...]:
-    """Names of the classes, background first; a UserError if the masks hold another label."""
+    """Names of the classes, background first; a UserError if there are none, or the masks hold another label."""
     classes = ("background", *cfg.classes) if cfg.classes else plans[-1].classes
     top = max(int(mask.max()) for masks in drawn.values() for mask in masks.values())
+    if len(classes) == 1 and not top:
+        raise UserError("the masks hold no label: draw one, or name the classes with --classes")
     if len(classes) == 1:
         return "background", *map(str, range(1, top + 1))
     if top >= len(classes):

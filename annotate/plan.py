@@ -1,9 +1,11 @@
 """A plan: the slices to label, their images and masks as files for an annotation tool, and a picture of them.
 
 PLAN/plan.csv lists the slices (subject, file, frame, slice, case, why) and is a `--labelled-list`; PLAN/images and
-PLAN/masks hold a volume for each case, for ITK-SNAP, 3D Slicer or any other tool; PLAN/plan.json says of which data.
+PLAN/masks hold a volume for each case, for ITK-SNAP, 3D Slicer or any other tool; PLAN/plan.json says of which data,
+and which masks a network has drawn.
 """
 
+import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +44,8 @@ class Plan:
     """Names, background first; ("background",) if they are unknown."""
     splits: dict[str, str]
     """subject -> split."""
+    predrawn: dict[str, dict[str, str]] | None
+    """Case -> slice -> digest of the mask that a network drew there; None in plans of versions that noted none."""
 
     def mask(self, case: str) -> Path:
         """The mask file of a case; one that does not exist if it was removed."""
@@ -115,6 +119,11 @@ def mask_path(folder: Path, case: str, volume: Volume) -> Path:
     return folder / f"{case}{'.png' if planar and volume.shape.slices == 1 else '.tif' if planar else '.nii.gz'}"
 
 
+def digest_of(mask: np.ndarray) -> str:
+    """Digest of the label map of a slice, (rows, columns) uint8 class indices: 16 hexadecimal digits."""
+    return hashlib.blake2b(f"{mask.shape}".encode() + mask.tobytes(), digest_size=8).hexdigest()
+
+
 def write_plan(
     folder: Path,
     dataset: Dataset,
@@ -142,6 +151,7 @@ def write_plan(
     table["case"] = [names[key] for key in zip(table["file"], table["frame"], strict=True)]
     table["why"] = [why for _, why in chosen]
     rows = [row for row, _ in chosen]
+    predrawn: dict[str, dict[str, str]] = {}
     for case, members in table.groupby("case", sort=True):
         first = members.iloc[0]
         volume = read_frame(dataset, source, first["file"], int(first["frame"]))
@@ -150,10 +160,11 @@ def write_plan(
         if drawn is not None:
             for place, z in zip(members.index.to_numpy(int), members["slice"].to_numpy(int), strict=True):
                 masks[0, z] = drawn(rows[place])
+                predrawn.setdefault(str(case), {})[str(z)] = digest_of(masks[0, z])
         write_label_map(mask_path(folder / "masks", str(case), volume), masks, volume)
     _draw_contact_sheet(folder / "contact_sheet.png", dataset, rows, table)
     about = {"dataset": source.dataset, "data": _plain(source), "classes": [*classes], "splits": dataset.splits}
-    write_json(folder / ABOUT, about)
+    write_json(folder / ABOUT, about | {"predrawn": predrawn})
     write_csv(folder / FILE, table)  # last: a folder with it is complete
     return table
 
@@ -171,8 +182,14 @@ def read_plan(folder: Path) -> Plan:
     try:
         kind = {"acdc": AcdcSource, "folder": FolderSource}[about["dataset"]]
         source = kind(**{**about["data"], "data_root": Path(about["data"]["data_root"])})
+        predrawn = {case: {**digests} for case, digests in about["predrawn"].items()} if "predrawn" in about else None
         return Plan(
-            folder=folder, table=table, source=source, classes=tuple(about["classes"]), splits=dict(about["splits"])
+            folder=folder,
+            table=table,
+            source=source,
+            classes=tuple(about["classes"]),
+            splits=dict(about["splits"]),
+            predrawn=predrawn,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / ABOUT} is damaged ({error}); make the plan again") from None
@@ -193,7 +210,7 @@ def _plain(source: SliceSource) -> Mapping[str, Any]:
 
 
 def _draw_contact_sheet(path: Path, dataset: Dataset, rows: Sequence[int], table: pd.DataFrame) -> None:
-    """Draw the slices to label, with subject, slice and reason."""
+    """Draw the slices to label, with subject, slice (from 0, as `FILE` counts) and reason."""
     columns = min(6, len(rows))
     lines = -(-len(rows) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.6 * lines), layout="constrained", facecolor="white")
@@ -201,7 +218,7 @@ def _draw_contact_sheet(path: Path, dataset: Dataset, rows: Sequence[int], table
     for axis in axes:
         axis.set_axis_off()
     titles = [
-        f"{subject}, slice {z + 1}\n{why}"
+        f"{subject}, slice {z}\n{why}"
         for subject, z, why in zip(table["subject"], table["slice"], table["why"], strict=True)
     ]
     for axis, row, title in zip(axes, rows, titles, strict=False):

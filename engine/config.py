@@ -34,6 +34,8 @@ LARGEST = {
     "nodes": 2**16,
 }
 """Largest values of settings. A run with more would never end or never begin, which is a slip of the keyboard."""
+MOST_NAMED = 3
+"""Unknown settings that a message names."""
 PRETRAINED_LR_FACTOR = 0.1
 """Default of `encoder_lr_factor` for pretrained encoders."""
 
@@ -250,7 +252,8 @@ def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
         default: values of the settings that the file leaves out; None: the dataclass's own defaults.
 
     Raises:
-        UserError: if the file is missing, is not a mapping, or a setting is unknown or of the wrong type.
+        UserError: if the file is missing, is not a mapping, is of another command, or a setting is unknown or of the
+            wrong type.
     """
     try:
         values = read_yaml(path)  # JSON is YAML
@@ -259,6 +262,7 @@ def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
         raise UserError(f"cannot read the configuration {path} ({reason}); pass a run's config.json") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}, not settings; pass a run's config.json")
+    _refuse_other_command(kind, path, values)
     values = _merged(default or kind(), values, f"{path} is not a {kind.__name__}: it has no setting")
     try:
         return TypeAdapter(kind).validate_python(values)
@@ -267,6 +271,18 @@ def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
         where = ".".join(str(part) for part in first["loc"])  # empty when two settings contradict each other
         setting = f"{where} is {_short(first['input'])}: " if where else ""
         raise UserError(f"{path}: {setting}{first['msg'].removeprefix('Value error, ')}") from None
+
+
+SETTING_OF = {"sweep": "pipelines", "pretrain": "generalist", "segment": "label_unit", "classify": "test_clips"}
+"""A setting by which the saved settings of a command are recognised, unless the command at hand has it as well."""
+
+
+def _refuse_other_command(kind: type, path: Path, values: Mapping[str, Any]) -> None:
+    """Raise a UserError if a file holds the settings of another command than that of `kind`."""
+    command, known = kind.__module__.partition(".")[0], {f.name for f in fields(kind)}
+    for other, setting in SETTING_OF.items():
+        if other != command and setting in values.keys() - known:
+            raise UserError(f"{path} is of a run of python -m {other}: pass one of python -m {command}")
 
 
 def _short(value: object) -> str:
@@ -294,7 +310,8 @@ def _merged(default: Any, values: Mapping[str, Any], error: str) -> dict[str, An
     """The default's settings, replaced by `values` group by group; `error` and the name for an unknown setting."""
     merged, values = plain(default), _in_present_spelling(type(default), values)
     if unknown := sorted(str(name) for name in values.keys() - merged.keys()):
-        raise UserError(f"{error} {', '.join(unknown)}")
+        more = f" and {len(unknown) - MOST_NAMED} more" if len(unknown) > MOST_NAMED else ""
+        raise UserError(f"{error} {', '.join(unknown[:MOST_NAMED])}{more}")
     for name, value in values.items():
         if is_dataclass(group := getattr(default, name)) and isinstance(value, Mapping):
             # the file's data set layout chooses the class whose defaults fill the gaps

@@ -86,6 +86,8 @@ def load_model(folder: Path, kind: type[Card], build: Callable[[Card], Network])
     for path in (weights, sidecar):
         if not path.is_file():
             way_out = "pass a finished --run, or train it again with --overwrite"
+            if (folder / "encoder.safetensors").is_file():
+                way_out = "it is a run of python -m pretrain: pass a run that was trained on labels from it (--init)"
             raise UserError(f"{folder} holds no trained model ({path.name} is missing); {way_out}")
     card = read_json_card(sidecar, kind)
     try:

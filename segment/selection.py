@@ -92,9 +92,16 @@ def _next(cfg: SegmentConfig, dataset: Dataset, table: pd.DataFrame, count: int,
             f"{dataset.root}: pass a run on the same data and split"
         )
     rows, candidates = table["row"].to_numpy()[known], np.sort(table["row"].to_numpy()[~known])
-    if len(rows) > count:
+    if not len(candidates):
+        of_list = f" that --labelled-list {cfg.labelled_list} names" if cfg.labelled_list else ""
         raise UserError(
-            f"--selection-run {cfg.selection_run} was trained on {len(rows)} slices, more than the {count} that are "
+            f"--selection-run {cfg.selection_run} was trained on all {len(rows)} labelled training slices of "
+            f"{dataset.root}{of_list}: none is left to choose; label more, or pass a run on fewer"
+        )
+    if len(rows) >= count:
+        comparison = "more than the" if len(rows) > count else "as many as the"
+        raise UserError(
+            f"--selection-run {cfg.selection_run} was trained on {len(rows)} slices, {comparison} {count} that are "
             "wanted: raise --labelled-fraction"
         )
     unet, card = load_unet(cfg.selection_run)

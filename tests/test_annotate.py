@@ -8,17 +8,20 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import run_module
 
 from annotate import collect, first
 from annotate import next as following
-from annotate.plan import read_plan
+from annotate.plan import read_plan, write_plan
 from core.errors import UserError
 from core.files import write_json
+from core.text import read_json
 from data.labelled_list import with_labelled_list
 from data.phantoms.cardiac import write_acdc
 from data.sources import AcdcSource, FolderSource, open_slices
 from data.splits import save_splits
 from engine.config import saved
+from pretrain.config import PretrainConfig
 from segment.choice import foreground_aware, sharpness_of, spread_slices, typical_subjects, uncertain_slices
 from segment.config import SegmentConfig, demo
 from segment.training import run as segment
@@ -88,7 +91,7 @@ def plan_first(root: Path, out: Path, **settings) -> pd.DataFrame:
     return first.run(first.First(data=AcdcSource(data_root=root), encoder="resnet10t", out=out, **settings))
 
 
-def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tmp_path):
+def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tiny_acdc, tmp_path):
     table = plan_first(unlabelled, tmp_path / "plan", patients=2, slices=5)
     assert list(table["subject"].value_counts()) == [3, 2]
     assert {*table["subject"]} <= {f"patient00{n}" for n in (3, 4, 5, 6)}  # no validation or test subject
@@ -100,6 +103,10 @@ def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tmp_path):
         np.testing.assert_array_equal(image.affine, mask.affine)
         assert not np.asarray(mask.dataobj).any()
     assert read_plan(tmp_path / "plan").splits["patient002"] == "val"
+    labelled = with_labelled_list(open_slices(AcdcSource(data_root=tiny_acdc)), tmp_path / "plan/plan.csv")
+    keys = ["subject", "file", "frame", "slice"]
+    listed = labelled.table.iloc[labelled.positions("train", labelled=True)][keys]
+    assert {*listed.itertuples(index=False, name=None)} == {*table[keys].itertuples(index=False, name=None)}
     with pytest.raises(UserError, match="exists and is not empty"):
         plan_first(unlabelled, tmp_path / "plan")
     with pytest.raises(UserError, match="is still empty in the slices"):
@@ -170,6 +177,157 @@ def test_a_plan_without_lines_is_refused(unlabelled, tmp_path):
         collect.run(collect.Collect(plan=(tmp_path / "plan",), out=tmp_path / "data"))
 
 
+def collected(plan: Path, **settings) -> pd.DataFrame:
+    """What `collect` makes of a plan, in a new folder beside it."""
+    out = plan.with_name(f"{plan.name}-data{len([*plan.parent.glob('*-data*')])}")
+    return collect.run(collect.Collect(plan=(plan,), out=out, **settings))[0]
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+def change(mask: Path, *slices: int, to: int) -> None:
+    """Fill the same square of slices of a mask with one label."""
+    image = nib.load(mask)
+    values = np.array(image.dataobj)
+    values[8:14, 8:14, list(slices)] = to
+    nib.Nifti1Image(values, image.affine, image.header).to_filename(mask)
+
+
+@pytest.fixture
+def predrawn(unlabelled, tmp_path) -> Path:
+    """A plan of three slices of one scan as `annotate next` writes it: in the first, the network found nothing."""
+    source = AcdcSource(data_root=unlabelled)
+    dataset = open_slices(source, labelled=False)
+    scan = (dataset.table["file"] == "training/patient003/patient003_frame01.nii.gz").to_numpy()
+    chosen = [
+        (int(row), f"unsure of {what}")
+        for row, what in zip(np.flatnonzero(scan), ("the slice", "LV", "RV"), strict=True)
+    ]
+
+    def drawn(row: int) -> np.ndarray:
+        mask = np.zeros(dataset.store.image(row).shape, np.uint8)
+        mask[5:12, 6:9] = 1 if row != chosen[0][0] else 0
+        return mask
+
+    classes = ("background", "RV", "MYO", "LV")
+    write_plan(tmp_path / "plan", dataset, source, chosen, classes=classes, drawn=drawn)
+    return tmp_path / "plan"
+
+
+def test_masks_that_nobody_has_corrected_are_refused(predrawn, caplog):
+    (mask,) = (predrawn / "masks").iterdir()
+    sentence = (
+        r"^{} of 3 listed slices are still exactly as the network drew them \({}; slices from 0.*--accept-unchanged"
+    )
+    with pytest.raises(UserError, match=sentence.format(3, rf"{mask} slice 0, {mask} slice 1, {mask} slice 2")):
+        collected(predrawn)
+    image = nib.load(mask)
+    nib.Nifti1Image(np.array(image.dataobj, np.float32), image.affine).to_filename(mask)  # saved by another tool
+    with pytest.raises(UserError, match=sentence.format(3, f"{mask} slice 0, .*")):
+        collected(predrawn)
+    assert len(collected(predrawn, accept_unchanged=True)) == 3
+    change(mask, 0, 2, to=3)
+    with pytest.raises(UserError, match=sentence.format(1, f"{mask} slice 1")):
+        collected(predrawn)
+    assert len(collected(predrawn, accept_unchanged=True)) == 3
+    change(mask, 1, to=2)
+    caplog.clear()
+    assert len(collected(predrawn)) == 3
+    assert not warnings_of(caplog)
+
+
+def test_a_mask_that_was_emptied_is_corrected_and_named(predrawn, caplog):
+    (mask,) = (predrawn / "masks").iterdir()
+    image = nib.load(mask)
+    nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine).to_filename(mask)
+    with pytest.raises(UserError, match=f"^1 of 3 listed slices are still exactly .*{mask} slice 0;"):  # empty before
+        collected(predrawn)
+    lines = (predrawn / "plan.csv").read_text().splitlines()
+    (predrawn / "plan.csv").write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    assert len(collected(predrawn)) == 2
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith(
+        f"2 of 2 listed slices are empty and train as background ({mask} slice 1, {mask} slice 2;"
+    )
+
+
+def test_a_later_plan_corrects_what_an_earlier_one_left(predrawn, tmp_path):
+    later = Path(shutil.copytree(predrawn, tmp_path / "later"))
+    (mask,) = (later / "masks").iterdir()
+    change(mask, 0, 1, 2, to=3)
+    rows, _ = collect.run(collect.Collect(plan=(predrawn, later), out=tmp_path / "data"))
+    assert len(rows) == 3
+    with pytest.raises(UserError, match=r"^3 of 3 listed slices are still exactly"):
+        collect.run(collect.Collect(plan=(later, predrawn), out=tmp_path / "data2"))
+
+
+def test_a_plan_of_an_earlier_version_is_collected_with_a_warning(predrawn, caplog):
+    about = read_json(predrawn / "plan.json")
+    write_json(predrawn / "plan.json", {name: value for name, value in about.items() if name != "predrawn"})
+    assert len(collected(predrawn)) == 3
+    assert [message.partition(",")[0] for message in warnings_of(caplog)] == [
+        f"{predrawn} is a plan of an earlier version",
+        f"1 of 3 listed slices are empty and train as background ({next((predrawn / 'masks').iterdir())} slice 0; "
+        "slices from 0",
+    ]
+    write_json(predrawn / "plan.json", about | {"predrawn": {"patient003_frame01": 3}})
+    with pytest.raises(UserError, match=r"plan\.json is damaged"):
+        collected(predrawn)
+
+
+def test_slices_are_counted_as_the_plan_counts_them(unlabelled, tmp_path, caplog):
+    table = plan_first(unlabelled, tmp_path / "plan", patients=1, slices=2)
+    (mask,) = (tmp_path / "plan/masks").iterdir()
+    listed, left_empty = table["slice"]
+    (other, *_) = {0, 1, 2} - {listed, left_empty}
+    with pytest.raises(
+        UserError, match=r"is still empty in the slices .*--accept-unchanged if these slices hold nothing"
+    ):
+        collected(tmp_path / "plan")
+    change(mask, listed, other, to=1)
+    caplog.clear()
+    assert {*collected(tmp_path / "plan")["slice"]} == {listed, left_empty}
+    assert [message.partition(",")[0] for message in warnings_of(caplog)] == [
+        f"{mask} is drawn in slice {other} (from 0",
+        f"1 of 2 listed slices are empty and train as background ({mask} slice {left_empty}; slices from 0",
+    ]
+    added = f"\n{table['subject'][0]},{table['file'][0]},{table['frame'][0]},{other},{table['case'][0]},added\n"
+    (tmp_path / "plan/plan.csv").write_text((tmp_path / "plan/plan.csv").read_text().strip() + added)
+    caplog.clear()
+    assert {*collected(tmp_path / "plan")["slice"]} == {listed, left_empty, other}
+    assert "is drawn in" not in caplog.text
+
+
+def test_masks_without_any_label(unlabelled, tmp_path):
+    plan_first(unlabelled, tmp_path / "plan", patients=1, slices=2, classes=("LV",))
+    assert len(collected(tmp_path / "plan", accept_unchanged=True)) == 2
+    plan_first(unlabelled, tmp_path / "nameless", patients=1, slices=1)
+    write_json(
+        tmp_path / "nameless/plan.json", read_json(tmp_path / "nameless/plan.json") | {"classes": ["background"]}
+    )
+    with pytest.raises(UserError, match=r"^the masks hold no label: draw one, or name the classes"):
+        collected(tmp_path / "nameless", accept_unchanged=True)
+
+
+def test_no_place_is_left_to_choose(unlabelled, tmp_path):
+    dataset = open_slices(AcdcSource(data_root=unlabelled), labelled=False)
+    dataset.table[["file", "frame", "slice"]].to_csv(tmp_path / "labelled_slices.csv", index=False)
+    with pytest.raises(UserError, match=r"^every place in the training subjects of .* is labelled"):
+        following._candidates(dataset, following.Next(run=tmp_path))
+
+
+def test_next_says_what_a_run_of_another_command_is(tmp_path, monkeypatch, capsys):
+    write_json(tmp_path / "config.json", saved(PretrainConfig()))
+    write_json(tmp_path / "result.json", {})
+    with pytest.raises(SystemExit) as end:
+        run_module("annotate", ["next", "--run", tmp_path, "--out", tmp_path / "plan"], monkeypatch)
+    assert end.value.code == 2
+    sentence = f"error: {tmp_path}/config.json is of a run of python -m pretrain: pass one of python -m segment\n"
+    assert capsys.readouterr().err == sentence
+
+
 @pytest.mark.slow
 def test_the_whole_round_on_the_phantom(tmp_path):
     """First plan, the reference's labels, training, next plan, its labels, training again."""
@@ -204,6 +362,8 @@ def test_the_whole_round_on_the_phantom(tmp_path):
     assert len(places) == 3
     assert not places & {*zip(collected["subject"], collected["slice"], strict=True)}
     assert later["why"].str.startswith("unsure of").all()
+    with pytest.raises(UserError, match=r"^3 of 3 listed slices are still exactly as the network drew them"):
+        collect.run(collect.Collect(plan=(tmp_path / "plan2",), out=tmp_path / "data2"))
     draw(tmp_path / "plan2", truth)
     again, _ = collect.run(collect.Collect(plan=(tmp_path / "plan2",), out=tmp_path / "data2"))
     assert len(again) == 4 + 3  # the labels of the first round are kept

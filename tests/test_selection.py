@@ -1,5 +1,6 @@
 """`segment --selection`, and the rules as a dimension of a study."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,19 +8,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_study, run_here
+from conftest import make_study, run_here, run_module
 
+from classify.config import ClassifyConfig
 from core.errors import UserError
+from core.files import write_json
 from data.augmentation import Augmentation
 from data.slices import Dataset
 from data.sources import AcdcSource, open_slices
 from encoders.build import build_encoder
 from encoders.weights import save_encoder
+from engine.config import read_config, saved
+from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig
+from segment.model import load_unet
 from segment.selection import labelled_rows
 from segment.training import run
 from sweep.report.settings_table import what_was_run
 from sweep.report.study_folder import read_study
+from sweep.study.config import SweepConfig
+from sweep.study.grid import plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -106,6 +114,71 @@ def test_next_keeps_the_labels_of_its_run_and_adds_what_that_is_unsure_of(tiny_a
     swapped = dataset.table["split"].replace({"train": "val", "val": "train"})
     with pytest.raises(UserError, match="pass a run on the same data and split"):
         chosen(following, replace(dataset, table=dataset.table.assign(split=swapped)))
+
+
+def finished(folder: Path, cfg: object, labelled: pd.DataFrame | None = None) -> Path:
+    """A run folder as far as a choice looks into it before it loads the network."""
+    folder.mkdir()
+    write_json(folder / "config.json", saved(cfg))
+    write_json(folder / "result.json", {})
+    if labelled is not None:
+        labelled[["file", "frame", "slice"]].to_csv(folder / "labelled_slices.csv", index=False)
+    return folder
+
+
+def test_next_without_a_slice_to_choose(tiny_acdc, tmp_path, monkeypatch, capsys):
+    cfg = settings(tiny_acdc)
+    dataset = open_slices(cfg.data)
+    train = dataset.table.iloc[dataset.positions("train", labelled=True)]
+    every = finished(tmp_path / "every", cfg, train)
+    flags = ["--data-root", tiny_acdc, "--selection", "next", "--selection-run", every, "--labelled-fraction", 1]
+    flags += ["--out", tmp_path / "out", "--encoder", "resnet10t", "--image-size", 32, "--device", "cpu"]
+    flags += ["--batch-size", 4, "--steps", 1, "--no-figures"]
+    some = train[["file", "frame", "slice"]].iloc[:3]
+    some.to_csv(tmp_path / "list.csv", index=False)
+    listed = ["--labelled-list", tmp_path / "list.csv", "--selection-run", finished(tmp_path / "some", cfg, some)]
+    for more, count, which in (([], 24, ""), (listed, 3, f" that --labelled-list {tmp_path / 'list.csv'} names")):
+        with pytest.raises(SystemExit) as end:
+            run_module("segment", [*flags, *more], monkeypatch)
+        assert end.value.code == 2
+        sentence = rf"^error: .*was trained on all {count} labelled training slices of {tiny_acdc}{which}: none is left"
+        assert re.search(sentence, capsys.readouterr().err)
+    few = finished(tmp_path / "few", cfg, train.iloc[:6])
+    with pytest.raises(UserError, match=r"trained on 6 slices, as many as the 6 that are wanted: raise --labelled-f"):
+        chosen(settings(tiny_acdc, selection="next", selection_run=few))
+
+
+def test_the_run_to_go_on_from_is_one_of_segment(tiny_acdc, tmp_path):
+    other = {"pretrain": PretrainConfig(), "classify": ClassifyConfig(), "sweep": SweepConfig()}
+    for command, cfg in other.items():
+        run_folder = finished(tmp_path / command, cfg)
+        sentence = rf"config\.json is of a run of python -m {command}: pass one of python -m segment$"
+        with pytest.raises(UserError, match=sentence):
+            chosen(settings(tiny_acdc, selection="next", selection_run=run_folder))
+    with pytest.raises(
+        UserError, match=r"config\.json is of a run of python -m segment: pass one of python -m pretrain$"
+    ):
+        read_config(PretrainConfig, finished(tmp_path / "own", settings(tiny_acdc)) / "config.json")
+    study = finished(tmp_path / "study", SweepConfig(label_unit="patient")) / "config.json"
+    assert read_config(SweepConfig, study).label_unit == "patient"
+    (tmp_path / "encoder.safetensors").touch()
+    with pytest.raises(UserError, match=r"it is a run of python -m pretrain: pass a run that was trained on labels"):
+        load_unet(tmp_path)
+
+
+def test_few_unknown_settings_are_named(tmp_path):
+    for count, names in (
+        (3, "setting_0, setting_1, setting_2$"),
+        (20, "setting_0, setting_1, setting_10 and 17 more$"),
+    ):
+        write_json(tmp_path / "a.json", {f"setting_{k}": 0 for k in range(count)})
+        with pytest.raises(UserError, match=f"is not a SegmentConfig: it has no setting {names}"):
+            read_config(SegmentConfig, tmp_path / "a.json")
+
+
+def test_a_study_with_one_size_has_none_to_go_on_from(tiny_acdc):
+    with pytest.raises(UserError, match="--selection next goes on from the size before, and the study has one size"):
+        plan(SweepConfig(selection=("foreground", "next"), sizes=(3,)), 24)
 
 
 def test_settings_that_do_not_go_together():

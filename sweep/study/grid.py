@@ -96,6 +96,11 @@ def plan(cfg: SweepConfig, total: int | Mapping[int, int]) -> list[Job]:
 def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
     """The jobs of one fold, or of a study without folds."""
     sizes = _sizes(cfg, total)
+    if "next" in cfg.selection and len(sizes) < 2:
+        raise UserError(
+            "--selection next goes on from the size before, and the study has one size: pass two or more --sizes or "
+            "--fractions, or leave it out"
+        )
     of_fold = "" if fold is None else f"-fold{fold}"
     if cfg.cross_seeds and len(cfg.seeds) ** 2 > MOST_CELLS:
         raise UserError(f"--cross-seeds with {len(cfg.seeds):,} seeds: more than {MOST_CELLS:,} pairs; pass fewer")
