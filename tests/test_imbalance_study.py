@@ -212,6 +212,14 @@ def test_too_few_images_leave_nothing_behind(tmp_path):
     assert not cfg.out.exists()
 
 
+def test_messages_name_the_flags_of_the_study():
+    for flag in ("--pretrain.steps 0", "--probe.held-out 2.0", "--pretrain.augmentation.noise-sd 2.0 1.0"):
+        with pytest.raises(UserError, match=f"^{flag}: must"):
+            parse(presets_for, "", ["--task", "imbalance", *flag.split()])
+    with pytest.raises(UserError, match=r"^--image-size 8: must be at least 32"):
+        study.plan(replace(demo(), image_size=8), open_images(ImagesSource()))
+
+
 @pytest.mark.slow
 def test_a_study_of_tiny_images(tmp_path, monkeypatch):
     """RGB images, both methods, one seed; a second command finds all runs finished, other settings are refused."""
