@@ -12,7 +12,10 @@ def main() -> None:
         cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
         from classify import planes, training
         from classify.tables import print_result
+        from encoders.build import require_image_size
 
+        # before the synthetic exams are made, which takes long
+        require_image_size(cfg.encoder, cfg.norm, cfg.image_size, cfg.clip_frames)
         result = (planes if cfg.planes else training).run(with_data(cfg))
         if "threshold" in result:  # only the main process scores
             print_result(result, cfg)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from sklearn.metrics import confusion_matrix
 
-from classify.statistics import interval_text, proportion
+from classify.statistics import interval_text, mean_proportion, proportion
 from core.files import save_figure, write_csv
 from core.terminal import terminal
 from data.readers.class_images import ClassImages
@@ -40,8 +40,10 @@ def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[in
         folder: the run folder.
 
     Returns:
-        accuracy (value, low, high: 95 % interval by Wilson), per_class (the same of each class, with training and test
-        images; a class without test images is left out), groups (the same of frequent, medium and rare classes).
+        accuracy (value, low, high: the mean of the classes' accuracies, so that each class counts the same, and its
+        95 % interval), per_class (the same of each class, with training and test images), groups (the same of the
+        frequent, medium and rare classes), untested_classes (names of the classes without test images, which are left
+        out of all others).
     """
     labels, names = images.labels[images.test], images.classes
     matrix = confusion_matrix(labels, predicted, labels=range(len(names)))
@@ -52,8 +54,10 @@ def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[in
     )
     confusion_figure(matrix, names, folder / "confusion.png")
     right, total = matrix.diagonal(), matrix.sum(axis=1)
+    tested = np.flatnonzero(total)
+    groups = {group: np.intersect1d(members, tested) for group, members in frequency_groups(counts).items()}
     return {
-        "accuracy": proportion(int(right.sum()), int(total.sum())),
+        "accuracy": mean_proportion(right[tested], total[tested]),
         "per_class": [
             {"class": name, "training_images": int(counts[k]), "test_images": int(total[k])}
             | proportion(int(right[k]), int(total[k]))
@@ -61,11 +65,11 @@ def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[in
             if total[k]
         ],
         "groups": {
-            group: {"classes": [names[k] for k in members]}
-            | proportion(int(right[members].sum()), int(total[members].sum()))
-            for group, members in frequency_groups(counts).items()
-            if total[members].sum()
+            group: {"classes": [names[k] for k in members]} | mean_proportion(right[members], total[members])
+            for group, members in groups.items()
+            if len(members)
         },
+        "untested_classes": [name for k, name in enumerate(names) if not total[k]],
     }
 
 
@@ -95,8 +99,13 @@ def print_scores(result: dict[str, Any], folder: Path) -> None:
     table = Table("", "training images", "accuracy (95 %)", title=f"{result['dataset']}: test images")
     for row in result["per_class"]:
         table.add_row(row["class"], str(row["training_images"]), interval_text(row))
+    untested = result.get("untested_classes", [])  # not in the results of earlier runs
+    for name in untested:
+        table.add_row(name, "", "no test images")
     for name, row in result["groups"].items():
-        table.add_row(f"{name} classes", "", interval_text(row))
-    table.add_row("all classes", "", interval_text(result["accuracy"]))
+        table.add_row(f"mean of the {name} classes", "", interval_text(row))
+    tested = len(result["per_class"])
+    which = f"{tested} of {tested + len(untested)}" if untested else f"all {tested}"
+    table.add_row(f"mean of {which} classes", "", interval_text(result["accuracy"]))
     console.print(table)
     console.print(f"result:  {folder}: result.json, per_image.csv, confusion.csv, confusion.png", soft_wrap=True)

@@ -57,7 +57,7 @@ def run(cfg: ImagesConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     """
     fabric = fabric or make_fabric(cfg.device, cfg.precision, cfg.devices, cfg.nodes)
     show_messages(fabric.global_rank == 0)
-    images = open_test_images(cfg)
+    images, warned = open_test_images(cfg)
     require_image_size(cfg.encoder, cfg.norm, cfg.image_size)
     torch.manual_seed(cfg.seed)
     network = ImageClassifier(build_encoder(cfg.encoder, images.channels, cfg.norm, cfg.stem), len(images.classes))
@@ -87,6 +87,7 @@ def run(cfg: ImagesConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             "seed": cfg.seed,
             "train": {"images": len(images.train), "by_class": images.counts},
             "encoder_file": str(file),
+            "warnings": warned,
         }
         if folder.main:
             result |= score_images(images, predicted, images.counts, folder.path)

@@ -18,7 +18,9 @@ from torch import nn
 from classify.image_scores import print_scores, score_images
 from classify.image_settings import PROBE_PRESETS, ProbeConfig
 from core.errors import UserError, user_errors
+from data.duplicates import warn_of_test_duplicates
 from data.readers.class_images import ClassImages
+from data.readers.file_search import listed
 from data.samples.images import squares
 from data.sources import open_images
 from encoders.build import build_encoder, require_image_size
@@ -48,7 +50,7 @@ def run(cfg: ProbeConfig, fabric: Fabric | None = None) -> dict[str, Any]:
     """
     fabric = fabric or make_fabric(cfg.device, cfg.precision)
     show_messages()
-    images = open_test_images(cfg)
+    images, warned = open_test_images(cfg)
     channels = images.channels
     torch.manual_seed(cfg.seed)
     encoder = build_encoder(cfg.encoder, channels, cfg.norm, cfg.stem)
@@ -79,17 +81,28 @@ def run(cfg: ProbeConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             "train": {"images": len(train), "by_class": images.counts},
             "regularisation": {"value": strength, "accuracy_on_held_out": held_out},
             **score_images(images, predicted, counts, folder.path),
+            "warnings": warned,
             "seconds": time.perf_counter() - began,
         }
         return folder.write_result(result)
 
 
-def open_test_images(cfg: Any) -> ClassImages:
-    """The images of a configuration's data set; a UserError if there are none to test on."""
+def open_test_images(cfg: Any) -> tuple[ClassImages, list[str]]:
+    """The images of a configuration's data set, and what is doubtful about scores on its test images, logged as well.
+
+    Raises:
+        UserError: if there are no test images.
+    """
     images = open_images(cfg.data)
     if not len(images.test):
         raise UserError(f"{cfg.data.data_root} holds no test images: put them into test/CLASS/")
-    return images
+    doubts = warn_of_test_duplicates(images)
+    if untested := images.untested:
+        doubts.append(
+            f"{len(untested)} of {len(images.classes)} classes have no test images and no score: {listed(untested)}"
+        )
+        log.warning(doubts[-1])
+    return images, doubts
 
 
 @torch.no_grad()

@@ -53,6 +53,24 @@ def proportion(successes: int, trials: int) -> dict[str, float]:
     return {"value": successes / trials, "low": float(interval.low), "high": float(interval.high)}
 
 
+def mean_proportion(successes: np.ndarray, trials: np.ndarray) -> dict[str, float]:
+    """The mean of the proportions of several classes as value, low, high: Wilson's score interval, 95 %.
+
+    The interval is that of as many trials as the mean is worth, C^2 / (1/n_1 + ... + 1/n_C); where all classes have as
+    many trials, mean and interval are those of `proportion` of all trials.
+
+    Args:
+        successes: (classes,) counts.
+        trials: (classes,) counts, each above 0.
+
+    Source: Wilson 1927; effective sample size of Kish 1965, Survey Sampling, section 11.7.
+    """
+    value, size = float(np.mean(successes / trials)), len(trials) ** 2 / float(np.sum(1 / trials))
+    centre, square = value + Z**2 / (2 * size), Z * np.sqrt(value * (1 - value) / size + Z**2 / (4 * size**2))
+    low, high = ((centre + sign * square) / (1 + Z**2 / size) for sign in (-1, 1))
+    return {"value": value, "low": max(0.0, float(low)), "high": min(1.0, float(high))}
+
+
 def interval_text(score: dict[str, float]) -> str:
     """A value and its 95 % interval."""
     return f"{score['value']:.3f} ({score['low']:.3f}-{score['high']:.3f})"

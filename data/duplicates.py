@@ -10,6 +10,7 @@ import pandas as pd
 
 from core.errors import UserError, first_and_count
 from data.preprocessing import LARGE_SLICE
+from data.readers.class_images import ClassImages
 from data.splits import SPLITS, SplitTable
 
 log = logging.getLogger("fewslice")
@@ -115,6 +116,37 @@ def check_duplicates(data: SplitTable, *, test: bool, allow: bool) -> str | None
         f"the same image is in two splits under two names: {_named(apart)}; remove one of the two, put both "
         "into one split, or pass --allow-duplicates, which the result then states"
     )
+
+
+def warn_of_test_duplicates(images: ClassImages) -> list[str]:
+    """Log, and return for the result, a sentence if test images have the pixels of training images; else [].
+
+    Equal values count whatever their type, and whatever the images' names and classes. It is no refusal, because data
+    sets that everybody uses as they are may hold such pairs.
+    """
+
+    def content(k: int) -> bytes:
+        pixels = np.asarray(images.pixels[k], np.float32) + 0.0  # the reader's types fit exactly; -0 becomes 0
+        return hashlib.blake2b(f"{pixels.shape}".encode() + pixels.tobytes(), digest_size=16).digest()
+
+    tests: dict[bytes, list[int]] = {}
+    for k in images.test:
+        tests.setdefault(content(k), []).append(k)
+    train: dict[bytes, int] = {}
+    for k in images.train if tests else ():
+        if (digest := content(k)) in tests:
+            train.setdefault(digest, k)
+    pairs = [
+        f"{images.files[train[d]]} and {images.files[k]}" for d, found in tests.items() if d in train for k in found
+    ]
+    if not pairs:
+        return []
+    warning = (
+        f"scores may be too high: {len(pairs)} of {len(images.test)} test images are training images under another "
+        f"name: {first_and_count(pairs)}"
+    )
+    log.warning(warning)
+    return [warning]
 
 
 def _named(groups: Sequence[pd.DataFrame]) -> str:

@@ -41,24 +41,27 @@ def draw_images(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndar
     return np.sort(np.concatenate(kept))
 
 
-def counts_to_keep(labels: np.ndarray, names: Sequence[str], imbalance: float, total: int | None) -> list[int]:
+def counts_to_keep(
+    labels: np.ndarray, names: Sequence[str], imbalance: float, total: int | None, flag: str | None = None
+) -> list[int]:
     """Images of each class to keep, for `--imbalance` and `--total`.
 
     The long tail begins with as many images as the smallest class has, so that the ratio is exact whatever the sizes
-    of the classes. Without either setting every image is kept.
+    of the classes. Without either setting every image is kept. Messages begin with `flag`, which is what the user
+    passed, or with the setting.
 
     Raises:
         UserError: if a class would keep no image, or there are fewer images than asked for.
     """
     present = np.bincount(labels, minlength=len(names))
     if total is not None:
-        counts = balanced_counts(total, len(names))
+        flag, counts = flag or f"--total {total}", balanced_counts(total, len(names))
         if total < 2 * len(names):
-            raise UserError(f"--total {total}: {len(names)} classes need at least {2 * len(names)} images, two of each")
+            raise UserError(f"{flag}: {len(names)} classes need at least {2 * len(names)} images, two of each")
         if short := [k for k, count in enumerate(counts) if count > present[k]]:
             name, count = names[short[0]], present[short[0]]
             raise UserError(
-                f"--total {total}: {counts[short[0]]} images of each class are needed and {name} has {count}; "
+                f"{flag}: {counts[short[0]]} images of each class are needed and {name} has {count}; "
                 f"pass {int(present.min()) * len(names)} or fewer"
             )
         return counts
@@ -66,9 +69,9 @@ def counts_to_keep(labels: np.ndarray, names: Sequence[str], imbalance: float, t
         return present.tolist()
     counts = long_tailed_counts(int(present.min()), imbalance, len(names))
     if not counts[-1]:
-        smallest = names[int(present.argmin())]
+        flag, smallest = flag or f"--imbalance {imbalance}", names[int(present.argmin())]
         raise UserError(
-            f"--imbalance {imbalance}: the smallest class, {smallest}, has {present.min()} images, so that "
+            f"{flag}: the smallest class, {smallest}, has {present.min()} images, so that "
             f"{names[-1]} would keep none; pass {1 / present.min():.2g} or more"
         )
     return counts

@@ -2,9 +2,11 @@
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import field, fields, is_dataclass, make_dataclass, replace
 from functools import cache
 from itertools import islice
@@ -18,7 +20,7 @@ from core.errors import UserError
 from core.settings import Group, OfStudyAlone, SetBySweep
 from data.sources import with_demo_data
 from encoders.names import HUB
-from engine.config import RENAMED, alternatives, marked, marks, read_config
+from engine.config import RENAMED, RunSettings, alternatives, marked, marks, read_config
 
 C = TypeVar("C")
 
@@ -176,7 +178,7 @@ def _class_for_tyro(default: Any, presets: Sequence[str], preset: str) -> type:
     kind: Any = type(default)
     groups: dict[str, list[Field]] = {}
     nested: list[Field] = []
-    title, taken = "", {f.name for f in fields(kind)} - {*marked(kind, OfStudyAlone)}
+    title, taken = "", _offered(kind)
     for name in _field_names(kind):
         title = next((mark.title for mark in marks(kind)[name] if isinstance(mark, Group)), title)
         value = getattr(default, name)
@@ -193,7 +195,7 @@ def _class_for_tyro(default: Any, presets: Sequence[str], preset: str) -> type:
             groups[name] = [("dataset", Annotated[str, layout], flags[0][2]), *flags[1:]]
         else:
             # of a run's configuration inside a sweep, the settings that the sweep does not set
-            nested.append(_prefixed_group(name, value, {*marked(type(value), SetBySweep), *taken}))
+            nested.append(_prefixed_group(name, value, _set_outside(kind, type(value))))
     recipe = tyro.conf.arg(help="Preset that sets every default below.")
     config = tyro.conf.arg(help="Saved or hand-written configuration (JSON or YAML) that sets defaults below.")
     members: list[Field] = [
@@ -206,6 +208,31 @@ def _class_for_tyro(default: Any, presets: Sequence[str], preset: str) -> type:
     if run_flags:
         members.append(_group("run", "run", run_flags))
     return make_dataclass(kind.__name__, members, frozen=True, kw_only=True)
+
+
+def _offered(kind: type) -> set[str]:
+    """The settings of a configuration that are flags without prefix."""
+    return {f.name for f in fields(kind)} - {*marked(kind, OfStudyAlone)}
+
+
+def _set_outside(study: type, part: type) -> set[str]:
+    """The settings of a run's configuration inside a study that the study sets, so that they have no prefixed flag."""
+    return {*marked(part, SetBySweep), *_offered(study)}
+
+
+@contextmanager
+def flags_of_part(study: Any, name: str) -> Iterator[None]:
+    """Name the flags of a part of a study as the user passes them: `--pretrain.steps` in messages about `--steps`."""
+    part = getattr(study, name)
+    own = {f.name for f in fields(part)} - _set_outside(type(study), type(part))
+
+    def with_prefix(flag: re.Match[str]) -> str:
+        return f"--{name}.{flag[1]}" if flag[1].replace("-", "_") in own else flag[0]
+
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"(?<![\w-])--([a-z][a-z-]*)", with_prefix, str(error))) from None
 
 
 def _group(name: str, title: str, flags: list[Field]) -> Field:
@@ -239,7 +266,8 @@ def _filled(default: C, parsed: Any) -> C:
     for name, value in vars(parsed).items():
         nested: Any = getattr(default, name, None)
         if is_dataclass(nested):
-            changed[name] = _filled(nested, value)
+            with flags_of_part(default, name) if isinstance(nested, RunSettings) else nullcontext():
+                changed[name] = _filled(nested, value)
         if is_dataclass(value):  # a group; that of the data set holds settings of the command, too
             inner = vars(nested) if is_dataclass(nested) else {}
             changed |= {setting: parsed for setting, parsed in vars(value).items() if setting not in inner}

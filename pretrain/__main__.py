@@ -10,10 +10,13 @@ def main() -> None:
         from pretrain.config import EXAMPLES, presets_for
 
         cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
+        from pretrain.methods.build import require_method
         from pretrain.run_page import next_command
-        from pretrain.stages import run
+        from pretrain.stages import require_network, run
 
-        # a generalist stage reads no data set: do not make the synthetic one
+        # before the synthetic data are made, which takes long; a generalist stage reads no data set
+        require_method(cfg)
+        require_network(cfg)
         result = run(cfg if cfg.stage == "generalist" else with_data(cfg))
         print(f"encoder: {result['encoder']}")
         if "unet" in result:

@@ -28,6 +28,7 @@ def run_page(cfg: PretrainConfig, result: Mapping[str, Any]) -> RunPage:
         title=f"Pretraining of {cfg.encoder} by {cfg.method}",
         lead=f"{cfg.stage.capitalize()} stage on {seen}. What an encoder is worth shows only after it is fine-tuned.",
         what_was_run=rows,
+        notices=list(result.get("warnings", ())),
         curves={"loss": ["loss"], "probe Jaccard": ["probe_jaccard"], "spread of the projections": ["projection_std"]},
         following={"Fine-tune the encoder": next_command(cfg, result)},
     )

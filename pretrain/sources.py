@@ -15,7 +15,7 @@ from core.errors import UserError
 from data.augment import Augmenter
 from data.cines import centre_map, motion_maps
 from data.cines import neighbours as neighbours_of
-from data.duplicates import fingerprint, subjects_of_pool
+from data.duplicates import fingerprint, subjects_of_pool, warn_of_test_duplicates
 from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.class_images import ClassImages
@@ -64,6 +64,8 @@ class StageImages:
     """subject -> split, which fine-tuning keeps; None if the data set determines it."""
     by_class: Mapping[str, int] | None = None
     """Images of each class; None if the images have no classes."""
+    warnings: Sequence[str] = ()
+    """What is doubtful about scores of the encoder, for the result."""
 
 
 def natural_images(
@@ -196,6 +198,7 @@ def target_images(images: ClassImages, augmenters: Augmenters) -> StageImages:
         name=images.name,
         hash=images.digest,
         by_class=dict(zip(images.classes, images.counts, strict=True)),
+        warnings=warn_of_test_duplicates(images),
     )
 
 

@@ -91,6 +91,8 @@ def run(cfg: PretrainConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             )
         else:
             result = _save_untrained(cfg, run_folder, encoder, lineage)
+        if target and target.warnings:
+            result["warnings"] = list(target.warnings)
         result = run_folder.write_result(result)
         write_run_page(run_folder, cfg, lambda: run_page(cfg, result))
     return result

@@ -1,6 +1,8 @@
 """Training on images with classes, linear evaluation, and views of images in colour."""
 
 import json
+import logging
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,17 +14,25 @@ from test_class_images import write_classes
 
 from classify import images as training
 from classify import probe
-from classify.image_scores import frequency_groups, score_images
+from classify.image_scores import frequency_groups, print_scores, score_images
 from classify.image_settings import ImagesConfig, ProbeConfig
+from classify.statistics import mean_proportion, proportion
 from core.errors import UserError
 from data.augment import Augmenter
 from data.augmentation import Augmentation
 from data.colours import LUMA, draw_colours, hue_matrix, recolour, saturation_matrix
+from data.duplicates import warn_of_test_duplicates
 from data.readers.class_images import read_class_images, read_digits
 from data.samples.images import LabelledImages, ViewsOfImages, augmented, square
 from data.sources import ImagesSource
 
 TINY = {"encoder": "resnet10t", "image_size": 32, "device": "cpu", "checkpoint_every": 0}
+PROBE = {"encoder": "resnet10t", "image_size": 32, "device": "cpu", "regularisation": (0.1,)}
+
+
+def save_image(path, seed):
+    """An image in colour of 8 x 8 random pixels."""
+    Image.fromarray(np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)).save(path)
 
 
 def test_matrices_of_colour():
@@ -100,6 +110,69 @@ def test_scores_by_hand(tmp_path):
     rows = pd.read_csv(tmp_path / "per_image.csv")
     assert rows["file"].tolist()[:2] == ["test/a/000.png", "test/a/001.png"]
     assert rows["predicted"].tolist() == [0, 0, 1, 2, 0, 0]
+
+
+def test_each_class_counts_the_same(tmp_path):
+    """Of a 2 images, both right; of b 6, all wrong: 0.5, not 0.25; worth 2^2 / (1/2 + 1/6) = 6 images."""
+    root = write_classes(tmp_path / "data", [4, 4])
+    for k in range(2, 6):
+        save_image(root / f"test/b/{k:03d}.png", k)
+    images = read_class_images(root)
+    accuracy = score_images(images, np.zeros(8, int), images.counts, tmp_path)["accuracy"]
+    assert accuracy == pytest.approx(proportion(3, 6))
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 4), (3, 9), (5, 5), (40, 60)])
+def test_the_mean_of_classes_of_one_size_is_the_proportion(right, of):
+    successes = np.array([right // 2, right - right // 2, of // 2])
+    whole = proportion(int(successes.sum()), 3 * of)
+    assert mean_proportion(successes, np.full(3, of)) == pytest.approx(whole)
+    assert mean_proportion(np.full(3, of), np.full(3, of))["high"] == pytest.approx(1)
+
+
+def test_classes_without_test_images_are_named(tmp_path, capsys, caplog):
+    """Neither the table nor the groups count them."""
+    root = write_classes(tmp_path / "data", [12, 5, 2])
+    for name in "bc":
+        shutil.rmtree(root / "test" / name)
+    cfg = ProbeConfig(**PROBE, data=ImagesSource(data_root=root), out=tmp_path / "probe")
+    with caplog.at_level(logging.WARNING, "fewslice"):
+        result = probe.run(cfg)
+    doubt = "2 of 3 classes have no test images and no score: b, c"
+    assert result["warnings"] == [doubt]
+    assert doubt in caplog.text
+    assert result["untested_classes"] == ["b", "c"]
+    assert {name: row["classes"] for name, row in result["groups"].items()} == {"frequent": ["a"]}
+    capsys.readouterr()
+    print_scores(result, cfg.out)
+    printed = capsys.readouterr().out
+    assert "mean of 1 of 3 classes" in printed
+    assert "all" not in printed
+    assert printed.count(" no test images ") == 2
+
+
+def test_training_images_among_the_test_images_are_a_warning(tmp_path, caplog):
+    """Under another name, in another class, in another format and type; another image of the same class is none."""
+    root = write_classes(tmp_path / "data", [4, 3])
+    shutil.copyfile(root / "train/a/001.png", root / "test/b/copy.png")
+    Image.open(root / "train/b/002.png").save(root / "test/b/copy.tif")
+    images = read_class_images(root)
+    warning = "scores may be too high: 2 of 6 test images are training images under another name: train/a/001.png and "
+    assert warn_of_test_duplicates(images) == [warning + "test/b/copy.png (and 1 more)"]
+    assert warn_of_test_duplicates(replace(images, train=images.train[:1])) == []  # of the images that are trained on
+    as_float = [np.asarray(image, np.float32) if k % 2 else image for k, image in enumerate(images.pixels)]
+    assert warn_of_test_duplicates(replace(images, pixels=as_float)) == warn_of_test_duplicates(images)
+    result = probe.run(ProbeConfig(**PROBE, data=ImagesSource(data_root=root), out=tmp_path / "probe"))
+    assert result["warnings"][0].startswith(warning)
+    assert json.loads((tmp_path / "probe/result.json").read_text())["warnings"] == result["warnings"]
+    assert warning in caplog.text
+    cfg = ImagesConfig(**TINY, steps=1, batch_size=4, data=ImagesSource(data_root=root), out=tmp_path / "run")
+    assert training.run(cfg)["warnings"][0].startswith(warning)
+
+
+def test_the_digits_and_good_folders_hold_no_such_pair(tmp_path):
+    assert warn_of_test_duplicates(read_digits()) == []
+    assert warn_of_test_duplicates(read_class_images(write_classes(tmp_path, [3, 3]))) == []
 
 
 def test_the_part_that_chooses_c():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from test_class_images import write_classes
 from core.errors import UserError
 from data.sources import ImagesSource, open_images
 from engine.command_line import parse
-from sweep.analysis.imbalance import analyse, relative_gap, thirds, weighted_mean
+from sweep.analysis.imbalance import analyse, relative_gap, thirds, weighted_mean, weights_by_class
 from sweep.imbalance import run as study
 from sweep.imbalance.config import PRESETS, ImbalanceConfig, demo, thesis
 from sweep.report.__main__ import main as rebuild
@@ -35,6 +36,17 @@ def test_weighted_mean_by_hand():
     drawn = weighted_mean(correct, np.array([[1.0, 1], [0, 2]]), np.array([[1.0, 1], [2, 0]]))
     assert drawn.tolist() == [0.75, 1.0]
     assert np.isnan(weighted_mean(correct[:1], np.ones((2, 1)), np.ones((2, 2)))).tolist() == [False, True]
+
+
+def test_each_class_counts_the_same_in_every_draw():
+    """One image of class 0 and three of class 1: the mean of the classes' means, not of the images."""
+    weights = weights_by_class(np.array([1, 0, 1, 1]), 200, np.random.default_rng(0))
+    assert weights[0] == pytest.approx([1 / 3, 1, 1 / 3, 1 / 3])
+    assert weights[:, 1] == pytest.approx(1)
+    assert weights[:, [0, 2, 3]].sum(axis=1) == pytest.approx(1)
+    assert np.ptp(weights[:, 0]) > 0
+    correct = np.array([[1, 0, 1, 1]], np.float32)
+    assert weighted_mean(correct, np.ones((201, 1)), weights)[0] == pytest.approx(0.5)  # 0.75 over images
 
 
 def test_thirds_of_ten_classes():
@@ -85,10 +97,10 @@ def test_tables_by_hand(tmp_path):
     assert gaps["gap"].tolist() == pytest.approx([0.1, 0.3])
     row = tables["differences"].iloc[0]
     assert (row["method"], row["baseline"], row["difference"]) == ("byol", "supervised", pytest.approx(-0.2))
-    # the wrong images of byol are among those of supervised: the difference is that of 24 images of 120, and its
-    # standard error over images is sqrt(0.2 * 0.8 / 120) = 0.0365
-    assert row["low"] == pytest.approx(-0.2 - 1.96 * 0.0365, abs=0.015)
-    assert row["high"] == pytest.approx(-0.2 + 1.96 * 0.0365, abs=0.015)
+    # the wrong images of byol are among those of supervised: the difference is that of 24 of the 40 images of one class
+    # of three, and its standard error over images is sqrt(0.6 * 0.4 / 40) / 3 = 0.0258
+    assert row["low"] == pytest.approx(-0.2 - 1.96 * 0.0258, abs=0.015)
+    assert row["high"] == pytest.approx(-0.2 + 1.96 * 0.0258, abs=0.015)
     accuracy = tables["accuracy"].set_index(["method", "set"])
     row = accuracy.loc[("supervised", "long-tailed")]
     assert [row["accuracy"], row["frequent"], row["rare"]] == pytest.approx([0.7, 1.0, 0.1])
@@ -206,16 +218,72 @@ def test_command_line():
 
 
 def test_too_few_images_leave_nothing_behind(tmp_path):
+    """The message names the flag of the study."""
     cfg = replace(demo(), methods=METHODS, ratios=(0.001,), out=tmp_path / "out")
-    with pytest.raises(UserError, match=r"--imbalance 0.001: .* would keep none"):
+    with pytest.raises(UserError, match=r"^--ratios 0.001: .* would keep none"):
+        study.run(cfg)
+    with pytest.raises(UserError, match=r"^--probe-images 5: 10 classes need at least 20 images"):
+        study.run(replace(cfg, ratios=(0.1,), probe_images=5))
+    root = write_classes(tmp_path / "few", [2, 2, 2])
+    with pytest.raises(UserError, match=r"^--ratios 0.6 makes sets of 4 images: 3 classes need at least 6"):
+        study.run(replace(cfg, ratios=(0.6,), data=ImagesSource(data_root=root)))
+    assert not cfg.out.exists()
+
+
+def test_messages_name_the_flags_of_the_study():
+    for flag in ("--pretrain.steps 0", "--probe.held-out 2.0", "--pretrain.augmentation.noise-sd 2.0 1.0"):
+        with pytest.raises(UserError, match=f"^{flag}: must"):
+            parse(presets_for, "", ["--task", "imbalance", *flag.split()])
+    with pytest.raises(UserError, match=r"^--image-size 8: must be at least 32"):
+        study.plan(replace(demo(), image_size=8), open_images(ImagesSource()))
+
+
+def test_a_class_without_test_images_is_refused(tmp_path):
+    """An accuracy over some of the classes is not that of the relative gap."""
+    root = write_classes(tmp_path / "some", [12, 10, 9])
+    for name in "bc":
+        shutil.rmtree(root / "test" / name)
+    cfg = replace(demo(), ratios=(0.4,), data=ImagesSource(data_root=root), out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"some holds no test images of b, c, .* put some into .*some/test/b and so on"):
         study.run(cfg)
     assert not cfg.out.exists()
+
+
+def test_a_finished_study_without_a_class_has_no_gap(tmp_path):
+    made_up(tmp_path, WRONG)
+    for file in tmp_path.rglob("per_image.csv"):
+        pd.read_csv(file).query("label > 0").to_csv(file, index=False)
+    with pytest.raises(UserError, match="has no test images of a: a gap needs all classes"):
+        analyse(tmp_path, draws=100)
+
+
+def test_classes_of_unequal_size_count_the_same(tmp_path):
+    """Of 40, 40 and 10 test images the last 10 are wrong after the long tail: a third is lost, not a ninth."""
+    made_up(tmp_path, WRONG | {("byol", "long-tailed"): 40})
+    for file in tmp_path.rglob("per_image.csv"):
+        pd.read_csv(file).iloc[:90].to_csv(file, index=False)
+    tables = analyse(tmp_path, draws=100)
+    assert tables["gaps"]["gap"].tolist() == pytest.approx([1 / 3, 1 / 3])
+    assert tables["accuracy"].query("method == 'byol' and `set` == 'long-tailed'")["rare"].item() == 0
+    page = report(tmp_path, draws=100).read_text()
+    assert "10 to 40 of a class" in page
+    assert "balanced test images" not in page
+
+
+def test_warnings_of_the_plan_are_in_the_report(tmp_path):
+    made_up(tmp_path, WRONG)
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    (tmp_path / "plan.json").write_text(json.dumps(plan | {"warnings": ["scores may be too high: x"]}))
+    page = report(tmp_path, draws=100).read_text()
+    assert "scores may be too high: x" in page
+    assert "40 of each class" in page
 
 
 @pytest.mark.slow
 def test_a_study_of_tiny_images(tmp_path, monkeypatch):
     """RGB images, both methods, one seed; a second command finds all runs finished, other settings are refused."""
     root = write_classes(tmp_path / "rgb", [12, 10, 9], size=16)
+    shutil.copyfile(root / "train/a/000.png", root / "test/b/000.png")
 
     def run_here(jobs, note, **_):
         for job in jobs:
@@ -236,11 +304,14 @@ def test_a_study_of_tiny_images(tmp_path, monkeypatch):
         probe=replace(base.probe, regularisation=(0.1,)),
     )
     page = study.run(cfg)
+    warning = "1 of 6 test images are training images under another name: train/a/000.png and test/b/000.png"
+    assert warning in page.read_text()
     assert "What does a long tail cost?" in page.read_text()
     rows = pd.read_csv(cfg.out / "results.csv")
     assert sorted(zip(rows["method"], rows["set"], strict=True)) == sorted(
         (m, s) for m in METHODS for s in ("balanced", "long-tailed")
     )
+    assert rows["warnings"].str.endswith(warning).all()
     assert (rows["images"] == 9 + 5 + 3).all()  # int(9 * 0.4 ** (i / 2))
     assert rows.loc[rows["method"] == "supervised", "accuracy_of_head"].notna().all()
     card = json.loads((cfg.out / "encoders/byol-long-tailed-ratio0.4-seed3/encoder.json").read_text())

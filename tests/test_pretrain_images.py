@@ -1,11 +1,13 @@
 """Pretraining on images with classes: presets, channels, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from conftest import run_module
 from test_class_images import write_classes
 
 from core.errors import UserError
@@ -68,6 +70,31 @@ def test_encoder_loads_in_plain_timm(rgb, tmp_path):
     assert network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 512)
     ours = timm.create_model("resnet10t", in_chans=3, num_classes=0)
     assert not load_weights(ours, file, name="resnet10t", in_channels=3).unexpected
+
+
+def test_training_images_among_the_test_images_are_a_warning(tmp_path):
+    root = write_classes(tmp_path / "rgb", [4, 4], size=16)
+    shutil.copyfile(root / "train/a/001.png", root / "test/b/000.png")
+    run(tiny(root, tmp_path / "run"))
+    warning = "scores may be too high: 1 of 4 test images are training images under another name: train/a/001.png and "
+    assert json.loads((tmp_path / "run/result.json").read_text())["warnings"] == [warning + "test/b/000.png"]
+    assert warning in (tmp_path / "run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "message"),
+    [
+        ("pretrain", "--method masked", "--method masked takes single images, not clips of exams"),
+        ("pretrain", "--method simclr --export target", "--export target: simclr has no target network"),
+        ("pretrain", "--encoder nosuch", "encoder 'nosuch' is not a model of timm"),
+        ("classify", "--encoder nosuch", "encoder 'nosuch' is not a model of timm"),
+    ],
+)
+def test_mistakes_are_found_before_synthetic_exams_are_made(module, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data.phantoms.knee.demo_knee_root", None)  # it takes tens of seconds
+    with pytest.raises(SystemExit):
+        run_module(module, ["--dataset", "mrnet", *flags.split(), "--out", str(tmp_path / "out")], monkeypatch)
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -65,16 +65,21 @@ class ClassImages:
         """Training images of each class."""
         return np.bincount(self.labels[self.train], minlength=len(self.classes)).tolist()
 
+    @property
+    def untested(self) -> list[str]:
+        """Names of the classes that no test image shows."""
+        return [self.classes[k] for k in np.setdiff1d(np.arange(len(self.classes)), self.labels[self.test])]
+
     @cached_property
     def digest(self) -> str:
         """Digest of the images and the selection."""
         content = self.content.encode() + self.train.astype("<i8").tobytes() + self.test.astype("<i8").tobytes()
         return hashlib.blake2b(content, digest_size=16).hexdigest()
 
-    def selected(self, imbalance: float, total: int | None, seed: int) -> "ClassImages":
+    def selected(self, imbalance: float, total: int | None, seed: int, flag: str | None = None) -> "ClassImages":
         """The data set with a long-tailed or balanced part of its training images, see `data.imbalance`."""
         labels = self.labels[self.train]
-        counts = counts_to_keep(labels, self.classes, imbalance, total)
+        counts = counts_to_keep(labels, self.classes, imbalance, total, flag)
         return replace(self, train=self.train[draw_images(labels, counts, seed)])
 
 

@@ -71,19 +71,30 @@ def read_correct(folder: Path, plan: Mapping[str, Any]) -> Correct:
 def analyse(folder: Path, draws: int = 2000, seed: int = 0) -> dict[str, pd.DataFrame]:
     """The tables of a study, by name.
 
-    Every interval is the 95 % percentile interval of one bootstrap that resamples seeds and test images, the same for
-    all methods, sets and ratios, so that differences are paired; with one seed there is none.
+    Accuracy is the mean of the classes' accuracies, so that each class counts the same however many test images it has.
+    Every interval is the 95 % percentile interval of one bootstrap that resamples seeds and, within each class, test
+    images, the same for all methods, sets and ratios, so that differences are paired; with one seed there is none.
 
     Returns:
         accuracy: method, set, ratio, images, seeds, accuracy, low, high, and the means of frequent, medium, rare
         classes. gaps: method, ratio, images, gap, low, high: (A(balanced) - A(long-tailed)) / A(balanced).
         differences: method, baseline, ratio, images, difference of their gaps, low, high. per_class: method, set,
-        ratio, class, training_images (of the long-tailed set), accuracy, low, high.
+        ratio, class, training_images (of the long-tailed set), test_images, accuracy, low, high.
+
+    Raises:
+        UserError: if no ratio has a seed that finished in every method, tables do not fit together, or a class has no
+            test images.
     """
     require_resamples(draws, seed)
     plan = read_json(folder / "plan.json")
     correct = read_correct(folder, plan)
-    image_weights = resampled(len(correct.labels), draws, np.random.default_rng([seed, 1]))
+    tested = np.bincount(correct.labels, minlength=len(plan["classes"])).tolist()
+    if untested := [name for name, count in zip(plan["classes"], tested, strict=True) if not count]:
+        raise UserError(
+            f"{folder} has no test images of {', '.join(untested)}: a gap needs all classes; add some and run the "
+            "study again in another folder"
+        )
+    image_weights = weights_by_class(correct.labels, draws, np.random.default_rng([seed, 1]))
     images = {cell["ratio"]: cell["images"] for cell in plan["cells"]}
     accuracy, gaps, differences, per_class = [], [], [], []
     for ratio in dict.fromkeys(ratio for ratio, _, _ in correct.by_run):
@@ -96,14 +107,16 @@ def analyse(folder: Path, draws: int = 2000, seed: int = 0) -> dict[str, pd.Data
         means = {which: weighted_mean(values, seed_weights, image_weights) for which, values in of_ratio.items()}
         for (method, kind), drawn in means.items():
             values = of_ratio[method, kind]
-            groups = {name: _mean_of(values, correct.labels, part) for name, part in thirds(counts).items()}
+            groups = {}
+            for name, part in thirds(counts).items():
+                members = np.isin(correct.labels, part)
+                groups[name] = weighted_mean(values[:, members], seed_weights, image_weights[:, members])[0]
             accuracy.append({"method": method, "set": kind} | key | estimate("accuracy", drawn) | groups)
             for label, name in enumerate(plan["classes"]):
                 members = correct.labels == label
+                drawn = weighted_mean(values[:, members], seed_weights, image_weights[:, members])
                 row = {"method": method, "set": kind, "ratio": ratio, "class": name, "training_images": counts[label]}
-                if members.any():
-                    drawn = weighted_mean(values[:, members], seed_weights, image_weights[:, members])
-                    per_class.append(row | estimate("accuracy", drawn))
+                per_class.append(row | {"test_images": tested[label]} | estimate("accuracy", drawn))
         losses = {m: relative_gap(means[m, BALANCED], means[m, LONG_TAILED]) for m in methods}
         gaps += [{"method": method} | key | estimate("gap", drawn) for method, drawn in losses.items()]
         differences += [
@@ -114,16 +127,28 @@ def analyse(folder: Path, draws: int = 2000, seed: int = 0) -> dict[str, pd.Data
     return {name: pd.DataFrame(rows) for name, rows in tables.items()}
 
 
+def weights_by_class(labels: np.ndarray, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(1 + draws, images) weight of each image, resampled within its class; those of each class add up to 1.
+
+    Row 0 makes a weighted mean the mean of the classes' means. A test set has fixed numbers of images of its classes,
+    so every draw keeps them. Source: Rao and Wu 1988, JASA 83:231, for strata.
+    """
+    weights = np.empty((1 + draws, len(labels)))
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        weights[:, members] = resampled(len(members), draws, rng) / len(members)
+    return weights
+
+
 def weighted_mean(correct: np.ndarray, seed_weights: np.ndarray, image_weights: np.ndarray) -> np.ndarray:
-    """(1 + draws,) accuracy of each draw, NaN for one without images; with one seed all but the first are.
+    """(1 + draws,) accuracy of each draw; with one seed all but the first are NaN.
 
     Args:
         correct: (seeds, images), 1 where right.
         seed_weights: (1 + draws, seeds).
         image_weights: (1 + draws, images).
     """
-    with np.errstate(invalid="ignore"):  # a draw may hold no image of a small class
-        by_seed = image_weights @ correct.T / image_weights.sum(axis=1, keepdims=True)  # (1 + draws, seeds)
+    by_seed = image_weights @ correct.T / image_weights.sum(axis=1, keepdims=True)  # (1 + draws, seeds)
     means = (by_seed * seed_weights).sum(axis=1) / seed_weights.sum(axis=1)
     if len(correct) < 2:
         means[1:] = np.nan
@@ -143,8 +168,3 @@ def thirds(counts: Sequence[int]) -> dict[str, np.ndarray]:
     """Class indices of the frequent, medium and rare third; where three does not divide, the first are larger."""
     order = np.argsort(-np.asarray(counts), kind="stable")
     return dict(zip(GROUPS, np.array_split(order, 3), strict=True))
-
-
-def _mean_of(correct: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> float:
-    members = np.isin(labels, classes)
-    return float(correct[:, members].mean(dtype=float)) if members.any() else float("nan")

@@ -12,6 +12,7 @@ from core.errors import UserError
 from core.settings import Affects, Execution, Group, SetBySweep, Settings
 from data.augmentation import Augmentation
 from data.sources import ImagesSource
+from engine.command_line import flags_of_part
 from engine.config import marked
 from pretrain.config import MethodName, PretrainConfig
 
@@ -103,7 +104,8 @@ class ImbalanceConfig(Settings):
         """The configuration of a run: that of its part, what the study shares with it, and the settings of this run."""
         config = getattr(self, part)
         shared = {name: getattr(self, name) for name in _shared(config)}
-        return replace(config, **{**shared, **settings})
+        with flags_of_part(self, part):
+            return replace(config, **{**shared, **settings})
 
 
 def _flag(name: str) -> str:

@@ -16,7 +16,9 @@ from core.files import remove_leftovers, write_csv, write_json
 from core.locks import folder_lock, is_unused
 from core.terminal import terminal
 from core.text import read_json
+from data.duplicates import warn_of_test_duplicates
 from data.readers.class_images import ClassImages
+from data.readers.file_search import listed
 from data.sources import open_images
 from engine.config import read_config, result_settings, saved
 from pretrain.config import MethodName, with_method
@@ -40,15 +42,20 @@ def run(cfg: ImbalanceConfig) -> Path:
     """
     _refuse_another_study(cfg)
     images = open_images(cfg.data)
-    if not len(images.test):
-        raise UserError(f"{cfg.data.data_root} holds no test images: put them into test/CLASS/")
+    if untested := images.untested:
+        folder = Path(cfg.data.data_root or "") / "test" / untested[0]
+        raise UserError(
+            f"{cfg.data.data_root} holds no test images of {listed(untested)}, and the study needs all classes: put "
+            f"some into {folder}{' and so on' if untested[1:] else ''}"
+        )
     jobs = plan(cfg, images)  # before the folder is made: a mistake in the data leaves nothing behind
     require_networks(jobs)
+    warnings = warn_of_test_duplicates(images)
     cfg.out.mkdir(parents=True, exist_ok=True)
     with folder_lock(cfg.out, "another sweep"):
         remove_leftovers(cfg.out, alone=True, below=False)
         write_json(cfg.out / "study.json", saved(cfg))
-        write_json(cfg.out / "plan.json", _plan_of(cfg, images, jobs))
+        write_json(cfg.out / "plan.json", _plan_of(cfg, images, jobs) | {"warnings": warnings})
         _execute(cfg, jobs)
         errors = {job.name: failure(job) or "a job it depends on failed" for job in jobs if not is_done(job)}
         for name, error in list(errors.items())[:10]:
@@ -73,8 +80,8 @@ def plan(cfg: ImbalanceConfig, images: ClassImages) -> list[Job]:
     jobs = []
     for ratio, seed in product(cfg.ratios, cfg.seeds):
         tail = replace(cfg.data, imbalance=ratio, draw_seed=seed)
-        total = len(images.selected(ratio, None, seed).train)
-        images.selected(1.0, total, seed)
+        total = len(images.selected(ratio, None, seed, f"--ratios {ratio:g}").train)
+        images.selected(1.0, total, seed, f"--ratios {ratio:g} makes sets of {total} images")
         sets = {BALANCED: replace(cfg.data, total=total, draw_seed=seed), LONG_TAILED: tail}
         for (kind, data), method in product(sets.items(), cfg.methods):
             name = f"{method}-{kind}-ratio{ratio:g}-seed{seed}"
@@ -96,7 +103,7 @@ def plan(cfg: ImbalanceConfig, images: ClassImages) -> list[Job]:
             key = {"pipeline": f"{method} {kind}", "labels": total}
             key |= {"method": method, "set": kind, "ratio": ratio, "images": total, "seed": seed}
             jobs.append(Job(name=f"cells/{name}", config=evaluation, needs=(encoder,), key=key))
-    images.selected(1.0, cfg.probe_images, 0)
+    images.selected(1.0, cfg.probe_images, 0, f"--probe-images {cfg.probe_images}")
     return jobs
 
 
@@ -124,6 +131,7 @@ def _rows(cells: Sequence[Job]) -> Iterator[dict[str, Any]]:
         row |= {f"accuracy_{group}": values["value"] for group, values in result["groups"].items()}
         trained = read_json(job.folder.parents[1] / "encoders" / job.folder.name / "result.json")
         row["accuracy_of_head"] = trained["accuracy"]["value"] if "accuracy" in trained else None
+        row["warnings"] = "; ".join(result.get("warnings", []))
         yield row
 
 

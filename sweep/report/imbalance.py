@@ -85,7 +85,7 @@ def render(
         styles=styles,
         sentences=list(sentences(tables)),
         caveats=list(caveats(plan, settings)),
-        what_was_run=what_was_run(plan, settings),
+        what_was_run=what_was_run(plan, settings, test_images_by_class(tables["per_class"])),
         tables={name: table.to_dict("records") for name, table in tables.items()},
         figures=dict(_figures(folder, tables, styles)),
         missing={name: relative_paths(error, folder) for name, error in errors.items()},
@@ -117,6 +117,7 @@ def _named(method: str) -> str:
 
 def caveats(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """What limits the study."""
+    yield from plan.get("warnings", ())
     seeds = len(plan["seeds"])
     if seeds == 1:
         yield "One seed: there are no intervals, and nothing is decided."
@@ -125,7 +126,7 @@ def caveats(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[st
     if plan["dataset"] == "digits":
         yield "Digits are small and easy: this checks that the software runs; it is little evidence about any method."
     yield (
-        "The linear evaluation uses labels of a balanced set whatever the encoder was trained on, so it measures the "
+        "The linear evaluation uses the same labels whatever the encoder was trained on, so it measures the "
         "encoder alone. The supervised network with its own head saw no other labels than its encoder."
     )
     if settings["pretrain"]["steps"] is None and (settings["pretrain"]["epochs"] or 0) < 200:
@@ -133,14 +134,20 @@ def caveats(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[st
     yield "Classes are made rare in one fixed order, that of their names: another order can change the numbers."
 
 
-def what_was_run(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
-    """The main settings, by name."""
+def test_images_by_class(per_class: pd.DataFrame) -> str:
+    """How many test images a class has: "36 of each class", or "35 to 37 of a class"."""
+    fewest, most = per_class["test_images"].min(), per_class["test_images"].max()
+    return f"{most:,} of each class" if fewest == most else f"{fewest:,} to {most:,} of a class"
+
+
+def what_was_run(plan: Mapping[str, Any], settings: Mapping[str, Any], by_class: str) -> dict[str, str]:
+    """The main settings, by name; `by_class` says how many test images a class has."""
     training, supervised = settings["pretrain"], settings["supervised"]
     stem = ", small stem" if settings["stem"] == "small" else ""
     long = [name for name in plan["methods"] if name != "supervised"]
     rows = {
         "Data": f"{NAMES.get(plan['dataset'], plan['dataset'])}, {len(plan['classes'])} classes, "
-        f"{plan['test_images']:,} test images",
+        f"{plan['test_images']:,} test images ({by_class})",
         "Long-tailed sets": "; ".join(
             f"ratio {ratio:g}: {filters.listed(plan['counts'][f'{ratio:g}'])} images by class"
             for ratio in plan["ratios"]
@@ -158,7 +165,8 @@ def what_was_run(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
         )
     used = f"{settings['probe_images']:,}" if settings["probe_images"] else "all"
     rows["Evaluation"] = (
-        f"logistic regression on frozen features of {used} training images, accuracy on the test images"
+        f"logistic regression on frozen features of {used} training images, mean of the classes' accuracies on the "
+        "test images"
     )
     rows["Seeds"] = filters.listed(plan["seeds"])
     return rows
