@@ -22,6 +22,7 @@ from annotate.plan import (
     digest_of,
     file_names,
     mask_path,
+    open_unlabelled,
     read_frame,
     read_plan,
     require_new,
@@ -37,7 +38,7 @@ from data.readers.images import Volume, stem, write_label_map
 from data.readers.label_maps import IGNORED, read_labels
 from data.readers.subjects import subjects_of
 from data.slices import Dataset, with_splits
-from data.sources import FolderSource, SliceSource, open_slices
+from data.sources import FolderSource, SliceSource
 from data.splits import SPLITS, save_splits
 from data.store import SliceStore
 
@@ -85,7 +86,7 @@ def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
     if other := [plan.folder for plan in plans if plan.source.data_root != plans[0].source.data_root]:
         raise UserError(f"{other[0]} and {plans[0].folder} are plans for different data sets: collect them apart")
     source = plans[0].source
-    dataset = with_splits(open_slices(source, labelled=False), plans[0].splits)
+    dataset = with_splits(open_unlabelled(source), plans[0].splits)
     drawn = _masks(plans, dataset, accept_unchanged=cfg.accept_unchanged)
     _check_changes(plans, drawn, accept_unchanged=cfg.accept_unchanged)
     classes = _classes(cfg, plans, drawn)

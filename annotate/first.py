@@ -10,14 +10,14 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
-from annotate.plan import require_new, volumes_of, write_plan
+from annotate.plan import open_unlabelled, require_new, volumes_of, write_plan
 from core.errors import UserError
 from core.settings import Affects, Group, Settings
 from core.terminal import terminal
 from data.leakage import was_trained_on
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
-from data.sources import AcdcSource, FolderSource, open_slices, refuse_channels
+from data.sources import AcdcSource, FolderSource
 from encoders.names import Norm
 from segment.choice import typical_slices
 
@@ -79,7 +79,6 @@ def run(cfg: First) -> pd.DataFrame:
         UserError: for a mistake in the configuration, the data or the encoder file.
     """
     require_new(cfg.out)
-    refuse_channels(cfg.data, "python -m annotate")
     import torch
 
     from encoders.build import build_encoder
@@ -88,7 +87,7 @@ def run(cfg: First) -> pd.DataFrame:
     from segment.selection import embed
 
     show_messages()
-    dataset = _with_reserved_split(open_slices(cfg.data, labelled=False), cfg)
+    dataset = _with_reserved_split(open_unlabelled(cfg.data), cfg)
     torch.manual_seed(cfg.seed)
     encoder = build_encoder(cfg.encoder, 1, cfg.norm)
     if cfg.init == "random":

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from annotate.plan import require_new, write_plan
+from annotate.plan import open_unlabelled, require_new, write_plan
 from core.command_line import parse_command
 from core.errors import UserError
 from core.settings import Settings
@@ -18,7 +18,7 @@ from core.tables import read_table
 from core.terminal import terminal
 from data.cines import same_places
 from data.slices import Dataset, Slices, with_splits
-from data.sources import SliceSource, open_slices, refuse_channels
+from data.sources import SliceSource
 from data.splits import load_splits
 from segment.choice import sharpness_of, uncertain_slices
 
@@ -101,8 +101,7 @@ def _data_of(folder: Path) -> tuple[Dataset, SliceSource]:
     from segment.selection import finished_run
 
     config = finished_run(folder)
-    refuse_channels(config.data, "python -m annotate")
-    dataset = open_slices(config.data, labelled=False)
+    dataset = open_unlabelled(config.data)
     # the run's file leaves out the subjects that its protocol leaves out
     return with_splits(dataset, dataset.splits | load_splits(folder / "splits.json")), config.data
 

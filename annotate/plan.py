@@ -24,7 +24,7 @@ from core.tables import read_table
 from core.text import read_json
 from data.readers.images import Volume, one_channel, read_shape, read_volume, stem, write_label_map
 from data.slices import Dataset
-from data.sources import AcdcSource, FolderSource, SliceSource
+from data.sources import AcdcSource, FolderSource, SliceSource, open_slices, refuse_channels
 
 FILE = "plan.csv"
 ABOUT = "plan.json"
@@ -83,6 +83,18 @@ def case_names(table: pd.DataFrame, names: Mapping[str, str]) -> dict[tuple[str,
         (file, frame): names[file] + (f"_frame{frame:02d}" if of_several else "")
         for file, frame, of_several in zip(volumes["file"], volumes["frame"], several, strict=True)
     }
+
+
+def open_unlabelled(source: SliceSource) -> Dataset:
+    """The slices of a source for annotation; a UserError if several channels or a colour are chosen."""
+    refuse_channels(source, "python -m annotate")
+    dataset = open_slices(source, labelled=False)
+    if "channels" in dataset.table:
+        raise UserError(
+            f"python -m annotate takes no single colour of {dataset.root}: leave out --channels for the grey values, "
+            "or save the colour as images of its own"
+        )
+    return dataset
 
 
 def read_frame(dataset: Dataset, source: SliceSource, file: str, frame: int) -> Volume:

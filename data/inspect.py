@@ -27,7 +27,7 @@ from data.inspect_image import PERCENTILES, check_image
 from data.inspect_page import picture_of, pictured, render
 from data.inspection import Report
 from data.readers.acdc import missing_halves
-from data.readers.channels import Channels, checked_channels, read_channels, several
+from data.readers.channels import OF_CHANNELS, Channels, checked_channels, read_channels
 from data.readers.discovery import discover
 from data.readers.folder import description_of
 from data.readers.geometry import SliceAxis, align, differing_planes
@@ -61,8 +61,8 @@ class Inspect(Settings):
     splits_file: Path | None = None
     """JSON file of the subjects of each split (folder only)."""
     channels: Channels = None
-    """Number of the channel to use, from 0 (folder only): of nnU-Net's case_0000, case_0001, ... (default 0), or of the
-    last axis of 4D images with 3D label maps; or several, see `python -m segment --help`."""
+    """Number of the channel to use, from 0 (folder only): of nnU-Net's case_0000, case_0001, ... (default 0), of
+    colours or of the last axis of 4D images with 3D label maps; or several, see `python -m segment --help`."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices (folder only): a plane, an axis of the arrays, or auto, see `python -m segment --help`."""
     ignore_label: int | None = None
@@ -140,14 +140,13 @@ def examine(
         report.error(root, str(error))
     files = table.drop_duplicates("file")
     pairs = list(zip(files["file"], files["label_file"], strict=True))
-    of_channels = dict(zip(files["file"], files["channel_files"], strict=True)) if several(channels) else {}
+    chosen = files.set_index("file")[OF_CHANNELS].T.to_dict("list") if "channels" in files else {}
     if for_page:
         report.pictured = pictured([root / file for file, _ in pairs])
     for file, label_file in progress(pairs, "reading"):
-        channel_files = [root / name for name in of_channels.get(file, ())]
-        _check(
-            report, root / file, channel_files, root / label_file if label_file else None, classes, options, channels
-        )
+        numbers, names = chosen.get(file, ((), ()))
+        of_file = tuple(root / name for name in names), numbers
+        _check(report, root / file, of_file, root / label_file if label_file else None, classes, options, channels)
     if dataset == "folder":
         _check_pairs(report, root, files, channels)
     else:
@@ -161,15 +160,17 @@ def examine(
 def _check(
     report: Report,
     file: Path,
-    channel_files: Sequence[Path],
+    of_file: tuple[Sequence[Path], tuple[int, ...]],
     label_file: Path | None,
     classes: tuple[str, ...],
     options: ReadingOptions,
     channels: Channels,
 ) -> None:
+    """Check an image, of which `of_file` has the files and numbers of the chosen channels, and its label map."""
     volume = None
+    channel_files, chosen = of_file
     try:
-        if chosen := several(channels):
+        if chosen:
             volumes = read_channels(channel_files, chosen, options.slice_axis)
             report.digests[file] = [fingerprint_of_channels([each.stack[0] for each in volumes])]
             if len(channel_files) > 1:  # as they are stored, not as they are brought onto one grid
@@ -180,7 +181,7 @@ def _check(
         volume = volumes[0]
         report.shapes[label_file is not None][file] = volume.shape
         for place, each in enumerate(volumes):
-            check_image(report, each, chosen[place] if chosen else None)
+            check_image(report, each, chosen[place] if len(chosen) > 1 else None)
     except UserError as error:
         report.error(file, str(error))
     if label_file is None:

@@ -61,9 +61,9 @@ class FolderSource(Settings):
     save_splits: Output[Path | None] = None
     """Write the split to this JSON file, which `--splits-file` reads."""
     channels: Channels = None
-    """Number of the channel to use, from 0: of nnU-Net's case_0000, case_0001, ... (default 0), or of the last axis of
-    4D images with 3D label maps. Several numbers: networks get these channels, in this order; they may also be colours
-    (0 1 2 for red, green and blue) or lie on a further axis of NIfTI files."""
+    """Number of the channel to use, from 0: of nnU-Net's case_0000, case_0001, ... (default 0), of colours (0 1 2: red,
+    green, blue; default: their grey value) or of the last axis of 4D images with 3D label maps. Several numbers:
+    networks get these channels, in this order."""
     slice_axis: SliceAxis = "auto"
     """Axis across the slices: a plane, by the files' affines, or an axis of the arrays; auto: the axis of size 1, else
     the one with the clearly largest spacing, else 2."""

@@ -22,16 +22,13 @@ from core.locks import Locked, file_lock
 from core.progress import progress
 from data.duplicates import fingerprint, fingerprint_of_channels
 from data.preprocessing import mean_and_std, narrow
-from data.readers.channels import read_channels
+from data.readers.channels import OF_CHANNELS, read_channels
 from data.readers.images import Volume, one_channel, read_shape, read_volume
 from data.readers.label_maps import IGNORED, ReadingOptions, counts_of, read_labels, refuse_mixed_masks
 
 FORMAT = 4  # part of every key: raise it when the layout of the packed file or of its table changes
 ALIGNMENT = 64  # bytes; each slice starts on a multiple
 SOURCE = ["file", "label_file", "frame", "slice"]  # the columns that say where a slice comes from
-OF_CHANNELS = ["channels", "channel_files"]
-"""Columns that an index of several channels has as well: their numbers and their files (one for each, or one for all),
-each a tuple. `file` is the first of the files, `frame` is 1."""
 PACKED = {
     **{"rows": int, "columns": int, "row_mm": float, "column_mm": float, "slice_mm": float, "dtype": str},
     **{"offset": int, "label_offset": int, "mean": float, "std": float, "label_values": str, "digest": str},
@@ -186,7 +183,7 @@ def _pack(table: pd.DataFrame, root: Path, place: Path, options: ReadingOptions)
             size = out.tell()
         if problems:
             raise UserError(f"{first_and_count(problems)}; `python -m data.inspect` lists every problem")
-        columns = _packed_columns(len(table["channels"].iloc[0]) if "channels" in table else 1)
+        columns = _packed_columns(max(map(len, table["channels"])) if "channels" in table else 1)
         result = pd.DataFrame(rows, columns=list(columns)).astype(columns)
         refuse_mixed_masks(scaled, max(int(value) for line in {*result["label_values"], "0"} for value in line.split()))
         result.to_csv(temporary / "table.csv", index=False)
@@ -248,7 +245,7 @@ def _pack_file(
 def _read_volumes(root: Path, table: pd.DataFrame, options: ReadingOptions) -> list[Volume]:
     """The image of some rows of an index, or each of its channels."""
     first = table.iloc[0]
-    if "channels" not in table:
+    if "channels" not in table or not first["channels"]:
         return [replace(read_volume(root / first["file"]), slicing=options.slice_axis)]
     files = [root / name for name in first["channel_files"]]
     volumes = read_channels(files, first["channels"], options.slice_axis)

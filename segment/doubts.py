@@ -33,7 +33,8 @@ class Doubts:
         channels = np.moveaxis(stack, 2, 0) if stack.ndim == 5 else [stack]
         self._images += 1
         self._constant += all(channel.min() == channel.max() for channel in channels)
-        self._grey += stack.ndim == 4 and volume.header is None and read_shape(volume.path).colours_as_grey
+        is_grey = stack.ndim == 4 and (self._card.channels is None or self._card.numbered_channels)
+        self._grey += is_grey and volume.header is None and read_shape(volume.path).colours
         self._without_pixel_size += not stated[0]
         self._without_volume += not all(stated)
 

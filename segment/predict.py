@@ -21,7 +21,7 @@ from core.settings import Settings
 from core.subjects import anonymised, pseudonyms
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
-from data.readers.channels import files_of_channels, read_channels, refuse_several, several
+from data.readers.channels import files_of_channels, read_channels, refuse_frames, refuse_several, several
 from data.readers.discovery import discover
 from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
 from data.readers.geometry import known_spacing
@@ -239,7 +239,7 @@ def _read(
 
     Args:
         file: its file.
-        channel_files: the files of its channels if the network gets several.
+        channel_files: the files of the chosen channels; () where `file` holds them itself.
         dicom: its DICOM planes in place of a file.
         card: card of the network.
 
@@ -248,10 +248,13 @@ def _read(
         columns); and the first time frame, from 0.
     """
     if channels := several(card.channels):
-        volumes = read_channels(channel_files, channels, card.slice_axis)
+        volumes = read_channels(channel_files or (file,), channels, card.slice_axis)
         return volumes[0], np.stack([volume.stack for volume in volumes], axis=2), 0
-    volume = replace(dicom.read() if dicom else read_volume(file), slicing=card.slice_axis)
-    if isinstance(card.channels, int) and volume.shape.frames > 1:
+    in_file = card.channels is not None and not channel_files
+    volume = replace(dicom.read() if dicom else read_volume(file, channels=in_file), slicing=card.slice_axis)
+    if channel_files:
+        refuse_frames(file, volume.shape.frames)
+    if isinstance(card.channels, int) and in_file:
         volume = one_channel(volume, card.channels)
         return volume, volume.stack, card.channels
     return volume, volume.stack, 0
@@ -260,14 +263,14 @@ def _read(
 def _targets(
     path: Path, output: Path, card: "ModelCard"
 ) -> tuple[dict[Path, Path], dict[Path, tuple[Path, ...]], list[str]]:
-    """{image: label map to write}, without images in the output folder; {image: files of its channels}; and sentences
-    about cases without an image."""
+    """{image: label map to write}, without images in the output folder; {image: files of its channels}, as in `_read`;
+    and sentences about cases without an image."""
     targets: dict[Path, Path] = {}
     channel_files: dict[Path, tuple[Path, ...]] = {}
     problems: list[str] = []
     if path.is_file():
         targets = {path: output / (stem(path) + label_suffix(path))} if is_image(path) else {}
-        channel_files[path] = files_of_channels(path, several(card.channels)) if card.numbered_channels else (path,)
+        channel_files[path] = files_of_channels(path, card.channels) if card.numbered_channels else ()
     else:
         discovery = discover(path, channels=card.channels, expect_channels=card.numbered_channels)
         for message in (*discovery.search.messages(), *discovery.messages):
@@ -285,7 +288,7 @@ def _targets(
                 continue
             taken[target] = image.file
             targets[image.file] = target
-            channel_files[image.file] = image.channels or (image.file,)
+            channel_files[image.file] = image.channels
     _refuse_foreign_files(targets, output)
     if not targets and not problems:
         raise UserError(

@@ -348,11 +348,14 @@ def _card(
         statistics=pooled_statistics(dataset.store, positions),
         spacing_mm=cfg.spacing_mm,
         channels=getattr(cfg.data, "channels", None),
-        numbered_channels=has_numbered_channels(dataset.table),
+        numbered_channels=has_numbered_channels(dataset.table, getattr(cfg.data, "channels", None)),
         flip_tta=cfg.flip_tta,
         keep_largest_component=cfg.keep_largest_component == "yes" or one_component,
         slice_axis=slice_axis_to_save(
-            [read_shape(dataset.root / file)._replace(slicing=slicing) for file in labelled["file"].unique()]
+            [
+                read_shape(dataset.root / file, channels=True)._replace(slicing=slicing)
+                for file in labelled["file"].unique()
+            ]
         ),
         dataset=f"{dataset.name} {dataset.store.key}",
         init=name_of_init(str(unet_source(cfg.init))),

@@ -44,3 +44,9 @@ def write_png_folder(root: Path, cases: int = 6, mode: str = "RGB", number: str 
         label = (colours(n)[..., 2] > 128).astype(np.uint8)
         Image.fromarray(label).save(root / f"{'labelsTr' if number else 'labels'}/p{n}.png")
     return root
+
+
+def rgb_nifti(path: Path, values: np.ndarray) -> None:
+    """Write colours (X, Y, Z, 3), uint8, as NIfTI of the type RGB24."""
+    structured = np.ascontiguousarray(values).view(np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")]))[..., 0]
+    save(path, structured)

@@ -337,13 +337,16 @@ def test_the_channel_of_a_4d_image(trained, tmp_path):
     image = scan((33, 40, 2, 3), (1.5, 1.25, 10, 1))
     image.to_filename(tmp_path / "modalities.nii.gz")
     single = nib.Nifti1Image(np.asarray(image.dataobj)[..., 1], image.affine, image.header)
-    single.to_filename(tmp_path / "single.nii.gz")
+    for name in ("single_0001", "single"):
+        single.to_filename(tmp_path / f"{name}.nii.gz")
     run_folder = with_card(trained, tmp_path / "run", channels=1)
-    for name in ("modalities", "single"):
+    for name in ("modalities", "single_0001"):
         predict(run_folder, tmp_path / f"{name}.nii.gz", tmp_path / "out")
     labels = same_grid(tmp_path / "out/modalities.nii.gz", tmp_path / "single.nii.gz")
-    np.testing.assert_array_equal(labels, same_grid(tmp_path / "out/single.nii.gz", tmp_path / "single.nii.gz"))
-    with pytest.raises(SomeFilesFailed, match="has no channel 7"):
+    np.testing.assert_array_equal(labels, same_grid(tmp_path / "out/single_0001.nii.gz", tmp_path / "single.nii.gz"))
+    with pytest.raises(SomeFilesFailed, match=r"single\.nii\.gz has one channel, and channel 1 is missing"):
+        predict(run_folder, tmp_path / "single.nii.gz", tmp_path / "out")
+    with pytest.raises(SomeFilesFailed, match="has the channels 0 to 2, and channel 7 is missing"):
         predict(with_card(trained, tmp_path / "run7", channels=7), tmp_path / "modalities.nii.gz", tmp_path / "out")
 
 

@@ -13,9 +13,13 @@ from core.errors import UserError
 from core.text import read_json
 from data.readers.file_search import count_of
 from data.readers.geometry import SliceAxis, align
-from data.readers.images import Volume, one_channel, read_volume, stem
+from data.readers.images import Volume, one_channel, read_volume, require_in_file, stem
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+OF_CHANNELS = ["channels", "channel_files"]
+"""Columns that an index of several channels or of one colour has as well: their numbers and their files (one for each,
+or one for all), each a tuple, () for a file that is read as it is. `file` is the first of the files, `frame` is 1."""
 
 Channels = int | tuple[int, ...] | None
 """Choice of channels: the number of the only one; the numbers of several, in the order in which a network gets them; or
@@ -50,16 +54,6 @@ def refuse_several(channels: Channels, what: str) -> None:
     """Raise a UserError if several channels are chosen where there is one; `what` is a subject with its verb."""
     if chosen := several(channels):
         raise UserError(f"{what} one channel, and --channels {_listed(chosen)} names several: name one")
-
-
-def require_in_file(file: Path, held: int, channels: Sequence[int]) -> None:
-    """Raise a UserError unless a file of `held` channels has those that are chosen."""
-    if (largest := max(channels)) >= held:
-        what = "one channel" if held == 1 else f"the channels 0 to {held - 1}"
-        raise UserError(
-            f"{file} has {what}, and channel {largest} of the chosen {_listed(channels)} is missing: add a file of "
-            "each channel (case_0000, case_0001), or choose others by --channels"
-        )
 
 
 def read_channels(files: Sequence[Path], channels: Sequence[int], slicing: SliceAxis = "auto") -> list[Volume]:
@@ -131,22 +125,27 @@ def unused_message(cases: Mapping[Any, Sequence[tuple[int, Path]]], channels: Se
     return f"only {used}, {count_of(unused, 'file')} of other channels not; --channels chooses {another}"
 
 
-def files_of_channels(file: Path, channels: Sequence[int]) -> tuple[Path, ...]:
-    """The files of the channels of one image: those that are numbered like it beside it; else it alone.
+def files_of_channels(file: Path, channels: Channels) -> tuple[Path, ...]:
+    """The files of the channels of one image, which lie beside it, numbered like it; () if it is not one of them.
 
     Raises:
-        UserError: if some of them are missing.
+        UserError: if some of them are missing, or the file is another channel of its case.
     """
+    chosen = channels if isinstance(channels, tuple) else (channels or 0,)
     match = CHANNEL.fullmatch(stem(file))
-    if match is None or int(match[2]) not in channels:
-        return (file,)
+    if match is None:
+        return ()
     suffix = file.name[len(stem(file)) :]
-    files = tuple(file.with_name(f"{match[1]}_{channel:04d}{suffix}") for channel in channels)
+    files = tuple(file.with_name(f"{match[1]}_{channel:04d}{suffix}") for channel in chosen)
     missing = [each for each in files if not each.is_file()]
-    if len(missing) == len(files) - 1:  # as colour images of nnU-Net, case_0000.png
-        return (file,)
+    if int(match[2]) not in chosen:
+        if missing:
+            return ()
+        raise UserError(f"{file} is another channel than {_listed(chosen)}, of the training: pass {files[0]}")
+    if channels is None or (len(files) > 1 and len(missing) == len(files) - 1):  # nnU-Net's colours, case_0000.png
+        return ()
     if missing:
-        raise UserError(f"{missing[0]} is missing: {file} needs the channels {_listed(channels)} beside it")
+        raise UserError(f"{missing[0]} is missing: {file} needs the channels {_listed(chosen)} beside it")
     return files
 
 
@@ -187,11 +186,16 @@ def channels_of(
     return parsed if certain or len(numbers) > 1 or len(parsed) == 1 else {}
 
 
-def has_numbered_channels(table: pd.DataFrame) -> bool:
-    """Whether labelled images of an index have a channel number that their label maps lack: case_0000, case."""
-    pairs = table.loc[table["labelled"], ["file", "label_file"]].drop_duplicates()
-    stems = ((stem(Path(file)), stem(Path(label))) for file, label in pairs.itertuples(index=False))
-    return any((match := CHANNEL.fullmatch(image)) is not None and match[1] == label for image, label in stems)
+def has_numbered_channels(table: pd.DataFrame, channels: Channels) -> bool:
+    """Whether labelled images of an index have a channel number that their label maps lack (case_0000, case), and a
+    single channel was chosen by it."""
+    table = table[table["labelled"]]
+    if isinstance(channels, int) and "channels" in table:
+        table = table[[not colour for colour in table["channels"]]]
+    pairs = table[["file", "label_file"]].drop_duplicates()
+    stems = ((CHANNEL.fullmatch(stem(Path(file))), stem(Path(label))) for file, label in pairs.itertuples(index=False))
+    numbers = {int(match[2]) for match, label in stems if match and match[1] == label}
+    return channels in numbers if isinstance(channels, int) else bool(numbers)
 
 
 def declared_channels(folder: Path) -> int | None:

@@ -44,7 +44,7 @@ class ImageFile:
     split: str = ""
     """Split that a folder's name says, or ""."""
     channels: tuple[Path, ...] = ()
-    """Files of several chosen channels, `file` the first of them; () where they are not files of their own."""
+    """Files of the chosen channels, `file` the first of them; () where they are not files of their own."""
 
 
 @dataclass
@@ -277,7 +277,8 @@ def _of_channels(
             certain=expect_channels or channels is not None,
         )
         # case_0000 alone may hold several channels, as nnU-Net's colour images do: reading it tells
-        used = wanted if len(wanted) == 1 or any(number for _, number in numbers.values()) else (0,)
+        by_number = any(number for _, number in numbers.values())
+        used = wanted if by_number else (0,)
         cases: dict[tuple, list[tuple[int, Path]]] = defaultdict(list)
         for image in members:
             if image.stem in numbers and image.file in countable:
@@ -289,7 +290,7 @@ def _of_channels(
         discovery.incomplete += doubts
         for image in members:
             if image.file in files:
-                channels_of_case = files[image.file] if len(used) > 1 else ()
+                channels_of_case = files[image.file] if by_number and channels is not None else ()
                 kept.append(replace(image, stem=numbers[image.stem][0], channels=channels_of_case))
         if message := unused_message(cases, used):
             discovery.messages.append(f"{folder}: {message}")

@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError, first_and_count
-from data.readers.channels import Channels, checked_channels, refuse_frames, require_in_file, several
+from data.readers.channels import OF_CHANNELS, Channels, checked_channels, refuse_frames, several
 from data.readers.discovery import ImageFile, discover
 from data.readers.file_search import count_of, listed
 from data.readers.geometry import SliceAxis, check_planes
-from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, read_shape, shape_or_problem
+from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, read_shape, require_in_file, shape_or_problem
 from data.readers.label_maps import read_classes
 from data.readers.subjects import subjects_of
 from data.splits import load_splits, split_subjects
@@ -46,15 +46,15 @@ def index_folder(
         subject_pattern: see `data.readers.subjects.subjects_of`.
         splits_file: JSON file of the subjects of each split.
         problems: collects errors of unreadable files.
-        channels: number of the channel to use of nnU-Net's case_0000, case_0001, ..., or of the last axis of 4D images;
-            or several, which may also be colours.
+        channels: number of the channel to use of nnU-Net's case_0000, case_0001, ..., or of those that one file holds:
+            colours, or the last axis of 4D images; or several.
         labelled: whether label maps must fit; False to pretrain, when doubts about them are only logged.
         slice_axis: a setting of `data.readers.geometry.slice_axis`.
         one_plane: refuse labelled files that would be sliced in different planes.
 
     Returns:
         The table, with the columns of ``data.readers.acdc.index_acdc`` (group and phase empty) and for several channels
-        ``data.store.OF_CHANNELS``; and the classes of ``dataset.json``, () without one.
+        or one colour ``data.readers.channels.OF_CHANNELS``; and the classes of ``dataset.json``, () without one.
 
     Raises:
         UserError: for anything wrong with files, subjects or splits.
@@ -81,6 +81,7 @@ def index_folder(
     of_folders = {subject: image.split for subject, image in images if image.split in ("val", "test")}
     splits = _splits(root, images, of_folders, splits_file)
     rows: list[tuple] = []
+    of_channels: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
     shapes: dict[bool, dict[Path, VolumeShape]] = {True: {}, False: {}}
     for subject, image in images:
         if (shape := _shape_of(image, channels, slice_axis, problems)) is None:
@@ -88,6 +89,9 @@ def index_folder(
         image, frames = _frames(image, shape, channels, labelled, problems)
         shapes[image.label is not None][image.file] = shape
         name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (image.file, image.label))
+        if chosen := several(channels) or _chosen_colour(image, shape, channels):
+            files = image.channels or (image.file,)
+            of_channels[name] = chosen, tuple(file.relative_to(root).as_posix() for file in files)
         split = splits.get(subject, "train")
         if image.split == "test" or (image.split == "train" and split == of_folders.get(subject)):
             split = image.split  # a subject that lies in folders of two splits is refused by `refuse_overlap`
@@ -102,16 +106,9 @@ def index_folder(
         raise UserError(f"no image in {root} can be read: {first_and_count([*(problems or {}).values()])}")
     _report_colours([*shapes[True].values(), *shapes[False].values()], channels)
     table = pd.DataFrame(rows, columns=SLICE_COLUMNS)
-    if several(channels):
-        table["channels"] = pd.Series([several(channels)] * len(table), dtype=object)
-        table["channel_files"] = table["file"].map(
-            {
-                image.file.relative_to(root).as_posix(): tuple(
-                    file.relative_to(root).as_posix() for file in image.channels or (image.file,)
-                )
-                for image in discovery.images
-            }
-        )
+    for place, column in enumerate(OF_CHANNELS if of_channels else ()):
+        values = [of_channels.get(file, ((), ()))[place] for file in table["file"]]
+        table[column] = pd.Series(values, index=table.index, dtype=object)
     return table, read_classes(description_of(table, root))
 
 
@@ -128,14 +125,13 @@ def description_of(table: pd.DataFrame, root: Path) -> Path:
 
 
 def _shape_of(image: ImageFile, channels: Channels, slicing: SliceAxis, problems: Problems) -> VolumeShape | None:
-    """Shape of an image that has the chosen channels, if they are several; None if the error is added to `problems`."""
-    chosen = several(channels)
+    """Shape of an image that has the chosen channels; None if the error is added to `problems`."""
     try:
-        shape = read_shape(image.file, channels=bool(chosen) and not image.channels)
+        shape = read_shape(image.file, channels=channels is not None and not image.channels)
         if image.channels:
             refuse_frames(image.file, shape.frames)
-        elif chosen:
-            require_in_file(image.file, shape.frames, chosen)
+        elif channels is not None:
+            require_in_file(image.file, shape.frames, channels if isinstance(channels, tuple) else (channels,))
         return shape._replace(slicing=slicing)
     except UserError as error:
         if problems is None:
@@ -144,12 +140,17 @@ def _shape_of(image: ImageFile, channels: Channels, slicing: SliceAxis, problems
         return None
 
 
+def _chosen_colour(image: ImageFile, shape: VolumeShape, channels: Channels) -> tuple[int, ...]:
+    """The single chosen channel of a file of colours or vectors; () where a file has one channel, or frames."""
+    return (channels,) if isinstance(channels, int) and shape.colours and not image.channels else ()
+
+
 def _report_colours(shapes: Sequence[VolumeShape], channels: Channels) -> None:
     """Log that colours become grey values, and, where every image has them, how to keep them."""
-    if not (count := sum(shape.colours_as_grey for shape in shapes)):
+    if not (count := sum(shape.colours and shape.frames == 1 for shape in shapes)):
         return
     message = f"colours are read as grey in {count} of {count_of(len(shapes), 'image')}"
-    if count == len(shapes) and not several(channels):
+    if count == len(shapes) and channels is None:
         message += "; --channels 0 1 2 gives the network all three"
     log.info(message)
 
@@ -163,13 +164,11 @@ def _frames(
     `labelled` False the image loses its label map.
     """
     every = range(1, shape.frames + 1)
-    if several(channels):
+    if several(channels) or _chosen_colour(image, shape, channels):
         return image, [1]
     if shape.frames == 1:
         return image, every
     if isinstance(channels, int):
-        if channels >= shape.frames:
-            raise UserError(f"--channels {channels}: {image.file} has the channels 0 to {shape.frames - 1}")
         return image, [channels + 1]
     label = shape_or_problem(image.label, {} if problems is None else problems) if image.label else None
     if label is None or label.frames > 1 or problems is not None:

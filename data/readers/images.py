@@ -1,6 +1,7 @@
 """Read and write image files: NIfTI volumes and 2D PNG, TIFF or JPEG images, in file units."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ class VolumeShape(NamedTuple):
 
     ``shape`` is (X, Y, Z) or (X, Y, Z, T), ``spacing`` (x_mm, y_mm, z_mm), ``dtype`` that of the stored numbers,
     ``affine`` (4, 4) from voxels to mm or None, see ``geometry.world_affine``; ``slicing`` chooses ``slice_axis``;
-    ``colours_as_grey`` is whether the file holds colours of which only the grey value is read.
+    ``colours`` is whether the file holds colours or vectors, which are frames here if they are read by channels.
     """
 
     shape: tuple[int, ...]
@@ -44,7 +45,7 @@ class VolumeShape(NamedTuple):
     dtype: np.dtype
     affine: np.ndarray | None = None
     slicing: SliceAxis = "auto"
-    colours_as_grey: bool = False
+    colours: bool = False
 
     @property
     def slice_axis(self) -> int:
@@ -153,7 +154,7 @@ def read_shape(path: Path, *, channels: bool = False) -> VolumeShape:
                 dtype = np.dtype("uint16" if has_deep_colour(image) else PLANAR_DTYPES.get(image.mode, "uint8"))
                 rgb = is_rgb(image)
                 shape = (*image.size, pages, *((3,) if channels and rgb else ()))
-                return VolumeShape(shape, (1.0, 1.0, 1.0), dtype, colours_as_grey=rgb and not channels)
+                return VolumeShape(shape, (1.0, 1.0, 1.0), dtype, colours=rgb)
         return _shape(path, open_nifti(path, channels=channels))
 
 
@@ -177,10 +178,31 @@ def shape_or_problem(path: Path, problems: Problems, slicing: SliceAxis = "auto"
         return None
 
 
+def require_in_file(file: Path, held: int, channels: Sequence[int]) -> None:
+    """Raise a UserError unless a file of `held` channels has those that are chosen.
+
+    The one channel of a file is its channel 0, or the single chosen one whose number ends the name (case_0001).
+    """
+    largest = max(channels)
+    if largest < held or (held == len(channels) == 1 and stem(file).endswith(f"_{largest:04d}")):
+        return
+    what = "one channel" if held == 1 else f"the channels 0 to {held - 1}"
+    if len(channels) == 1:
+        raise UserError(
+            f"{file} has {what}, and channel {largest} is missing: choose another by --channels (a model keeps that of "
+            f"its training), or end the name of a file of that channel alone with _{largest:04d}"
+        )
+    raise UserError(
+        f"{file} has {what}, and channel {largest} of the chosen {' '.join(map(str, channels))} is missing: add a file "
+        "of each channel (case_0000, case_0001), or choose others by --channels"
+    )
+
+
 def one_channel(volume: Volume, channel: int) -> Volume:
-    """The 3D volume of one channel, from 0, of a 4D volume; a UserError if there is no such channel."""
-    if channel >= volume.shape.frames:
-        raise UserError(f"{volume.path} has no channel {channel}, only 0 to {volume.shape.frames - 1}: choose another")
+    """The 3D volume of one channel, from 0; a UserError as of `require_in_file` if there is no such channel."""
+    require_in_file(volume.path, volume.shape.frames, (channel,))
+    if volume.values.ndim == 3:
+        return volume
     header = None if volume.header is None else volume.header.copy()
     if header is not None:
         if len(header.get_data_shape()) > 4:
@@ -258,13 +280,14 @@ def _shape(path: Path, nifti: Any) -> VolumeShape:
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     shape += (1,) * (3 - len(shape))
-    if len(shape) == 5:  # vectors, which `open_nifti` lets pass as channels alone
+    if vectors := len(shape) == 5:  # which `open_nifti` lets pass as channels alone
         shape = shape[:3] + shape[4:]
     if shape[:3].count(1) > 1:
         raise UserError(f"{path} has the shape {shape}: a line of voxels is no image; remove it, or export it again")
     stored, affine = np.dtype(nifti.get_data_dtype().newbyteorder("=")), world_affine(nifti.header)
     if stored.fields:
         shape, stored = (*shape, 3), np.dtype(np.uint8)
-    volume = with_known_spacing(VolumeShape(shape, spacing_of(path, nifti), stored, affine))
+    colours = bool(vectors or nifti.get_data_dtype().fields)
+    volume = with_known_spacing(VolumeShape(shape, spacing_of(path, nifti), stored, affine, colours=colours))
     require_slices(path, math.prod(shape[:3]) // volume.slices, volume.slices * volume.frames)
     return volume
