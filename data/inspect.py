@@ -236,6 +236,8 @@ def _check_pairs(report: Report, root: Path, files: pd.DataFrame, channels: Chan
         report.error(file, "has no image")
     for conflict in discovery.conflicts + discovery.incomplete:
         report.error(root, conflict)
+    if discovery.search.dicom:
+        report.warn(root, discovery.search.dicom_message().removeprefix(f"{root}: "))
     for file in discovery.search.broken_links:
         report.error(file, "is a link that leads nowhere")
     if len(discovery.data_sets) > 1:

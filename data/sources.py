@@ -186,9 +186,10 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
     if isinstance(source, AcdcSource):
         dataset = load_dataset("acdc", root)
         return with_splits(dataset, acdc_splits(dataset.splits, source.split, source.fold, source.test_set))
-    return load_dataset(
+    folder = readable_folder(root, source.channels)
+    dataset = load_dataset(
         "folder",
-        readable_folder(root, source.channels),
+        folder,
         subject_pattern=source.subject_pattern,
         splits_file=source.splits_file,
         channels=source.channels,
@@ -197,6 +198,13 @@ def open_slices(source: SliceSource, *, labelled: bool = True) -> Dataset:
             slice_axis=source.slice_axis, ignore_label=source.ignore_label, mask_threshold=source.mask_threshold
         ),
     )
+    if labelled and not dataset.table["labelled"].any():
+        if folder != root:
+            what = "it holds no DICOM segmentation (SEG) or RT structure set that could be read: add them to the images"
+        else:
+            what = "add .nii.gz, .png or .tif files in labels/ beside images/, or case_seg beside case"
+        raise UserError(f"{root} has no label map for any of its images, and segmentation is learned from them: {what}")
+    return dataset
 
 
 def readable_folder(root: Path, channels: Channels) -> Path:

@@ -173,7 +173,10 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
             raise UserError(f"{masks[name]} and {file} are two masks of one name: keep one of them")
         masks[name] = file
     if not masks:
-        raise UserError(f"{folder} holds no masks: they must end in {', '.join(IMAGE_SUFFIXES)}")
+        hint = "; `python -m data.convert` makes them of its DICOM files, if their images lie there as well"
+        raise UserError(
+            f"{folder} holds no masks: they must end in {', '.join(IMAGE_SUFFIXES)}{hint if search.dicom else ''}"
+        )
     return masks
 
 

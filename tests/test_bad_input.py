@@ -176,7 +176,7 @@ def test_images_without_labels(refused, tmp_path):
     (tmp_path / "scans").mkdir()
     nib.Nifti1Image(np.arange(96, dtype=np.int16).reshape(8, 6, 2), np.eye(4)).to_filename(tmp_path / "scans/a.nii")
     message = refused(main, *few, "--dataset", "folder", "--data-root", tmp_path / "scans", "--out", "run")
-    assert "no training slice has labels" in message
+    assert "scans has no label map for any of its images, and segmentation is learned from them: add " in message
     assert not Path("run").exists()
 
 

@@ -6,11 +6,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.dicom.search import is_dicom
 from data.readers.images import IMAGE_SUFFIXES, JPEG_SUFFIXES, NIFTI_SUFFIXES
 from data.readers.roles import folder_role
 
 NO_DATA = {"__MACOSX"}
 """Folders that archivers leave behind; hidden ones (``.git``, ``.ipynb_checkpoints``) are never read either."""
+DICOM_SUFFIXES = ("", ".dcm", ".ima", ".dicom")
+MOST_OPENED = 20
+"""Skipped files that are opened to see whether they are DICOM."""
 RUN_FILES = ({"config.json", "train.log"}, {"model.json", "model.safetensors"}, {"study.json", "results.csv"})
 """Files that tell the folder of a run or a study."""
 VOLUMES = "volumes.csv"
@@ -40,12 +44,16 @@ class FileSearch:
 
     def messages(self) -> list[str]:
         """Everything that was left out, one line each."""
+    dicom: list[Path] = field(default_factory=list)
+    """DICOM files among the first `MOST_OPENED` skipped files that may be some by their names."""
         lines = []
         if self.skipped:
             lines.append(f"{self.root}: skipped {count_of(self.skipped.total(), 'file')}: {self.skipped_types()}")
         if self.beside:
             lines.append(f"{self.root}: not read, beside folders of images and label maps: {self._listed(self.beside)}")
         if self.outputs:
+        if self.dicom:
+            lines.append(self.dicom_message())
             lines.append(f"{self.root}: not read, output of earlier commands: {self._listed(self.outputs)}")
         if self.broken_links:
             lines.append(f"{self.root}: links that lead nowhere: {self._listed(self.broken_links)}")
@@ -54,6 +62,13 @@ class FileSearch:
     def skipped_types(self) -> str:
         """Number and suffix of the files that were skipped: "2 .jpg, 1 .txt"."""
         return ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())
+    def dicom_message(self) -> str:
+        """That DICOM files were left out, and what to do."""
+        return (
+            f"{self.root}: DICOM files, such as {self._listed(self.dicom[:1])}, are not read beside other images: pass "
+            "a folder of them alone, or convert them with `python -m data.convert`"
+        )
+
 
     def _listed(self, paths: Iterable[Path]) -> str:
         return listed([path.relative_to(self.root) for path in paths])
@@ -70,6 +85,7 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
     visited: set[str] = set()
     stack = [root]
     while stack:
+    perhaps_dicom: list[Path] = []
         folder = stack.pop()
         place = os.path.realpath(folder)
         if place in visited:
@@ -102,7 +118,11 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
             if path.name.lower().endswith(tuple(suffixes)) and names[path.name].is_file():
                 search.files.append(path)
             elif path.name not in DESCRIPTIONS:
-                search.skipped["".join(path.suffixes[-1:]).lower() or "without suffix"] += 1
+                suffix = path.suffix.lower()
+                search.skipped[suffix or "without suffix"] += 1
+                # names may end in a UID; the segmentations that `segment.predict` writes lie beside the same as NIfTI
+                if (suffix in DICOM_SUFFIXES or suffix[1:].isdigit()) and VOLUMES not in names:
+                    perhaps_dicom.append(path)
         # Where a folder can be reached by two paths: the one that says what it holds, and no link, comes first.
         order = sorted(folders, key=lambda path: (roles[path].role == "", path.is_symlink(), path.name))
         stack += reversed(order)
@@ -114,6 +134,7 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
     return search
 
 
+    search.dicom = [path for path in perhaps_dicom[:MOST_OPENED] if is_dicom(path)]
 def is_nnunet(folder: str) -> bool:
     """Whether a folder's name is that of a folder of images of nnU-Net, where channels are numbered."""
     return folder.lower() in ("imagestr", "imagests", "imagesval")
