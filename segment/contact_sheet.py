@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from core.files import write_atomically
 from data.pictures import contact_sheet, draw_slice
 
+SOFTWARE = "fewslice contact sheet"
+"""Text of the PNG files that tells sheets from images."""
 MOST = 60
 """Pictures on the sheet, which bounds its memory whatever the number of files."""
 SIDE = 176
@@ -63,4 +65,15 @@ class ContactSheet:
         captions = [naming(entry.name) + entry.note for entry in self._entries]
         sheet = contact_sheet([entry.picture for entry in self._entries], captions)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, sheet.save)
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text("Software", SOFTWARE)
+        write_atomically(path, lambda file: sheet.save(file, pnginfo=mark))
+
+
+def is_contact_sheet(path: Path) -> bool:
+    """Whether a file is a sheet that `ContactSheet` wrote."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return image.info.get("Software") == SOFTWARE
+    except (OSError, ValueError):
+        return False

@@ -23,7 +23,7 @@ from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.channels import files_of_channels, read_channels, refuse_frames, refuse_several, several
 from data.readers.discovery import discover
-from data.readers.file_search import VOLUME_COLUMNS, VOLUMES, is_output
+from data.readers.file_search import UNCERTAINTY, VOLUME_COLUMNS, VOLUMES, is_output
 from data.readers.geometry import known_spacing
 from data.readers.images import (
     Volume,
@@ -38,6 +38,7 @@ from data.readers.images import (
 from data.readers.label_maps import counts_of
 from data.readers.roles import names_label_map
 from segment.dicom_images import DicomImage, dicom_images, write_segmentations
+from segment.map_places import map_targets, refuse_image_folders, require_outside
 from segment.tables import print_volumes
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fewslice")
 
+ENTROPY = "mean_entropy_nats"
 EXAMPLES = (
     "--run RUN --input scan.nii.gz --output OUT",
     "--run RUN --input DIR --output OUT",
@@ -74,19 +76,19 @@ class Predict(Settings):
     flip_tta: Literal["auto", "yes", "no"] = "auto"
     """Average each prediction with that of the left-right flipped slice; auto: as the runs were trained to."""
     uncertainty: Path | None = None
-    """Folder for uncertainty maps on the images' grids, outside the input and output: the entropy of the mean class
-    probabilities in nats, from 0 (certain) to the logarithm of the number of classes, float32. NIfTI images get NIfTI
-    maps, PNG, TIFF and JPEG images TIFF maps."""
+    """Folder, outside the input and output and without other images, for uncertainty maps on the images' grids: the
+    entropy of the mean class probabilities in nats, from 0 (certain) to the logarithm of the number of classes, as
+    float32. NIfTI images get NIfTI maps, PNG, TIFF and JPEG images TIFF maps."""
     contact_sheet: Path | None = None
-    """PNG file, outside the input and output, for a picture of up to 60 predictions: of an ensemble those of the lowest
-    predicted Dice, else the first."""
+    """PNG file, outside the input and output in a folder without images, for a picture of up to 60 predictions: of an
+    ensemble those of the lowest predicted Dice, else the first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.run, Path):  # from Python
             object.__setattr__(self, "run", (self.run,))
         for name, path in (("--uncertainty", self.uncertainty), ("--contact-sheet", self.contact_sheet)):
-            _require_outside(name, path, self.input, self.output)
+            require_outside(name, path, self.input, self.output)
         if self.contact_sheet is not None and self.contact_sheet.suffix.lower() != ".png":
             raise UserError(f"--contact-sheet {self.contact_sheet}: must end in .png")
 
@@ -107,6 +109,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         SomeFilesFailed: after all others are done, if some files could not be segmented.
     """
     _check_paths(cfg.input, cfg.output)
+    refuse_image_folders(cfg.uncertainty, cfg.contact_sheet)
     from engine.devices import make_fabric, show_messages  # torch is slow to import: mistakes in the paths come first
     from segment.contact_sheet import ContactSheet
     from segment.doubts import Doubts
@@ -124,11 +127,11 @@ def run(cfg: Predict) -> pd.DataFrame:
         refuse_several(card.channels, f"{cfg.input} holds DICOM files, which have")
         channel_files = {}
         dicom, targets, problems = _dicom_targets(*from_dicom, cfg)
-    maps = _map_targets(targets, cfg)
+    maps = map_targets(targets, cfg.output, cfg.uncertainty, cfg.contact_sheet)
     sheet, doubts = ContactSheet(), Doubts(card)
     remove_leftovers(cfg.output)
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
-    _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg.output)  # marks the folder as an output
+    _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg)  # marks the folders as outputs
     model = "+".join(sha256(folder / "model.safetensors")[:16] for folder in cfg.run)[:64] if dicom else ""
     rows = []
     for file, target in targets.items():
@@ -166,7 +169,7 @@ def run(cfg: Predict) -> pd.DataFrame:
                 row["predicted_dice"] = mean_agreement(agreement)
                 row |= {f"predicted_dice_{name}": value for name, value in agreement.items()}
             if prediction.entropy is not None:
-                row["mean_entropy_nats"] = float(prediction.entropy.mean(dtype=np.float64))
+                row[ENTROPY] = float(prediction.entropy.mean(dtype=np.float64))
             rows.append(row)
         if cfg.contact_sheet is not None:
             sheet.add(target, volume.stack, labels, spacing, mean_agreement(predictions[0].agreement))
@@ -176,7 +179,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     if cfg.anonymous:
         table = anonymised(table)
     if rows:
-        _write_volumes(table, cfg.output)
+        _write_volumes(table, cfg)
         if cfg.contact_sheet is not None:
             sheet.write(cfg.contact_sheet, pseudonyms() if cfg.anonymous else str)
         print_volumes(table, cfg.output, cfg.uncertainty, cfg.contact_sheet)
@@ -185,35 +188,6 @@ def run(cfg: Predict) -> pd.DataFrame:
     if problems:
         raise SomeFilesFailed(problems, table["file"].nunique() if rows else 0)
     return table
-
-
-def _require_outside(option: str, path: Path | None, *folders: Path) -> None:
-    """Raise a UserError if a path lies in one of the folders, where its files would be taken for images or masks."""
-    inside = [folder for folder in folders if path is not None and path.resolve().is_relative_to(folder.resolve())]
-    if inside:
-        raise UserError(
-            f"{option} {path} lies in {inside[0]}, where it would be taken for an image or a mask: choose another place"
-        )
-
-
-def _map_targets(targets: dict[Path, Path], cfg: Predict) -> dict[Path, Path]:
-    """{image: uncertainty map to write}, named as the label maps; none without `--uncertainty`.
-
-    Raises:
-        UserError: if a file would be replaced that no earlier call with the same `--output` wrote.
-    """
-    maps: dict[Path, Path] = {}
-    for image, target in targets.items():
-        if cfg.uncertainty is None:
-            break
-        place = cfg.uncertainty / target.relative_to(cfg.output)
-        maps[image] = place.with_name(f"{place.name}.tif") if place.suffix.lower() == ".png" else place
-    sheet = [cfg.contact_sheet] if cfg.contact_sheet is not None else []
-    present = sorted(place for place in [*maps.values(), *sheet] if place.exists())
-    again = cfg.output.is_dir() and is_output(cfg.output, os.listdir(cfg.output))
-    if present and not again:
-        raise UserError(f"{present[0]} exists and was not written by this command; choose another place")
-    return maps
 
 
 def _stacked(frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -340,9 +314,13 @@ def _refuse_foreign_files(targets: dict[Path, Path], output: Path) -> None:
         raise UserError(f"{present[0]} exists and was not written by this command; choose another --output")
 
 
-def _write_volumes(table: pd.DataFrame, output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    write_csv(output / VOLUMES, table, float_format="%.3f")
+def _write_volumes(table: pd.DataFrame, cfg: Predict) -> None:
+    """Write volumes.csv beside the label maps and uncertainty.csv beside the uncertainty maps."""
+    cfg.output.mkdir(parents=True, exist_ok=True)
+    write_csv(cfg.output / VOLUMES, table, float_format="%.3f")
+    if cfg.uncertainty is not None:
+        cfg.uncertainty.mkdir(parents=True, exist_ok=True)
+        write_csv(cfg.uncertainty / UNCERTAINTY, table.reindex(columns=[*VOLUME_COLUMNS, ENTROPY]), float_format="%.3f")
 
 
 def _frames(file: Path, target: Path, count: int) -> list[tuple[str, str, int]]:

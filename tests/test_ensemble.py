@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from core.errors import UserError
+from data.readers.file_search import search_files
 from data.readers.images import read_volume
 from data.sources import AcdcSource
 from engine.model_file import save_model
@@ -21,6 +22,7 @@ from segment.agreement import CheckAgreement, relation
 from segment.agreement import run as check
 from segment.ensemble import Agreement, Ensemble, load_ensemble, mean_agreement
 from segment.inference import largest_component, segment_stack
+from segment.map_places import refuse_image_folders
 from segment.model import ModelCard, build_unet
 from segment.predict import Predict, run
 
@@ -154,6 +156,14 @@ def test_predictions_of_an_ensemble(runs, scan, tmp_path):
     again = ensemble.segment(volume.stack[0], volume.shape.slice_spacing[:2], entropy=True)
     np.testing.assert_allclose(np.moveaxis(values, (0, 1, 2), (2, 1, 0)), again.entropy, rtol=1e-5)
     run(Predict(run=tuple(runs), input=scan.parent, output=tmp_path / "out", device="cpu", **extra))  # again
+    # later commands count neither maps nor sheets as images
+    listed = pd.read_csv(tmp_path / "maps/uncertainty.csv")
+    assert list(listed) == ["file", "subject", "phase", "frame", "mean_entropy_nats"]
+    assert listed["mean_entropy_nats"].tolist() == saved["mean_entropy_nats"].tolist()
+    search = search_files(tmp_path)
+    assert {file.parent.name for file in search.files} == {"in", tmp_path.name}
+    assert {folder.name for folder in search.outputs} == {"maps", "out"}
+    refuse_image_folders(tmp_path / "maps", tmp_path / "another.png")
 
 
 def test_places_of_maps_and_sheets(runs, scan, tmp_path):
@@ -167,6 +177,26 @@ def test_places_of_maps_and_sheets(runs, scan, tmp_path):
     with pytest.raises(UserError, match=r"sheet\.png exists and was not written by this command"):
         run(Predict(run=runs[0], input=scan, output=out, device="cpu", contact_sheet=tmp_path / "sheet.png"))
     assert (tmp_path / "sheet.png").read_text() == "someone's"
+
+
+def test_maps_and_sheets_do_not_lie_among_images(runs, scan, tmp_path):
+    """Of a third folder, neither input nor output: the next command would count them as images of that data set."""
+    others = tmp_path / "set/images"
+    others.mkdir(parents=True)
+    shutil.copy(scan, others / "p1.nii.gz")
+    call = {"run": runs[0], "input": scan, "output": tmp_path / "out", "device": "cpu"}
+    for extra, where in (
+        ({"uncertainty": others}, r"images, which holds images \(p1\.nii\.gz\)"),
+        ({"uncertainty": tmp_path / "set"}, r"set, which holds images \(images/p1\.nii\.gz\)"),
+        ({"contact_sheet": others / "sheet.png"}, r"images, which holds images \(p1\.nii\.gz\)"),
+    ):
+        with pytest.raises(UserError, match=where):
+            run(Predict(**call, **extra))
+    assert [file.name for file in tmp_path.rglob("set/images/*")] == ["p1.nii.gz"]
+    assert not (tmp_path / "out").exists()
+    (others / "uncertainty.csv").write_text("not,ours\n")
+    with pytest.raises(UserError, match="choose a folder without images"):
+        refuse_image_folders(others, None)
 
 
 def test_the_largest_component_is_counted_slice_by_slice():

@@ -19,10 +19,13 @@ RUN_FILES = ({"config.json", "train.log"}, {"model.json", "model.safetensors"}, 
 """Files that tell the folder of a run or a study."""
 VOLUMES = "volumes.csv"
 """Table that ``python -m segment.predict`` writes first of all into its output folder."""
+UNCERTAINTY = "uncertainty.csv"
+"""Table that it writes into its folder of uncertainty maps."""
 VOLUME_COLUMNS = ("file", "subject", "phase", "frame")
+"""First columns of both."""
 CONVERTED = "converted.csv"
 """Table that ``python -m data.convert`` writes beside the images."""
-DESCRIPTIONS = {"dataset.json", "splits.json", VOLUMES, CONVERTED}
+DESCRIPTIONS = {"dataset.json", "splits.json", VOLUMES, UNCERTAINTY, CONVERTED}
 """Files that are read beside the images, so that they do not count as skipped."""
 
 
@@ -41,27 +44,24 @@ class FileSearch:
     """Files and folders that lie beside images/ and labels/, and are not read."""
     outputs: list[Path] = field(default_factory=list)
     """Folders of runs and predictions of this software, which are not read."""
+    dicom: list[Path] = field(default_factory=list)
+    """DICOM files among the first `MOST_OPENED` skipped files that may be some by their names."""
 
     def messages(self) -> list[str]:
         """Everything that was left out, one line each."""
-    dicom: list[Path] = field(default_factory=list)
-    """DICOM files among the first `MOST_OPENED` skipped files that may be some by their names."""
         lines = []
         if self.skipped:
             lines.append(f"{self.root}: skipped {count_of(self.skipped.total(), 'file')}: {self.skipped_types()}")
+        if self.dicom:
+            lines.append(self.dicom_message())
         if self.beside:
             lines.append(f"{self.root}: not read, beside folders of images and label maps: {self._listed(self.beside)}")
         if self.outputs:
-        if self.dicom:
-            lines.append(self.dicom_message())
             lines.append(f"{self.root}: not read, output of earlier commands: {self._listed(self.outputs)}")
         if self.broken_links:
             lines.append(f"{self.root}: links that lead nowhere: {self._listed(self.broken_links)}")
         return lines
 
-    def skipped_types(self) -> str:
-        """Number and suffix of the files that were skipped: "2 .jpg, 1 .txt"."""
-        return ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())
     def dicom_message(self) -> str:
         """That DICOM files were left out, and what to do."""
         return (
@@ -69,6 +69,9 @@ class FileSearch:
             "a folder of them alone, or convert them with `python -m data.convert`"
         )
 
+    def skipped_types(self) -> str:
+        """Number and suffix of the files that were skipped: "2 .jpg, 1 .txt"."""
+        return ", ".join(f"{count} {suffix}" for suffix, count in self.skipped.most_common())
 
     def _listed(self, paths: Iterable[Path]) -> str:
         return listed([path.relative_to(self.root) for path in paths])
@@ -82,10 +85,10 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
     JPEG files among NIfTI files are left out.
     """
     search = FileSearch(root=root)
+    perhaps_dicom: list[Path] = []
     visited: set[str] = set()
     stack = [root]
     while stack:
-    perhaps_dicom: list[Path] = []
         folder = stack.pop()
         place = os.path.realpath(folder)
         if place in visited:
@@ -131,10 +134,10 @@ def search_files(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> FileSe
             search.files.remove(path)
             search.skipped[path.suffix.lower()] += 1
     search.files.sort()
+    search.dicom = [path for path in perhaps_dicom[:MOST_OPENED] if is_dicom(path)]
     return search
 
 
-    search.dicom = [path for path in perhaps_dicom[:MOST_OPENED] if is_dicom(path)]
 def is_nnunet(folder: str) -> bool:
     """Whether a folder's name is that of a folder of images of nnU-Net, where channels are numbered."""
     return folder.lower() in ("imagestr", "imagests", "imagesval")
@@ -145,10 +148,16 @@ def is_output(folder: Path, names: Iterable[str]) -> bool:
     present = set(names)
     if any(files <= present for files in RUN_FILES):
         return True
-    if VOLUMES not in present:
+    return any(name in present and has_table(folder, name) for name in (VOLUMES, UNCERTAINTY))
+
+
+def has_table(folder: Path, name: str) -> bool:
+    """Whether a folder holds a table of this name that begins as those of ``python -m segment.predict`` do."""
+    try:
+        with open(folder / name, errors="replace") as stream:
+            return stream.readline(200).startswith(",".join(VOLUME_COLUMNS))
+    except FileNotFoundError:
         return False
-    with open(folder / VOLUMES, errors="replace") as stream:
-        return stream.readline(200).startswith(",".join(VOLUME_COLUMNS))
 
 
 def listed(items: Sequence[object], most: int = 5) -> str:
