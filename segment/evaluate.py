@@ -164,6 +164,11 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: pass the folder that holds the masks")
     search = search_files(folder)
+    if not search.files:
+        hint = "; `python -m data.convert` makes them of its DICOM files, if their images lie there as well"
+        raise UserError(
+            f"{folder} holds no masks: they must end in {', '.join(IMAGE_SUFFIXES)}{hint if search.dicom else ''}"
+        )
     for message in search.messages():
         log.info(message)
     masks: dict[Path, Path] = {}
@@ -172,11 +177,6 @@ def _find_masks(folder: Path) -> dict[Path, Path]:
         if name in masks:
             raise UserError(f"{masks[name]} and {file} are two masks of one name: keep one of them")
         masks[name] = file
-    if not masks:
-        hint = "; `python -m data.convert` makes them of its DICOM files, if their images lie there as well"
-        raise UserError(
-            f"{folder} holds no masks: they must end in {', '.join(IMAGE_SUFFIXES)}{hint if search.dicom else ''}"
-        )
     return masks
 
 
