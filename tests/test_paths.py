@@ -47,9 +47,11 @@ def test_every_path_of_every_command(kind, home):
     paths = [f.name for f in fields(kind) if "Path" in str(f.type)]
     assert paths
     others = {"selection": "next"} if kind is SegmentConfig else {}  # without it there is no --selection-run
-    settings = kind(**{name: Path(f"~/{name}.png") for name in paths}, **others)
+    suffix = "html" if kind is Inspect else "png"
+    settings = kind(**{name: Path(f"~/{name}.{suffix}") for name in paths}, **others)
     for name in paths:
-        assert getattr(settings, name) in (home / f"{name}.png", (home / f"{name}.png",)), name
+        path = home / f"{name}.{suffix}"
+        assert getattr(settings, name) in (path, (path,)), name
 
 
 def test_text_that_may_be_a_path(home):

@@ -14,6 +14,7 @@ import sweep.study.run
 from core.errors import UserError
 from core.files import temporary_name, write_json
 from core.locks import file_lock
+from engine.config import plain
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, is_done, note_failure, run_job, tidy
 from sweep.study.results import collect, collected
@@ -29,6 +30,7 @@ def write_cell(job) -> None:
     scores |= {"not_counted": {"both_empty": {"LV": 0}, "one_empty": {"LV": 0}}, "slice_jaccard": 0.4}
     result = scores | {"patients": 3, "volumes": 3, "labelled_slices": 2, "labelled_subjects": 1, "steps": 4}
     result |= {"seed": job.key["seed"], "subset_seed": job.key["subset_seed"], "synthetic": False, "seconds": 1.0}
+    write_json(job.folder / "config.json", plain(job.config))
     write_json(job.folder / "result.json", result)
     columns = {"subject": SUBJECTS, "group": "", "phase": "", "frame": 1, "dice_LV": 0.5, "slices": 3}
     pd.DataFrame(columns).to_csv(job.folder / "per_volume.csv", index=False)
@@ -183,7 +185,7 @@ def test_what_a_killed_cell_leaves_is_removed_once(study):
     for job in (killed, kept):
         tidy(job, keep_model=False)
     left = {file.name for file in killed.folder.iterdir()}
-    assert left == {"result.json", "per_volume.csv", "metrics.csv"}
+    assert left == {"config.json", "result.json", "per_volume.csv", "metrics.csv"}
     assert (kept.folder / "model.safetensors").exists()
 
 
