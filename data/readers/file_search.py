@@ -137,5 +137,5 @@ def listed(items: Sequence[object], most: int = 5) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    """A number and its noun: "1 file", "2 files"."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    """A number and its noun: "1 file", "2,000 files"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
