@@ -214,7 +214,7 @@ class _Stage:
         log.info(
             f"{self.cfg.method}: {count_of(self.images.count, self.images.unit[:-1])}, "
             f"{count_of(steps, 'optimiser step')} of {self.sampler.batch_size} ({self.sampler.steps_per_epoch} per "
-            f"epoch, {self.sampler.micro_steps(0)} micro-batches each), {settings}{left}"
+            f"epoch, {count_of(self.sampler.micro_steps(0), 'micro-batch', 'micro-batches')} each), {settings}{left}"
         )
         _say_what_differs(self.cfg, self.sampler, steps, last_step)
         _warn_of_start(share, last_step)
