@@ -1,10 +1,11 @@
 """`python -m annotate first|next|collect`: choose slices to label, and bring the labels back."""
 
-import difflib
 import sys
 from importlib import import_module
 
 from core.errors import UserError, user_errors
+from core.nearest import nearest
+from core.program import program
 
 COMMANDS = {
     "first": "choose the first subjects and slices to label, without any label",
@@ -18,12 +19,13 @@ def main() -> None:
     with user_errors():
         name, *arguments = sys.argv[1:] or ["--help"]
         if name in ("-h", "--help"):
-            print("usage: python -m annotate COMMAND [OPTIONS]\n\ncommands (--help after a command lists its options):")
+            print(f"usage: {program('annotate')} COMMAND [OPTIONS]\n")
+            print("commands (--help after a command lists its options):")
             print("\n".join(f"  {command:<9}{what}" for command, what in COMMANDS.items()))
             return
         if name not in COMMANDS:
-            near = difflib.get_close_matches(name, COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(COMMANDS)}"
+            near = nearest(name, COMMANDS)
+            hint = f"did you mean {near}?" if near else f"choose {', '.join(COMMANDS)}"
             raise UserError(f"annotate has no command {name!r}: {hint}")
         import_module(f"annotate.{name}").main(arguments)
 

@@ -32,8 +32,10 @@ from annotate.plan import (
 from core.command_line import parse_command
 from core.errors import UserError
 from core.files import write_csv, write_json
+from core.program import program
 from core.settings import Settings
 from core.terminal import terminal
+from data.readers.file_search import count_of
 from data.readers.images import Volume, stem, write_label_map
 from data.readers.label_maps import IGNORED, read_labels
 from data.readers.subjects import subjects_of
@@ -274,8 +276,9 @@ def main(arguments: Sequence[str]) -> None:
     table, pattern = run(cfg)
     subjects = f" --subject-pattern {quote(pattern)}" if pattern else ""
     terminal().print(
-        f"{len(table)} labelled training slices of {table['subject'].nunique()} subjects in {cfg.out}\n"
-        f"next:    python -m segment --dataset folder --data-root {quote(str(cfg.out))}{subjects} "
+        f"{count_of(len(table), 'labelled training slice')} of {count_of(table['subject'].nunique(), 'subject')} in "
+        f"{cfg.out}\n"
+        f"next:    {program('segment')} --dataset folder --data-root {quote(str(cfg.out))}{subjects} "
         f"--labelled-list {quote(str(cfg.out / LIST))}",
         soft_wrap=True,
         highlight=False,

@@ -12,9 +12,11 @@ import pandas as pd
 
 from annotate.plan import open_unlabelled, require_new, volumes_of, write_plan
 from core.errors import UserError
+from core.program import program
 from core.settings import Affects, Group, Settings
 from core.terminal import terminal
 from data.leakage import was_trained_on
+from data.readers.file_search import count_of
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
 from data.sources import AcdcSource, FolderSource
@@ -100,12 +102,12 @@ def run(cfg: First) -> pd.DataFrame:
     if not volumes:
         raise UserError(f"{dataset.root} has no training subject without labels: nothing is left to choose from")
     if len(volumes) < cfg.patients:
-        log.info(f"only {len(volumes)} training subjects have no labels yet; all of them are chosen")
+        log.info(f"training subjects without labels: {len(volumes)}; all of them are chosen")
     features = {subject: embed(encoder, dataset, rows) for subject, rows in volumes.items()}
     picked = typical_slices(features, cfg.patients, cfg.slices, cfg.seed)
     chosen = [(int(volumes[subject][z]), why) for subject, z, why in picked]
     if len(chosen) < cfg.slices:
-        log.info(f"the chosen volumes have {len(chosen)} slices, fewer than the {cfg.slices} asked for")
+        log.info(f"the chosen volumes have {count_of(len(chosen), 'slice')}, fewer than the {cfg.slices} asked for")
     classes = ("background", *cfg.classes) if cfg.classes else dataset.classes
     return write_plan(cfg.out, dataset, cfg.data, chosen, classes=classes)
 
@@ -139,15 +141,16 @@ def main(arguments: Sequence[str]) -> None:
     """Parse the command line, choose and say where the plan is."""
     from engine.command_line import parse, with_data
 
-    program = "python -m annotate first"
-    cfg = with_data(parse(lambda flags: PRESETS, __doc__ or "", arguments, examples=EXAMPLES, program=program))
+    cfg = with_data(
+        parse(lambda flags: PRESETS, __doc__ or "", arguments, examples=EXAMPLES, program="python -m annotate first")
+    )
     table = run(cfg)
     console = terminal()
     console.print(
-        f"{len(table)} slices of {table['subject'].nunique()} subjects: {cfg.out / 'plan.csv'}, "
-        f"{cfg.out / 'contact_sheet.png'}\n"
+        f"{count_of(len(table), 'slice')} of {count_of(table['subject'].nunique(), 'subject')}: "
+        f"{cfg.out / 'plan.csv'}, {cfg.out / 'contact_sheet.png'}\n"
         f"label the slices in {cfg.out / 'masks'} (images of the same names in {cfg.out / 'images'}), with ITK-SNAP, "
-        f"3D Slicer or another tool\nnext:    python -m annotate collect --plan {quote(str(cfg.out))} --out DATA",
+        f"3D Slicer or another tool\nnext:    {program('annotate collect')} --plan {quote(str(cfg.out))} --out DATA",
         soft_wrap=True,
         highlight=False,
     )

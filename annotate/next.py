@@ -13,10 +13,12 @@ import pandas as pd
 from annotate.plan import open_unlabelled, require_new, write_plan
 from core.command_line import parse_command
 from core.errors import UserError
+from core.program import program
 from core.settings import Settings
 from core.tables import read_table
 from core.terminal import terminal
 from data.cines import same_places
+from data.readers.file_search import count_of
 from data.slices import Dataset, Slices, with_splits
 from data.sources import SliceSource
 from data.splits import load_splits
@@ -126,9 +128,9 @@ def main(arguments: Sequence[str]) -> None:
     cfg = parse_command(Next, "python -m annotate next", EXAMPLES, args=arguments)
     table = run(cfg)
     terminal().print(
-        f"{len(table)} slices of {table['subject'].nunique()} subjects: {cfg.out / 'plan.csv'}, "
-        f"{cfg.out / 'contact_sheet.png'}\ncorrect the masks in {cfg.out / 'masks'}\n"
-        f"next:    python -m annotate collect --plan {quote(str(cfg.out))} --out DATA",
+        f"{count_of(len(table), 'slice')} of {count_of(table['subject'].nunique(), 'subject')}: "
+        f"{cfg.out / 'plan.csv'}, {cfg.out / 'contact_sheet.png'}\ncorrect the masks in {cfg.out / 'masks'}\n"
+        f"next:    {program('annotate collect')} --plan {quote(str(cfg.out))} --out DATA",
         soft_wrap=True,
         highlight=False,
     )

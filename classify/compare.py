@@ -13,6 +13,7 @@ from core.errors import UserError, user_errors
 from core.settings import Settings
 from core.tables import read_table
 from core.terminal import terminal
+from data.readers.file_search import count_of
 
 COLUMNS = ("exam", "split", "label", "probability", "called")
 
@@ -84,7 +85,7 @@ def _read(folder: Path, split: str) -> pd.DataFrame:
 
 def _print(result: dict[str, Any], cfg: Compare) -> None:
     console = terminal(soft_wrap=True)
-    console.print(f"{result['exams']} {cfg.split} exams, {result['positive']} positive")
+    console.print(f"{count_of(result['exams'], f'{cfg.split} exam')}, {result['positive']} positive")
     for folder, auc, accuracy in zip(cfg.runs, result["auc"], result["accuracy"], strict=True):
         console.print(f"{folder}: AUC {interval_text(auc)}, accuracy {accuracy:.3f}")
     difference, errors = result["difference"], result["mcnemar"]

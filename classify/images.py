@@ -15,6 +15,7 @@ from classify.probe import open_test_images
 from core.errors import UserError, user_errors
 from data.augment import Augmenter
 from data.readers.class_images import ClassImages
+from data.readers.file_search import count_of
 from data.samples.images import LabelledImages, squares
 from encoders.build import build_encoder, feature_width, require_image_size
 from encoders.card import require_channels, versions
@@ -108,7 +109,10 @@ def _fit(
     """Train the network and write the encoder; returns images per second."""
     sampler = sampler_of(cfg, fabric, len(images.train), min(cfg.batch_size, len(images.train)))
     steps = cfg.steps or max(1, round(cfg.epochs * sampler.steps_per_epoch))
-    log.info(f"{len(images.train)} training images, {steps} optimiser steps ({sampler.steps_per_epoch} per epoch)")
+    log.info(
+        f"{count_of(len(images.train), 'training image')}, {count_of(steps, 'optimiser step')} "
+        f"({sampler.steps_per_epoch} per epoch)"
+    )
     checked = np.random.default_rng(cfg.seed).permutation(images.train)[:MOST_CHECKED]
     entry = {
         "stage": "supervised",

@@ -12,6 +12,7 @@ from classify.statistics import interval_text
 from classify.tables import next_commands
 from core.tables import read_table
 from data.pictures import embedded_png
+from data.readers.file_search import count_of
 from engine.run_page import Case, CasePage, RunPage, Table
 
 PICTURE = 420
@@ -35,8 +36,9 @@ def run_page(cfg: ClassifyConfig, folder: Path, result: Mapping[str, Any]) -> Ru
     pictures = {name: embedded_png(folder / file, PICTURE) for name, file in drawn.items() if (folder / file).exists()}
     auc = interval_text(result[last]["auc"])
     return RunPage(
-        title=f"Classification of {result['task']} from {result['train']['exams']} exams",
-        lead=f"AUC {auc} on {result[last]['exams']} exams, {result[last]['positive']} positive: {NAMES[last]}.",
+        title=f"Classification of {result['task']} from {count_of(result['train']['exams'], 'exam')}",
+        lead=f"AUC {auc} on {count_of(result[last]['exams'], 'exam')}, "
+        f"{result[last]['positive']} positive: {NAMES[last]}.",
         notices=notices,
         what_was_run={
             "Training exams": f"{result['train']['exams']}, {result['train']['positive']} positive",

@@ -9,6 +9,7 @@ from rich.table import Table
 from classify.config import ClassifyConfig
 from classify.figures import NAMES
 from classify.statistics import interval_text
+from core.program import program
 from core.terminal import terminal
 
 
@@ -44,6 +45,6 @@ def next_commands(folder: Path, data: Path | None) -> dict[str, str]:
     """The commands that come after a finished run, by what they do."""
     run = quote(str(folder))
     return {
-        "Classify other exams": f"python -m classify.predict --run {run} --input {quote(str(data or 'DIR'))}",
-        "Compare with another classifier": f"python -m classify.compare {run} OTHER_RUN",
+        "Classify other exams": f"{program('classify.predict')} --run {run} --input {quote(str(data or 'DIR'))}",
+        "Compare with another classifier": f"{program('classify.compare')} {run} OTHER_RUN",
     }

@@ -27,6 +27,7 @@ from data.augment import Augmenter
 from data.duplicates import check_duplicates
 from data.leakage import check_leakage, record_splits
 from data.readers.exams import ExamSet, require_both_classes
+from data.readers.file_search import count_of
 from data.samples.clips import LabelledClips
 from data.sources import ExamsSource, open_exams
 from data.splits import inner_splits, labelled_exams, save_splits
@@ -169,7 +170,7 @@ def _fit(
     epoch = max(1, steps // cfg.epochs)
     log.info(
         f"{labelled} training exams, {len(positions)} with the rarer class repeated; "
-        f"{steps} optimiser steps of {cfg.batch_size} ({sampler.steps_per_epoch} per epoch)"
+        f"{count_of(steps, 'optimiser step')} of {cfg.batch_size} ({sampler.steps_per_epoch} per epoch)"
     )
     if cfg.norm == "batch" and sampler.micro_batch_size == 1 and not cfg.linear_probe:
         log.info("batch norm sees one exam at a time; --norm frozen keeps a pretrained encoder's statistics")
@@ -255,5 +256,5 @@ def choose_threshold(cfg: ClassifyConfig, validation: pd.DataFrame) -> dict[str,
     if cfg.threshold == "fixed":
         return {"value": 0.5, "source": "fixed"}
     labels = validation["label"].to_numpy()
-    source = f"Youden's index on the inner validation ({len(labels)} exams, {labels.sum()} positive)"
+    source = f"Youden's index on the inner validation ({count_of(len(labels), 'exam')}, {labels.sum()} positive)"
     return {"value": youden_threshold(labels, validation["probability"].to_numpy()), "source": source}

@@ -1,13 +1,14 @@
 """The `fewslice` command: `fewslice segment ...` is `python -m segment ...`, from any folder."""
 
-import difflib
 import runpy
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 from os.path import dirname
 
 from core.interrupts import end_quietly
+from core.nearest import nearest
 
 COMMANDS = {
     "pretrain": "pretrain an encoder on unlabelled images",
@@ -40,7 +41,10 @@ def main() -> None:
     if name in ("-h", "--help"):
         print("usage: fewslice COMMAND [OPTIONS]\n\ncommands (--help after a command lists its options):")
         print("\n".join(f"  {command:<18}{what}" for command, what in COMMANDS.items()))
-        print('\ncompletion in the shell: eval "$(fewslice --completion bash)", or zsh')
+        print("\nfewslice --version prints the version")
+        print('completion in the shell: eval "$(fewslice --completion bash)", or zsh')
+    elif name == "--version":
+        print(f"fewslice {version('fewslice')}")
     elif name == "--completion":
         from core.completion import SCRIPTS  # the other commands need nothing of it
 
@@ -53,8 +57,8 @@ def main() -> None:
 
         print("\n".join(suggestions(arguments, _run)))
     elif name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(COMMANDS)}"
+        near = nearest(name, [*COMMANDS, "--version"])
+        hint = f"did you mean {near}?" if near else f"choose among {', '.join(COMMANDS)}"
         print(f"error: fewslice has no command {name!r}; {hint}", file=sys.stderr)
         raise SystemExit(2)
     else:

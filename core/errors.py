@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from core.program import in_same_spelling
+
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
@@ -105,7 +107,7 @@ def user_errors() -> Iterator[None]:
             raise SystemExit(130) from None
         if not isinstance(error, UserError | OSError):
             raise
-        say(f"error: {sentence(error)}")
+        say(f"error: {in_same_spelling(sentence(error))}")
         raise SystemExit(getattr(error, "exit_code", 2)) from None
     finally:
         if previous is not None:

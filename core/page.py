@@ -14,14 +14,17 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from core.program import program
+
 Row = Mapping[Any, Any]
 """A row of a table, by column."""
 
 
 def page_environment(folder: Path) -> Environment:
-    """The templates in a folder and those that all pages share, with the filters of all pages."""
+    """The templates in a folder and those that all pages share, with the filters of all pages and `program`."""
     loader = FileSystemLoader([folder, Path(__file__).parent])
     page = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.globals["program"] = program
     page.filters |= {"number": number, "interval": interval, "listed": listed}
     return page
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core.errors import UserError, first_and_count
+from core.program import program
 from data.preprocessing import LARGE_SLICE
 from data.readers.class_images import ClassImages
 from data.splits import SPLITS, SplitTable
@@ -79,7 +80,7 @@ def subjects_of_pool(data: SplitTable, splits: Sequence[str]) -> set[str]:
     if duplicates:
         log.warning(
             f"{len(duplicates)} subjects are left out, because images of theirs are validation or test images under "
-            "another name; python -m data.inspect names them"
+            f"another name; {program('data.inspect')} names them"
         )
     return {*data.table.loc[data.table["split"].isin(splits), "subject"]} - duplicates
 

@@ -29,6 +29,7 @@ from data.inspection import Report
 from data.readers.acdc import missing_halves
 from data.readers.channels import OF_CHANNELS, Channels, checked_channels, read_channels
 from data.readers.discovery import discover
+from data.readers.file_search import count_of
 from data.readers.folder import description_of
 from data.readers.geometry import SliceAxis, align, differing_planes
 from data.readers.images import Volume, one_channel, read_volume
@@ -319,13 +320,16 @@ def _summary(report: Report, table: pd.DataFrame, classes: tuple[str, ...]) -> d
 
 def print_report(report: dict[str, Any], console: Console) -> None:
     """Show a report of ``inspect_dataset`` as tables."""
-    counts = Table("", *SPLITS, title=f"{report['subjects']} subjects", title_justify="left")
+    counts = Table("", *SPLITS, title=count_of(report["subjects"], "subject"), title_justify="left")
     rows = {"subjects": report["subjects_per_split"], "labelled slices": report["labelled_slices"]}
     rows |= {f"subjects {group}": subjects for group, subjects in report["groups"].items() if group}
     for name, row in rows.items():
         counts.add_row(name, *(str(row[split]) for split in SPLITS))
     console.print(counts)
-    console.print(f"{report['unlabelled_slices']} slices without labels, {report['files']} image files read")
+    console.print(
+        f"{count_of(report['unlabelled_slices'], 'slice')} without labels, "
+        f"{count_of(report['files'], 'image file')} read"
+    )
 
     spread = Table("", "smallest", "median", "largest", title="over image files", title_justify="left")
     channels = {
@@ -347,7 +351,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         for finding in report[kind]:
             what = finding["problem"].removeprefix(f"{finding['file']} ")
             console.print(Text.assemble((kind[:-1], style), f" {finding['file']} {what}"), soft_wrap=True)
-    console.print(f"{len(report['problems'])} problems, {len(report['warnings'])} warnings")
+    console.print(f"{count_of(len(report['problems']), 'problem')}, {count_of(len(report['warnings']), 'warning')}")
 
 
 def run(cfg: Inspect) -> int:

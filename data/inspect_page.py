@@ -14,6 +14,7 @@ from core.text import printable
 from data.duplicates import identical_images
 from data.inspection import Report
 from data.pictures import colour_of, draw_slice, spread_places
+from data.readers.file_search import count_of
 from data.readers.images import Volume
 from data.readers.label_maps import IGNORED, LabelMap
 
@@ -112,9 +113,10 @@ def render(
     page = page_environment(Path(__file__).parent).get_template("inspect.html.j2")
     return page.render(
         title=f"Data set {printable(root.name)}",
-        lead=f"{summary['subjects']} subjects, {summary['files']} image files, "
-        f"{sum(summary['labelled_slices'].values())} slices with labels and {summary['unlabelled_slices']} without.",
-        notices=[f"{len(summary['problems'])} problems make files unfit for training: see below."]
+        lead=f"{count_of(summary['subjects'], 'subject')}, {count_of(summary['files'], 'image file')}, "
+        f"{count_of(sum(summary['labelled_slices'].values()), 'slice')} with labels and "
+        f"{summary['unlabelled_slices']} without.",
+        notices=[f"Files unfit for training: {count_of(len(summary['problems']), 'problem')}, see below."]
         if summary["problems"]
         else [],
         styles=STYLES,

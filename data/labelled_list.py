@@ -11,6 +11,7 @@ import pandas as pd
 from core.errors import UserError
 from core.tables import read_table
 from core.text import read_text
+from data.readers.file_search import count_of
 from data.slices import Dataset
 from data.splits import carries_labels
 from data.store import SliceStore
@@ -61,7 +62,7 @@ def with_labelled_list(dataset: Dataset, file: Path | None) -> Dataset:
     listed[labelled["place"]] = True
     table = dataset.table.assign(labelled=dataset.table["labelled"] & (listed | (dataset.table["split"] != "train")))
     subjects = table.loc[listed, "subject"].nunique()
-    log.info(f"{listed.sum()} slices of {subjects} subjects carry labels, as {file} says")
+    log.info(f"labels of {count_of(listed.sum(), 'slice')} of {count_of(subjects, 'subject')} are used, as {file} says")
     return replace(dataset, table=table, store=SliceStore(table, dataset.store.file))
 
 

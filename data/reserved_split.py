@@ -34,10 +34,11 @@ def reserve_split(dataset: Dataset, source: SliceSource) -> Dataset:
     others = dataset.splits.keys() - fixed.keys() | labelled
     splits = split_subjects(others, test="test" not in fixed.values()) | fixed
     counts = {split: list(splits.values()).count(split) for split in ("train", "val", "test")}
-    log.info(
-        f"subjects with labels: {len(labelled)}, so that some are reserved to be labelled later: {counts['val']} for "
-        f"validation and {counts['test']} for testing; --unlabelled-splits all pretrains on them, too"
-    )
+    if counts["val"] or counts["test"]:
+        log.info(
+            f"few subjects with labels ({len(labelled)}): reserved to be labelled later are {counts['val']} for "
+            f"validation and {counts['test']} for testing; --unlabelled-splits all pretrains on them, too"
+        )
     return with_splits(dataset, splits)
 
 

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from core.errors import UserError
+from core.nearest import did_you_mean
 from encoders.digest import refuse_changed
+from encoders.names import NO_FILES
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -192,8 +194,9 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     """
     if not path.is_file():
         model = path.with_name("model.safetensors")
-        todo = f"pass {model}, the encoder of a trained model" if model.is_file() else "check the path"
-        raise UserError(f"there is no encoder file {path}; {todo}.")
+        near = did_you_mean(str(path), NO_FILES)
+        todo = f"pass {model}, the encoder of a trained model" if model.is_file() else "check the path" + near
+        raise UserError(f"there is no encoder file {path}; {todo}")
     neither = f"{path} is neither a safetensors file nor a torch file of tensors; pass one of these"
     with path.open("rb") as file:
         start = file.read(9)

@@ -17,6 +17,8 @@ import tyro
 
 from core.command_line import parse_command
 from core.errors import UserError
+from core.nearest import did_you_mean
+from core.program import in_same_spelling
 from core.settings import Group, OfStudyAlone, SetBySweep
 from data.sources import with_demo_data
 from encoders.names import HUB
@@ -72,7 +74,8 @@ def parse(
     presets = presets_for({**early, "encoder": early.get("encoder") or identity.get("encoder", "")})
     name = early.get("recipe") or ("default" if "data-root" in early else "demo")
     if name not in presets:
-        raise UserError(f"--recipe {name}: there is no such preset; choose {', '.join(presets)}")
+        near = did_you_mean(name, presets)
+        raise UserError(f"--recipe {name}: there is no such preset; choose {', '.join(presets)}{near}")
     default = presets[name]()
     program = program or "python -m " + type(default).__module__.partition(".")[0]
     if "config" in early:
@@ -148,7 +151,7 @@ def _with_dataset(config: C, early: Mapping[str, str]) -> C:
     if layout is None or not layouts:
         return config
     if layout not in layouts:
-        raise UserError(f"--dataset {layout}: choose {', '.join(layouts)}")
+        raise UserError(f"--dataset {layout}: choose {', '.join(layouts)}{did_you_mean(layout, layouts)}")
     data: Any = config.data  # type: ignore[attr-defined]
     common = {f.name for f in fields(layouts[layout])} & {f.name for f in fields(data)} - {"dataset"}
     data = layouts[layout](**{name: getattr(data, name) for name in common})
@@ -256,7 +259,7 @@ def _prefixed_group(name: str, value: Any, excluded: Collection[str]) -> Field:
 def _flag(kind: type, name: str, default: Any, *, prefixed: bool = False) -> Field:
     """The field for tyro of a setting, with its documentation as help."""
     hint = get_type_hints(kind)[name]
-    flag = tyro.conf.arg(help=_documentation(kind).get(name), prefix_name=prefixed)
+    flag = tyro.conf.arg(help=in_same_spelling(_documentation(kind).get(name, "")) or None, prefix_name=prefixed)
     return name, Annotated[hint, flag], field(default=default)
 
 

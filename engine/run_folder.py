@@ -60,6 +60,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         os.makedirs(path, exist_ok=True)
         with ExitStack() as held:
             held.enter_context(folder_lock(path, "another process"))
+            began = _is_run(path)
             _claim(path, config)
             write_json(path / "config.json", saved(config))
             log_file = _LogFile(path / "train.log")
@@ -67,6 +68,8 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
             log.addHandler(log_file)
             held.callback(log.removeHandler, log_file)
+            if config.resume and not began:
+                log.warning(f"nothing to resume in {path}: the run starts at step 0")
             self._tracker = open_tracker(config, path)
             held.callback(self._tracker.close)
             self._held = held.pop_all()
@@ -167,8 +170,6 @@ def _claim(path: Path, config: RunSettings) -> None:
     remove_leftovers(path, alone=True)
     if not _is_run(path):  # new, or of a process that was killed before it began
         _refuse_other_content(path)
-        if config.resume:
-            log.warning(f"nothing to resume in {path}: the run starts at step 0")
     elif config.resume:
         if differences := changed(path, config):
             what = ", ".join(differences)

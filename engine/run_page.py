@@ -18,6 +18,7 @@ from markupsafe import Markup
 from core.drawing import Style, drawing, inline_svg, to_svg
 from core.files import write_text
 from core.page import page_environment
+from core.program import program
 from core.tables import read_table
 from engine.config import saved
 from engine.run_folder import RunFolder
@@ -141,7 +142,7 @@ def command_that_runs(command: str) -> str | None:
 def _commands(folder: Path, command: str, following: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if line := command_that_runs(command):
         yield "This run", line.strip()
-    again = f"python -m {command} --config {shlex.quote(str(folder / 'config.json'))} --out NEW_FOLDER"
+    again = f"{program(command)} --config {shlex.quote(str(folder / 'config.json'))} --out NEW_FOLDER"
     yield "The same settings again", again
     yield from following.items()
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from core.files import write_json
+from core.program import program
 from core.tables import read_table
 from encoders.freeze import freeze
 from encoders.layers import layer_factors
@@ -244,7 +245,7 @@ def say_start(settings: SupervisedSettings) -> None:
     """Log the encoder's start and learning rate; a hint at pretraining if it starts from random weights."""
     start = settings.init
     if start == "random":
-        start = "random weights; pass a pretrained one with --init FILE (python -m pretrain makes one)"
+        start = f"random weights; pass a pretrained one with --init FILE ({program('pretrain')} makes one)"
     factor = settings.factor_of_encoder_lr
     rate = f"learning rate {settings.lr * factor:.3g}, {factor:g} of the other layers' (--encoder-lr-factor)"
     if factor == 0:

@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from core.program import program
+from data.readers.file_search import count_of
 from engine.run_page import RunPage
 from pretrain.config import PretrainConfig
 
@@ -11,12 +13,12 @@ from pretrain.config import PretrainConfig
 def run_page(cfg: PretrainConfig, result: Mapping[str, Any]) -> RunPage:
     """The page of a finished run, with the content of its `result.json`."""
     unit = next((name for name in ("images", "exams", "slices") if name in result), None)
-    seen = f"{result[unit]:,} {unit}" if unit else f"the weights of {cfg.generalist}"
+    seen = count_of(result[unit], unit[:-1]) if unit else f"the weights of {cfg.generalist}"
     rows = {
         "Stage": cfg.stage,
         "Data": seen,
         "Encoder": f"{cfg.encoder}, {cfg.norm} norm",
-        "Training": f"{result['steps']:,} steps of {cfg.batch_size}, {cfg.image_size} pixels",
+        "Training": f"{count_of(result['steps'], 'step')} of {cfg.batch_size}, {cfg.image_size} pixels",
         "Seed": str(cfg.seed),
     }
     words = {
@@ -36,14 +38,14 @@ def run_page(cfg: PretrainConfig, result: Mapping[str, Any]) -> RunPage:
 
 def next_command(cfg: PretrainConfig, result: Mapping[str, Any]) -> str:
     """The command that trains on labels from the encoder, or U-Net, of a finished run."""
-    following = ["python", "-m", "segment"]
+    following = program("segment").split()
     if cfg.data.dataset == "acdc":  # 2 % of a few labels would be one slice
         following += ["--labelled-fraction", "0.02"]
     if cfg.on_exams:
-        following = ["python", "-m", "classify", "--encoder", cfg.encoder]
+        following = [*program("classify").split(), "--encoder", cfg.encoder]
         following += ["--plane", cfg.data.plane] if cfg.data.dataset == "mrnet" else []
     if cfg.on_images:
-        following = ["python", "-m", "classify.probe"]
+        following = program("classify.probe").split()
     following += ["--init", result.get("unet", result["encoder"])]
     following += ["--dataset", cfg.data.dataset] if cfg.data.dataset not in ("acdc", "mrnet") else []
     following += ["--data-root", str(cfg.data.data_root)] if cfg.data.data_root else []

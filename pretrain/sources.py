@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from core.errors import UserError
+from core.nearest import did_you_mean
 from data.augment import Augmenter
 from data.cines import centre_map, motion_maps
 from data.cines import neighbours as neighbours_of
@@ -20,6 +21,7 @@ from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.class_images import ClassImages
 from data.readers.exams import ExamSet
+from data.readers.file_search import count_of
 from data.readers.natural import FolderImages
 from data.samples.boxes import TwoViewsWithBoxes
 from data.samples.clips import TwoClips
@@ -115,7 +117,7 @@ def natural_images(
     else:
         raise UserError(
             f"--generalist {generalist}: no such file or folder; pass an encoder file, a folder of images, "
-            "imagenet, kinetics or procedural"
+            f"imagenet, kinetics or procedural{did_you_mean(generalist, ('imagenet', 'kinetics', 'procedural'))}"
         )
     samples = _views(Standardised(images), augmenters, boxes=boxes)
     return StageImages(samples=samples, count=len(images), name=name, hash=digest, subjects=subjects)
@@ -142,7 +144,7 @@ def target_slices(
     slices = Slices(store=dataset.store, positions=np.flatnonzero(dataset.table["subject"].isin(pool)))
     if not len(slices):
         raise UserError(f"{dataset.root} has no slice of a training subject to pretrain on")
-    log.info(f"pretraining on {len(slices)} slices of {len(pool)} subjects of {dataset.name}")
+    log.info(f"pretraining on {count_of(len(slices), 'slice')} of {count_of(len(pool), 'subject')} of {dataset.name}")
     say_large_slices(slices.store.table.iloc[slices.positions], augmenters[0].augmentation, augmenters[0].size)
     pairing = _pairing(dataset, slices, crop_towards, positives)
     cached = _is_cached(slices, augmenters, device, cache_on_device, boxes)
@@ -190,7 +192,10 @@ def _pairing(dataset: Dataset, slices: Slices, crop_towards: CropTowards, positi
 
 def target_images(images: ClassImages, augmenters: Augmenters) -> StageImages:
     """The training images of a data set with classes, which pretraining does not look at."""
-    log.info(f"pretraining on {len(images.train)} images of {images.name} with {images.channels} channels")
+    log.info(
+        f"pretraining on {count_of(len(images.train), 'image')} of {images.name} "
+        f"with {count_of(images.channels, 'channel')}"
+    )
     return StageImages(
         samples=ViewsOfImages(images, augmenters),
         count=len(images.train),
@@ -220,7 +225,10 @@ def target_exams(
     positions = np.flatnonzero(exams.table["subject"].isin(pool))
     if not len(positions):
         raise UserError(f"{exams.root} has no exam of a training subject to pretrain on")
-    log.info(f"pretraining on clips of {clip_frames} frames of {len(positions)} exams of {exams.name}")
+    log.info(
+        f"pretraining on clips of {count_of(clip_frames, 'frame')} of "
+        f"{count_of(len(positions), 'exam')} of {exams.name}"
+    )
     return StageImages(
         samples=TwoClips(
             exams,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.errors import UserError
+from data.readers.file_search import count_of
 from data.sources import chosen_channels
 from encoders.card import UNET, versions
 from engine.compiling import compile_method
@@ -211,9 +212,9 @@ class _Stage:
             f"; at the end {share:.2%} of the initial weights are left in the encoder that is written" if share else ""
         )
         log.info(
-            f"{self.cfg.method}: {self.images.count} {self.images.unit}, {steps} optimiser steps of "
-            f"{self.sampler.batch_size} ({self.sampler.steps_per_epoch} per epoch, {self.sampler.micro_steps(0)} "
-            f"micro-batches each), {settings}{left}"
+            f"{self.cfg.method}: {count_of(self.images.count, self.images.unit[:-1])}, "
+            f"{count_of(steps, 'optimiser step')} of {self.sampler.batch_size} ({self.sampler.steps_per_epoch} per "
+            f"epoch, {count_of(self.sampler.micro_steps(0), 'micro-batch', 'micro-batches')} each), {settings}{left}"
         )
         _say_what_differs(self.cfg, self.sampler, steps, last_step)
         _warn_of_start(share, last_step)

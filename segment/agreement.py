@@ -18,6 +18,7 @@ from core.files import remove_leftovers, write_csv, write_json
 from core.settings import Settings
 from core.subjects import anonymised
 from core.terminal import terminal
+from data.readers.file_search import count_of
 from segment.tables import table_of
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def relation(predicted: pd.Series, true: pd.Series) -> dict[str, float | int | N
 
 def _print(result: dict[str, Any], out: Path | None) -> None:
     console = terminal()
-    title = f"predicted and true Dice of {result['volumes']} validation volumes of {result['patients']} patients; "
+    title = f"predicted and true Dice of {count_of(result['volumes'], 'validation volume')} of "
+    title += f"{count_of(result['patients'], 'patient')}; "
     title += "errors are predicted less true"
     heads = ("volumes", "predicted", "true", "mean error", "absolute error", "Pearson", "Spearman")
     keys = ("predicted", "true", "mean_error", "mean_absolute_error", "pearson", "spearman")

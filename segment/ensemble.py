@@ -143,7 +143,7 @@ def load_ensemble(
             here, there = getattr(first, name), getattr(card, name)
             if here != there:
                 raise UserError(
-                    f"{runs[0]} and {run} cannot be combined: their {what} differs ({here} and {there}); "
+                    f"{runs[0]} and {run} cannot be combined: they differ in {what} ({here} and {there}); "
                     "predict with each alone, or train one again with the other's setting"
                 )
     if flip_tta != "auto":

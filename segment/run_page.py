@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core.page import interval, jpeg_address, number
+from core.program import program
 from core.resampling import mean_with_interval
 from core.tables import read_table
 from data.pictures import colour_of, draw_slice, spread_places
@@ -74,13 +75,13 @@ def run_page(
         legend={name: colour_of(label) for label, name in enumerate(classes, start=1)},
         following={
             "Segment other images": next_command(folder, cfg.data.data_root),
-            "Score masks against references": "python -m segment.evaluate --prediction OUT --reference DIR",
-            "Choose what to label next": f"python -m annotate next --run {quote(str(folder))} --help",
+            "Score masks against references": f"{program('segment.evaluate')} --prediction OUT --reference DIR",
+            "Choose what to label next": f"{program('annotate next')} --run {quote(str(folder))} --help",
         },
         notes=[
             "Scores are of whole volumes, averaged per patient and then over patients. An interval is the 95 % "
             "percentile interval of 2000 bootstrap resamples of the patients; it does not cover how much another seed "
-            "or another labelled subset would differ, which a study does (python -m sweep).",
+            f"or another labelled subset would differ, which a study does ({program('sweep')}).",
             "A class that is empty in prediction and reference is not counted; one that is empty in either has Dice "
             "0 and no distance.",
         ],
@@ -90,18 +91,19 @@ def run_page(
 def _what_was_run(cfg: SegmentConfig, dataset: Dataset, result: Mapping[str, Any]) -> dict[str, str]:
     rows = {
         "Data": dataset.name,
-        "Labels": f"{result['labelled_slices']} slices of {result['labelled_subjects']} subjects "
+        "Labels": f"{count_of(result['labelled_slices'], 'slice')} of "
+        f"{count_of(result['labelled_subjects'], 'subject')} "
         f"(--labelled-fraction {cfg.labelled_fraction:g})",
         "Start of the encoder": cfg.init,
         "Network": f"U-Net, {cfg.encoder}, {cfg.norm} norm",
-        "Training": f"{cfg.steps:,} steps of {cfg.batch_size} slices, {cfg.image_size} pixels",
+        "Training": f"{count_of(cfg.steps, 'step')} of {count_of(cfg.batch_size, 'slice')}, {cfg.image_size} pixels",
         "Learning rate": f"{cfg.lr:g}, encoder {cfg.lr * result['encoder_lr_factor']:g}",
         "Seed": str(cfg.seed),
     }
     if chosen := chosen_channels(cfg.data):
         rows["Channels"] = " ".join(map(str, chosen))
     if "unlabelled" in result:
-        rows["Unlabelled"] = f"{result['unlabelled']['slices']} slices, by pseudo-labels"
+        rows["Unlabelled"] = f"{count_of(result['unlabelled']['slices'], 'slice')}, by pseudo-labels"
     return rows
 
 
@@ -121,7 +123,7 @@ def _tables(scored: Mapping[str, pd.DataFrame], classes: Sequence[str]) -> Itera
         patients = _patients(per_volume, MEASURES, classes)
         yield Table(
             title=f"Scores by class, {NAMES[split]} split",
-            text=f"Means over {len(patients)} patients, with 95 % intervals over patients.",
+            text=f"Means over {count_of(len(patients), 'patient')}, with 95 % intervals over patients.",
             heads=["class", *(f"{name} (95 % interval)" for name in MEASURE_NAMES.values())],
             rows=[_class_row(patients, name, classes) for name in ("all", *classes)],
             open=True,

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from core.program import program
 from core.terminal import terminal
+from data.readers.file_search import count_of
 from segment.clinical import ejection_fractions
 
 
@@ -36,12 +38,12 @@ def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> N
 def next_command(folder: Path, images: Path | None) -> str:
     """The command that segments the images of a data set, or a file, with a finished run."""
     what = quote(str(images or "FILE.nii.gz"))
-    return f"python -m segment.predict --run {quote(str(folder))} --input {what} --output OUT"
+    return f"{program('segment.predict')} --run {quote(str(folder))} --input {what} --output OUT"
 
 
 def result_tables(result: dict[str, Any]) -> Iterator[Table]:
     """The summary of `segment.metrics.summarise` as tables: scores, then clinical read-outs."""
-    title = f"mean over {result['patients']} patients, {result['volumes']} volumes; "
+    title = f"mean over {count_of(result['patients'], 'patient')}, {count_of(result['volumes'], 'volume')}; "
     title += f"slice-wise Jaccard {_format(result['slice_jaccard'], 4)}"
     table = table_of(title, "phase", "class", "Dice", "Jaccard", "HD95 mm", "ASSD mm", "both empty", "one empty")
     for phase, scores in {"all": result, **result.get("phases", {})}.items():
@@ -114,7 +116,9 @@ def print_volumes(
                     f"ejection fraction {row['ejection_fraction']:.0f} %",
                     soft_wrap=True,
                 )
-    console.print(f"written: {table['file'].nunique()} label maps and volumes.csv in {output}", soft_wrap=True)
+    console.print(
+        f"written: {count_of(table['file'].nunique(), 'label map')} and volumes.csv in {output}", soft_wrap=True
+    )
     if uncertainty is not None:
         console.print(
             f"uncertainty maps: {uncertainty}; their means are mean_entropy_nats in volumes.csv", soft_wrap=True

@@ -22,6 +22,7 @@ from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, record_splits, was_trained_on
 from data.protocols import others_than_published, part_of_test
 from data.readers.channels import has_numbered_channels
+from data.readers.file_search import count_of
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
 from data.reserved_split import keep_reserved_split
@@ -122,11 +123,13 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         say_start(cfg)
         subjects = labelled["subject"].nunique()
         log.info(
-            f"{len(labelled)} labelled slices of {subjects} subjects, {cfg.steps} optimiser steps of {cfg.batch_size}"
+            f"{count_of(len(labelled), 'labelled slice')} of {count_of(subjects, 'subject')}, "
+            f"{count_of(cfg.steps, 'optimiser step')} of {cfg.batch_size}"
         )
         if card.unlabelled:
             log.info(
-                f"{card.unlabelled.slices} unlabelled slices of {card.unlabelled.subjects} subjects, {cfg.batch_size} "
+                f"{count_of(card.unlabelled.slices, 'unlabelled slice')} of "
+                f"{count_of(card.unlabelled.subjects, 'subject')}, {cfg.batch_size} "
                 "more in each step: a moving average of the network (decay rate "
                 f"{cfg.decay_of_average:g}) labels them, and is scored and kept"
             )

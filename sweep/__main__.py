@@ -5,6 +5,7 @@ import signal
 import sys
 
 from core.errors import user_errors
+from core.program import program
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
             raise SystemExit(130) from None
         if report:
             print(f"report:  {report.resolve().as_uri()}")
-            print(f"next:    python -m sweep.forecast --results {shlex.quote(str(cfg.out))} --target 0.85")
+            print(f"next:    {program('sweep.forecast')} --results {shlex.quote(str(cfg.out))} --target 0.85")
 
 
 if __name__ == "__main__":

@@ -120,7 +120,7 @@ def test_runs_that_cannot_be_combined(runs, tmp_path, changes, what):
     content = json.loads((tmp_path / "other/model.json").read_text())
     del content["sha256"]
     (tmp_path / "other/model.json").write_text(json.dumps(content | changes))
-    with pytest.raises(UserError, match=f"cannot be combined: their {what}.* differs"):
+    with pytest.raises(UserError, match=f"cannot be combined: they differ in .*{what}"):
         load_ensemble([runs[0], tmp_path / "other"], torch.device("cpu"))
 
 

@@ -45,7 +45,9 @@ def test_commands_to_copy_have_quoted_paths(tmp_path, capsys):
     scores = {name: {"mean": 0.5} for name in ("dice", "jaccard", "hd95_mm", "assd_mm")}
     result = {**scores, "not_counted": {"both_empty": {}, "one_empty": {}}, "patients": 1, "volumes": 1}
     segment.tables.print_result(result | {"slice_jaccard": 0.5, "synthetic": False}, run, images)
-    command = capsys.readouterr().out.split("next:")[1]
+    printed = capsys.readouterr().out
+    assert "mean over 1 patient, 1 volume;" in printed
+    command = printed.split("next:")[1]
     assert shlex.split(command) == [
         "python", "-m", "segment.predict", "--run", str(run), "--input", str(images), "--output", "OUT",
     ]  # fmt: skip

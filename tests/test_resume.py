@@ -118,6 +118,7 @@ def test_a_mistyped_folder_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "fewslice"):
         start(tmp_path / "no/such", resume=True).close()
     assert "nothing to resume" in caplog.text
+    assert "nothing to resume" in (tmp_path / "no/such/train.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,6 @@ def listed(items: Sequence[object], most: int = 5) -> str:
     return ", ".join(map(str, items[:most])) + more
 
 
-def count_of(count: int, noun: str) -> str:
-    """A number and its noun: "1 file", "2 files"."""
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    """A number and its noun: "1 file", "2,000 files"; `plural` where it does not end in one more s."""
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -15,6 +15,7 @@ import segment.config
 import sweep.imbalance.config
 from classify.config import ClassifyConfig
 from core.errors import UserError
+from core.nearest import did_you_mean
 from core.settings import Affects, Execution, Group, Invocation, MayGrow, OfStudyAlone, Output, SetBySweep, Settings
 from data.protocols import FOLDS
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource
@@ -157,6 +158,7 @@ class SweepConfig(Settings):
                 raise UserError(
                     f"--pipelines {pipeline}: there is no such pipeline; choose among {', '.join(PIPELINES)}, "
                     "kinetics, masked, generalist=SOURCE, hierarchical=SOURCE, masked=SOURCE"
+                    f"{did_you_mean(name, named)}"
                 )
             if pipeline.endswith(UNLABELLED):
                 self._refuse_unlabelled(pipeline)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from data.readers.file_search import count_of
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job, unit
 from sweep.study.jobs import is_done, run_job
@@ -21,7 +22,7 @@ PROBE_STEPS = 4
 def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
     """Print the plan and its duration, estimated from a few optimiser steps and one scoring."""
     left = [job for job in jobs if not is_done(job)]
-    console.print(f"{sum(job.is_cell for job in jobs)} cells in {cfg.out}", soft_wrap=True)
+    console.print(f"{count_of(sum(job.is_cell for job in jobs), 'cell')} in {cfg.out}", soft_wrap=True)
     console.print(Board(jobs, unit(cfg)).table())
     for job in jobs:
         if not job.is_cell:
@@ -51,7 +52,7 @@ def estimate(cfg: SweepConfig, jobs: Sequence[Job], console: Console) -> None:
         )
     console.print(
         f"estimated from short runs on this machine{'' if cfg.executor == 'local' else ', not the cluster'}: "
-        f"{'; '.join(measured)}; {total / 3600:.1f} hours for {len(todo)} cells{tried} one by one, "
+        f"{'; '.join(measured)}; {total / 3600:.1f} hours for {count_of(len(todo), 'cell')}{tried} one by one, "
         f"without {pretrainings} pretrainings",
         soft_wrap=True,
     )

@@ -15,6 +15,7 @@ from core.settings import MayGrow
 from core.terminal import terminal
 from data.labelled_list import with_labelled_list
 from data.protocols import LABEL_ORDERS
+from data.readers.file_search import count_of
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource, open_exams, open_slices
 from data.splits import labelled_subset
 from engine.config import marked, read_config, result_settings, saved
@@ -102,7 +103,7 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
     left = sum(not is_done(job) for job in jobs)
     trials = sum(job.is_trial for job in jobs)
     console.print(
-        f"{len(cells)} cells and {len(jobs) - len(cells) - trials} encoders in {cfg.out}"
+        f"{count_of(len(cells), 'cell')} and {count_of(len(jobs) - len(cells) - trials, 'encoder')} in {cfg.out}"
         + (f", {trials} trials of learning rates before them" if trials else "")
         + (f", {len(jobs) - left} of them finished before" if left < len(jobs) else ""),
         soft_wrap=True,
