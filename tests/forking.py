@@ -1,7 +1,7 @@
 """Commands in processes forked from one that has imported torch and all else, which takes a fresh one 5 to 9 seconds.
 
-The server that forks (multiprocessing's) only imports: its forks have no thread, lock or random state that a fresh
-process would not have. What a test says about the start of a process itself needs a real `python -m`.
+The server that forks (multiprocessing's) only imports, so that its forks find what a fresh process would find. What a
+test says about the start of a process itself needs a real `python -m`.
 """
 
 import multiprocessing
