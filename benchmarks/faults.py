@@ -272,18 +272,23 @@ def campaign(cfg: Faults, folder: Path) -> Counts:
     os.environ |= {"FEWSLICE_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     every = commands(folder)
     chosen = [command for command in every if not cfg.only or command.name in cfg.only]
-    for source, target in (("segment", "trained"), ("classify", "classifier")):  # what the predictions need
-        undisturbed(next(command for command in every if command.name == source))
-        shutil.copytree(folder / "runs" / source, folder / target)
     references: dict[str, tuple[dict[str, Any], float]] = {}
+
+    def reference(command: Command) -> tuple[dict[str, Any], float]:
+        if command.name not in references:
+            seconds = undisturbed(command)
+            references[command.name] = contents(command.out), seconds
+        return references[command.name]
+
+    for source, target in (("segment", "trained"), ("classify", "classifier")):  # what the predictions need
+        if any(command.name == f"{source}.predict" for command in chosen):
+            reference(next(command for command in every if command.name == source))
+            shutil.copytree(folder / "runs" / source, folder / target)
     number = 0
     while counts.kills < cfg.kills:
         command = chosen[number % len(chosen)]
         number += 1
-        if command.name not in references:
-            seconds = undisturbed(command)
-            references[command.name] = contents(command.out), seconds
-        trial(command, *references[command.name], rng, counts)
+        trial(command, *reference(command), rng, counts)
         print(f"{counts.kills} kills, {counts.resumes} resumes; {command.name}", flush=True)
     return counts
 

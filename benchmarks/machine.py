@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +67,15 @@ def pinned() -> Iterator[None]:
 
 
 def keep_bytecode() -> None:
-    """Let the commands started by a benchmark share compiled modules even if PYTHONDONTWRITEBYTECODE is set.
+    """Let the commands started by tests and benchmarks share compiled modules even if PYTHONDONTWRITEBYTECODE is set.
 
-    A user's second command finds compiled modules; without them imports take three times as long. They are removed when
-    this process ends.
+    A user's second command finds compiled modules; without them imports take three times as long. Where the installed
+    packages are not compiled, all modules are compiled into a folder that is removed when this process ends.
     """
     if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        torch = find_spec("torch")
+        if torch and torch.origin and Path(cache_from_source(torch.origin)).exists():
+            return
         folder = tempfile.mkdtemp(prefix="fewslice-bytecode-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ.setdefault("PYTHONPYCACHEPREFIX", folder)

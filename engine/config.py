@@ -222,9 +222,15 @@ def marked(kind: type, mark: type) -> list[str]:
     return [name for name, of_setting in marks(kind).items() if mark in of_setting]
 
 
+@cache
+def _adapter(kind: type[C]) -> TypeAdapter[C]:
+    """Pydantic's reader and writer of a configuration class; building it takes longer than hundreds of uses."""
+    return TypeAdapter(kind)
+
+
 def plain(config: Any) -> dict[str, Any]:
     """The configuration as JSON values."""
-    return TypeAdapter(type(config)).dump_python(config, mode="json")
+    return _adapter(type(config)).dump_python(config, mode="json")  # type: ignore[arg-type]  # classes are hashable
 
 
 def saved(config: Any) -> dict[str, Any]:
@@ -265,7 +271,7 @@ def read_config(kind: type[C], path: Path, default: C | None = None) -> C:
     _refuse_other_command(kind, path, values)
     values = _merged(default or kind(), values, f"{path} is not a {kind.__name__}: it has no setting")
     try:
-        return TypeAdapter(kind).validate_python(values)
+        return _adapter(kind).validate_python(values)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])  # empty when two settings contradict each other

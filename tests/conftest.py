@@ -1,19 +1,22 @@
 """Fixtures and helpers that several test files share."""
 
 import logging
+import multiprocessing
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from forking import fork, run_forked
 
 from benchmarks.machine import keep_bytecode
 
@@ -24,8 +27,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what run
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests send Ctrl-C to the processes that they start
 if TYPE_CHECKING:  # torch must not be imported before the threads are set
     from torch import Tensor
-
-REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -68,6 +69,20 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
     fabric = engine.devices.Fabric
     monkeypatch.setattr(engine.devices, "Fabric", lambda **settings: fabric(**settings | {"precision": "64-true"}))
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers of a study from a process that has imported torch; real ones work in `test_study`."""
+
+    def process(target: Callable[..., None], args: Sequence[Any], daemon: bool) -> BaseProcess:
+        return fork(target, args, daemon=daemon)
+
+    def context(method: str) -> SimpleNamespace:
+        return SimpleNamespace(Pipe=multiprocessing.Pipe, Process=process)
+
+    stand_in = SimpleNamespace(get_context=context, parent_process=multiprocessing.parent_process)
+    monkeypatch.setattr("sweep.study.local.multiprocessing", stand_in)
 
 
 @pytest.fixture
@@ -120,8 +135,8 @@ def run_killed(module: str, *arguments: str | Path, at: str, when: str) -> None:
     """
     place, _, name = at.partition(":")
     owner, _, method = name.partition(".")
-    program = f"""
-import os, signal, sys
+    dying = f"""
+import os, signal
 from {place} import {owner} as owner
 original, calls = owner.{method}, []
 def dying(*args, **kwargs):
@@ -131,11 +146,8 @@ def dying(*args, **kwargs):
         os.kill(os.getpid(), signal.SIGKILL)
     return result
 owner.{method} = dying
-from {module}.__main__ import main
-sys.argv = {[module, *map(str, arguments)]!r}
-main()
 """
-    died = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    died = run_forked(module, *arguments, first=dying)
     assert died.returncode == -signal.SIGKILL, died.stdout + died.stderr
 
 

@@ -1,24 +1,17 @@
 """Every command on broken inputs: a sample of `python -m benchmarks.broken_inputs`."""
 
 import json
-import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from forking import run_forked
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_traceback_no_hang_and_little_memory(tmp_path):
     sample = ["--every", "60", "--json", str(tmp_path / "outcome.json")]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.broken_inputs", *sample],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_forked("benchmarks.broken_inputs", *sample)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads((tmp_path / "outcome.json").read_text())
     assert len(outcomes) >= 8

@@ -168,7 +168,9 @@ def test_every_labelled_fraction_takes_the_same_steps(knees, tmp_path):
 
 @pytest.mark.slow
 def test_repeats_bit_for_bit_and_by_seed(knees, tmp_path):
-    runs = [tiny(knees, tmp_path / name, epochs=1, seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1))]
+    runs = [
+        tiny(knees, tmp_path / name, epochs=1, seed=seed, test=False) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
     for cfg in runs:
         run(cfg)
     weights = [(cfg.run_folder / "model.safetensors").read_bytes() for cfg in runs]
@@ -248,7 +250,7 @@ def test_a_linear_probe_moves_the_head_alone(knees, tmp_path):
         encoder, tmp_path / "encoder", name="resnet10t", in_channels=1, network="target", normalisation={},
         norm="batch", lineage=[{"stage": "specialist"}],
     )  # fmt: skip
-    run(tiny(knees, tmp_path / "a", epochs=1, linear_probe=True, init=str(file)))
+    run(tiny(knees, tmp_path / "a", epochs=1, linear_probe=True, init=str(file), test=False))
     classifier, card = load_classifier(tmp_path / "a")
     assert card.lineage == [{"stage": "specialist"}]
     for name, value in encoder.state_dict().items():
@@ -264,7 +266,7 @@ def test_fine_tuning_starts_from_the_file(knees, tmp_path):
         encoder, tmp_path / "encoder", name="resnet10t", in_channels=1, network="target", normalisation={},
         norm="batch", lineage=[],
     )  # fmt: skip
-    run(tiny(knees, tmp_path / "a", epochs=1, init=str(file.parent), lr=1e-12, norm="frozen"))
+    run(tiny(knees, tmp_path / "a", epochs=1, init=str(file.parent), lr=1e-12, norm="frozen", test=False))
     classifier, _ = load_classifier(tmp_path / "a")
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=1e-6)
@@ -272,7 +274,8 @@ def test_fine_tuning_starts_from_the_file(knees, tmp_path):
 
 @pytest.mark.slow
 def test_frozen_norms_keep_their_statistics(knees, tmp_path):
-    run(tiny(knees, tmp_path / "a", epochs=1, batch_size=1, norm="frozen"))
+    few = {"epochs": 1, "labelled_fraction": 0.2, "checkpoint_every": 0, "test": False}
+    run(tiny(knees, tmp_path / "a", batch_size=1, norm="frozen", **few))
     statistics = {n: b for n, b in load_classifier(tmp_path / "a")[0].named_buffers() if n.endswith("running_var")}
     assert statistics
     assert all((value == 1).all() for value in statistics.values())
@@ -307,8 +310,8 @@ def test_the_moving_average_is_kept(knees, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_3d_encoder_runs(knees, tmp_path):
-    few = {"encoder": "r3d_18", "epochs": 1, "batch_size": 24, "micro_batch_size": 12, "test_clips": 1, "explain": 1}
-    result = run(tiny(knees, tmp_path / "a", **few))
+    few = {"encoder": "r3d_18", "epochs": 1, "batch_size": 24, "micro_batch_size": 12, "test_clips": 1}
+    result = run(tiny(knees, tmp_path / "a", **few, explain=1, checkpoint_every=0))
     assert result["test"]["exams"] == 12
     assert result["test"]["single_draw"]["auc"] == result["test"]["auc"]
 
@@ -458,7 +461,7 @@ def test_mistakes_in_the_paths(finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def both(knees, tmp_path_factory) -> tuple[ClassifyConfig, dict]:
-    cfg = tiny(knees, tmp_path_factory.mktemp("planes") / "a", planes=PLANES, epochs=3)
+    cfg = tiny(knees, tmp_path_factory.mktemp("planes") / "a", planes=PLANES, epochs=1)
     return cfg, planes.run(cfg)
 
 

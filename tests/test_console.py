@@ -45,7 +45,7 @@ def test_the_commands_are_listed(monkeypatch, capsys):
     assert all(name in listed for name in console.COMMANDS)
 
 
-MODULES = ["segment", "segment.predict", "sweep.report"]
+MODULES = ["segment", "segment.predict", "segment.evaluate", "sweep", "sweep.report"]
 
 
 @pytest.fixture

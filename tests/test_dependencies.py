@@ -5,7 +5,7 @@ import re
 import sys
 import tomllib
 
-from conftest import REPOSITORY
+from forking import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
 PACKAGES = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]

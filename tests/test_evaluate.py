@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -8,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tyro
+from forking import run_forked
 from PIL import Image
 
 from core.errors import UserError
@@ -172,8 +171,7 @@ def test_masks_that_cannot_be_scored(tmp_path, labels, message):
 
 @pytest.mark.slow
 def test_a_mistake_on_the_command_line_ends_in_one_sentence(acdc):
-    command = [sys.executable, "-m", "segment.evaluate", "--prediction", str(acdc / "prediction")]
-    done = subprocess.run([*command, "--reference", "nowhere"], capture_output=True, text=True, check=False)
+    done = run_forked("segment.evaluate", "--prediction", acdc / "prediction", "--reference", "nowhere")
     assert done.returncode == 2
     assert done.stderr == "error: nowhere is not a folder: pass the folder that holds the masks\n"
 

@@ -1,21 +1,13 @@
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pandas as pd
 import pytest
+from forking import run_forked
 
 from encoders.build import build_encoder
 from encoders.weights import save_encoder
 
-ROOT = Path(__file__).parents[1]
-
 
 def run_example(name, *arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, ROOT / "examples" / f"{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = run_forked(f"examples/{name}.py", *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

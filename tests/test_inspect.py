@@ -1,14 +1,13 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from forking import run_forked
 
 from core.errors import UserError
 from data.inspect import Inspect, inspect_dataset, run
@@ -119,12 +118,10 @@ def test_folder_errors(tmp_path):
 def test_command_line_exit_codes(tmp_path):
     folder = patient(tmp_path, 3)
     (folder / "patient003_4d.nii.gz").write_bytes(b"damaged")
-    command = [sys.executable, "-m", "data.inspect", "--data-root"]
-    repo = Path(__file__).parents[1]
-    done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, cwd=repo, check=False)
+    done = run_forked("data.inspect", "--data-root", tmp_path)
     assert done.returncode == 1
     assert "patient003_4d.nii.gz cannot be read" in done.stdout
-    done = subprocess.run([*command, str(tmp_path / "no")], capture_output=True, text=True, cwd=repo, check=False)
+    done = run_forked("data.inspect", "--data-root", tmp_path / "no")
     assert done.returncode == 2
     assert "is not a folder" in done.stderr
 

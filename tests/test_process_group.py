@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from forking import REPOSITORY
 
 import core.errors
 from core.errors import UserError, user_errors

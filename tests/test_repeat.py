@@ -10,7 +10,10 @@ from tests.conftest import run_module
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
-@pytest.mark.parametrize(("module", "settings"), [("segment", SEGMENT), ("pretrain", PRETRAIN), ("classify", CLASSIFY)])
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [("segment", [*SEGMENT, "--no-figures"]), ("pretrain", PRETRAIN), ("classify", CLASSIFY)],
+)
 def test_a_run_is_repeated_bit_for_bit(tmp_path, module, settings, monkeypatch):
     (write_knees if module == "classify" else write_folder)(tmp_path / "data")
     first, second = tmp_path / "first", tmp_path / "second"

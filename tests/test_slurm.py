@@ -80,6 +80,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
     munged = None if _munge_answers() else _start_munged()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(conf))
+        patch.setattr("sweep.study.slurm.POLL_SECONDS", 0.1)
         daemons = [
             subprocess.Popen([name, "-D", "-f", str(conf)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             for name in ("slurmctld", "slurmd")
@@ -115,14 +116,14 @@ def test_slurm_gives_the_local_results(local, tmp_path):
 
 def test_a_job_that_is_stopped_is_queued_again_and_ends(local, tmp_path):
     """The signal that Slurm sends before the time is up."""
-    steps = replace(local.segment, steps=100, evaluate_every=100, checkpoint_every=10)
+    steps = replace(local.segment, steps=60, evaluate_every=60, checkpoint_every=10)
     cfg = replace(local, out=tmp_path / "out", pipelines=("random",), segment=steps)
     (job,) = plan(cfg, count_labels(cfg))
     submitted = _executor(cfg).submit(Task(job, threads=1, keep_model=False))
     wait_until((job.folder / "checkpoint.pt").exists)
     subprocess.run(["scancel", "--signal=USR2", submitted.job_id], check=True)
     wait_until(lambda: is_done(job), seconds=240)
-    assert (job.folder / "train.log").read_text().count("100 optimiser steps of 4") == 2  # begun twice
+    assert (job.folder / "train.log").read_text().count("60 optimiser steps of 4") == 2  # begun twice
     assert "this job is preempted" in submitted.paths.stderr.read_text()
 
 

@@ -3,14 +3,14 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import REPOSITORY, make_study, run_here, run_killed
+from conftest import make_study, run_here, run_killed
+from forking import run_forked
 
 import sweep.__main__
 from core.errors import UserError
@@ -74,8 +74,7 @@ def test_killed_and_continued(finished, tmp_path):
     finishing = "[state for _, _, state in calls].count('done') == 2"
     run_killed("sweep", *options, at="sweep.study.progress:Board.note", when=finishing)
     assert len(list(cfg.out.glob("cells/*/result.json"))) < 4
-    command = [sys.executable, "-m", "sweep", *options]
-    continued = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    continued = run_forked("sweep", *options)  # its workers are real ones
     assert continued.returncode == 0, continued.stderr
     assert "of them finished before" in continued.stdout
     assert "report:" in continued.stdout
@@ -83,7 +82,7 @@ def test_killed_and_continued(finished, tmp_path):
     assert scores_of_seed_0(cfg.out) == scores_of_seed_0(finished.out)
 
 
-def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
+def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys, forked_workers):
     """A cell has a damaged checkpoint and an encoder cannot be made: both are named, the rest is reported."""
     weights_file = tmp_path / "weights.pth"
     weights_file.write_text("no weights")
@@ -109,7 +108,7 @@ def test_a_failure_does_not_stop_the_others(finished, tmp_path, capsys):
     )
 
 
-def test_runs_of_other_settings_are_not_taken(finished, tmp_path, capsys):
+def test_runs_of_other_settings_are_not_taken(finished, tmp_path, capsys, forked_workers):
     """Copied into the study from elsewhere, they would stand in its tables under a name that is not theirs."""
     cfg = replace(finished, out=tmp_path / "out", processes=1, seeds=(0,))
     shutil.copytree(finished.out, cfg.out)

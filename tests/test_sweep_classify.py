@@ -23,7 +23,7 @@ SETTINGS = """--recipe demo --task classify --pipelines random hierarchical --fr
 
 
 @pytest.mark.slow
-def test_a_study_of_exams_end_to_end(tiny_knees, tmp_path, monkeypatch, no_stale_handlers):
+def test_a_study_of_exams_end_to_end(tiny_knees, tmp_path, monkeypatch, no_stale_handlers, forked_workers):
     out = tmp_path / "study"
     monkeypatch.setattr(sys, "argv", ["sweep", *SETTINGS.split(), "--data-root", str(tiny_knees), "--out", str(out)])
     sweep.__main__.main()

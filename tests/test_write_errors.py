@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from forking import REPOSITORY
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -26,7 +27,6 @@ from core.files import (
     write_csv,
     write_text,
 )
-from tests.conftest import REPOSITORY
 
 WRITERS = {
     "a.csv": lambda path: write_csv(path, pd.DataFrame({"a": [1]})),
