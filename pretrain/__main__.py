@@ -10,14 +10,16 @@ def main() -> None:
         from pretrain.config import EXAMPLES, presets_for
 
         cfg = parse(presets_for, __doc__ or "", examples=EXAMPLES)
+        from core.terminal import terminal
         from pretrain.methods.build import require_method
-        from pretrain.run_page import next_command
+        from pretrain.run_page import next_command, result_table
         from pretrain.stages import require_network, run
 
         # before the synthetic data are made, which takes long; a generalist stage reads no data set
         require_method(cfg)
         require_network(cfg)
         result = run(cfg if cfg.stage == "generalist" else with_data(cfg))
+        terminal().print(result_table(cfg, result))
         print(f"encoder: {result['encoder']}")
         if "unet" in result:
             print(f"U-Net:   {result['unet']}")

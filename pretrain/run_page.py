@@ -4,6 +4,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from rich.table import Table
+
 from core.program import program
 from data.readers.file_search import count_of
 from engine.run_page import RunPage
@@ -34,6 +36,14 @@ def run_page(cfg: PretrainConfig, result: Mapping[str, Any]) -> RunPage:
         curves={"loss": ["loss"], "probe Jaccard": ["probe_jaccard"], "spread of the projections": ["projection_std"]},
         following={"Fine-tune the encoder": next_command(cfg, result)},
     )
+
+
+def result_table(cfg: PretrainConfig, result: Mapping[str, Any]) -> Table:
+    """What the page of a finished run says was run, and what came of it, as a table for the terminal."""
+    table = Table("", "", show_header=False, title=f"{cfg.method}, {cfg.stage} stage")
+    for row in run_page(cfg, result).what_was_run.items():
+        table.add_row(*row)
+    return table
 
 
 def next_command(cfg: PretrainConfig, result: Mapping[str, Any]) -> str:

@@ -56,6 +56,12 @@ def test_convnext_has_a_pyramid():
     require_segmenter("convnext_atto", "batch", "unet", (32, 64))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_small_patch14_dinov2", "vit_small_patch16_dinov3", "vit_small_patch16_lingbot"])
+def test_the_transformers_of_today_take_slices_of_any_size(name):
+    require_segmenter(name, "batch", "dpt", (32, 64))
+
+
 def test_patches_become_patches_that_dpt_takes():
     assert vit_settings("vit_small_patch14_dinov2") == {
         "dynamic_img_size": True,

@@ -254,7 +254,7 @@ def test_predicted_dice_is_checked_on_the_validation_split(tiny_acdc, tmp_path, 
     assert mean["pearson"] is None  # of two volumes
     errors = (rows["predicted_dice_mean"] - rows["dice_mean"]).dropna()
     assert mean["mean_error"] == pytest.approx(errors.mean(), abs=1e-5)
-    assert "predicted and true Dice of 2 validation volumes of 1 patients" in capsys.readouterr().out
+    assert "predicted and true Dice of 2 validation volumes of 1 patient" in capsys.readouterr().out
     train(SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "inner", inner_split=True, **few))
     with pytest.raises(UserError, match="different validation subjects"):
         check(CheckAgreement(run=(folders[0], tmp_path / "inner"), device="cpu"))

@@ -176,7 +176,7 @@ def test_what_was_written_is_named(tmp_path, capsys):
     row = {"file": "a.png", "subject": "a", "phase": "", "frame": 1, "volume_ml_LV": np.nan, "predicted_dice": 0.5}
     print_volumes(pd.DataFrame([row]), tmp_path / "out", tmp_path / "maps", tmp_path / "sheet.png")
     assert capsys.readouterr().out.splitlines() == [
-        f"written: 1 label maps and volumes.csv in {tmp_path / 'out'}",
+        f"written: 1 label map and volumes.csv in {tmp_path / 'out'}",
         f"uncertainty maps: {tmp_path / 'maps'}; their means are mean_entropy_nats in volumes.csv",
         f"contact sheet: {tmp_path / 'sheet.png'}",
         "agreement of the runs: predicted_dice in volumes.csv; check the lowest first",

@@ -77,6 +77,7 @@ def test_killed_and_continued(finished, tmp_path):
     continued = run_forked("sweep", *options)  # its workers are real ones
     assert continued.returncode == 0, continued.stderr
     assert "of them finished before" in continued.stdout
+    assert continued.stdout.count(" is running; a line follows for each that ends") == 1
     assert "report:" in continued.stdout
     assert (cfg.out / "report.html").exists()
     assert scores_of_seed_0(cfg.out) == scores_of_seed_0(finished.out)

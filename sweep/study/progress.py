@@ -24,6 +24,8 @@ class Board:
         self.states = {job.name: "done" if is_done(job) else "waiting" for job in jobs}
         self.done_before = self._count("done")
         self.start_time = time.monotonic()
+        self.said = False
+        """Whether a job was said to be running."""
         self.console = terminal()
         self.live = Live(self.table(), console=self.console, refresh_per_second=2) if self.console.is_terminal else None
 
@@ -44,6 +46,9 @@ class Board:
             self.live.update(self.table())
         elif state != "running":
             self.console.print(f"{job.name} {state}; {self.summary()}", soft_wrap=True, highlight=False)
+        elif not self.said:  # the first may take minutes
+            self.said = True
+            self.console.print(f"{job.name} is running; a line follows for each that ends", highlight=False)
 
     def summary(self) -> str:
         """How far the study is, and how long the rest will take at the pace so far."""
