@@ -351,7 +351,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         for finding in report[kind]:
             what = finding["problem"].removeprefix(f"{finding['file']} ")
             console.print(Text.assemble((kind[:-1], style), f" {finding['file']} {what}"), soft_wrap=True)
-    console.print(f"{count_of(len(report['problems']), 'problem')}, {count_of(len(report['warnings']), 'warning')}")
+    # always in the plural: scripts look for these words
+    console.print(f"{len(report['problems'])} problems, {len(report['warnings'])} warnings")
 
 
 def run(cfg: Inspect) -> int:
