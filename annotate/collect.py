@@ -35,7 +35,7 @@ from core.files import write_csv, write_json
 from core.program import program
 from core.settings import Settings
 from core.terminal import terminal
-from data.readers.file_search import count_of
+from core.wording import count_of
 from data.readers.images import Volume, stem, write_label_map
 from data.readers.label_maps import IGNORED, read_labels
 from data.readers.subjects import subjects_of

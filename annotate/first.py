@@ -15,8 +15,8 @@ from core.errors import UserError
 from core.program import program
 from core.settings import Affects, Group, Settings
 from core.terminal import terminal
+from core.wording import count_of
 from data.leakage import was_trained_on
-from data.readers.file_search import count_of
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
 from data.sources import AcdcSource, FolderSource

@@ -17,8 +17,8 @@ from core.program import program
 from core.settings import Settings
 from core.tables import read_table
 from core.terminal import terminal
+from core.wording import count_of
 from data.cines import same_places
-from data.readers.file_search import count_of
 from data.slices import Dataset, Slices, with_splits
 from data.sources import SliceSource
 from data.splits import load_splits

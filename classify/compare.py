@@ -13,7 +13,7 @@ from core.errors import UserError, user_errors
 from core.settings import Settings
 from core.tables import read_table
 from core.terminal import terminal
-from data.readers.file_search import count_of
+from core.wording import count_of
 
 COLUMNS = ("exam", "split", "label", "probability", "called")
 

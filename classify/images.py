@@ -13,9 +13,9 @@ from classify.image_scores import print_scores, score_images
 from classify.image_settings import IMAGES_PRESETS, ImagesConfig
 from classify.probe import open_test_images
 from core.errors import UserError, user_errors
+from core.wording import count_of
 from data.augment import Augmenter
 from data.readers.class_images import ClassImages
-from data.readers.file_search import count_of
 from data.samples.images import LabelledImages, squares
 from encoders.build import build_encoder, feature_width, require_image_size
 from encoders.card import require_channels, versions

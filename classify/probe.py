@@ -18,9 +18,9 @@ from torch import nn
 from classify.image_scores import print_scores, score_images
 from classify.image_settings import PROBE_PRESETS, ProbeConfig
 from core.errors import UserError, user_errors
+from core.wording import listed
 from data.duplicates import warn_of_test_duplicates
 from data.readers.class_images import ClassImages
-from data.readers.file_search import listed
 from data.samples.images import squares
 from data.sources import open_images
 from encoders.build import build_encoder, require_image_size

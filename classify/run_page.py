@@ -11,8 +11,8 @@ from classify.figures import NAMES
 from classify.statistics import interval_text
 from classify.tables import next_commands
 from core.tables import read_table
+from core.wording import count_of
 from data.pictures import embedded_png
-from data.readers.file_search import count_of
 from engine.run_page import Case, CasePage, RunPage, Table
 
 PICTURE = 420

@@ -23,11 +23,11 @@ from classify.statistics import youden_threshold
 from core.errors import UserError
 from core.files import write_csv
 from core.subjects import anonymised
+from core.wording import count_of
 from data.augment import Augmenter
 from data.duplicates import check_duplicates
 from data.leakage import check_leakage, record_splits
 from data.readers.exams import ExamSet, require_both_classes
-from data.readers.file_search import count_of
 from data.samples.clips import LabelledClips
 from data.sources import ExamsSource, open_exams
 from data.splits import inner_splits, labelled_exams, save_splits

@@ -22,6 +22,7 @@ from core.files import require_writable, write_json, write_text
 from core.progress import progress
 from core.settings import Settings
 from core.terminal import terminal
+from core.wording import count_of
 from data.duplicates import duplicate_findings, fingerprint, fingerprint_of_channels
 from data.inspect_image import PERCENTILES, check_image
 from data.inspect_page import picture_of, pictured, render
@@ -29,7 +30,6 @@ from data.inspection import Report
 from data.readers.acdc import missing_halves
 from data.readers.channels import OF_CHANNELS, Channels, checked_channels, read_channels
 from data.readers.discovery import discover
-from data.readers.file_search import count_of
 from data.readers.folder import description_of
 from data.readers.geometry import SliceAxis, align, differing_planes
 from data.readers.images import Volume, one_channel, read_volume

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from core.drawing import MUTED, NARROW, WIDE, Style, drawing, inline_svg, to_svg
 from core.page import jpeg_address, number, page_environment
 from core.text import printable
+from core.wording import count_of
 from data.duplicates import identical_images
 from data.inspection import Report
 from data.pictures import colour_of, draw_slice, spread_places
-from data.readers.file_search import count_of
 from data.readers.images import Volume
 from data.readers.label_maps import IGNORED, LabelMap
 

@@ -11,7 +11,7 @@ import pandas as pd
 from core.errors import UserError
 from core.tables import read_table
 from core.text import read_text
-from data.readers.file_search import count_of
+from core.wording import count_of
 from data.slices import Dataset
 from data.splits import carries_labels
 from data.store import SliceStore

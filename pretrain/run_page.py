@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from core.program import program
-from data.readers.file_search import count_of
+from core.wording import count_of
 from engine.run_page import RunPage
 from pretrain.config import PretrainConfig
 

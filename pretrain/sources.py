@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from core.errors import UserError
 from core.nearest import did_you_mean
+from core.wording import count_of
 from data.augment import Augmenter
 from data.cines import centre_map, motion_maps
 from data.cines import neighbours as neighbours_of
@@ -21,7 +22,6 @@ from data.leakage import record_natural_images, record_subjects
 from data.phantoms.procedural import ProceduralImages
 from data.readers.class_images import ClassImages
 from data.readers.exams import ExamSet
-from data.readers.file_search import count_of
 from data.readers.natural import FolderImages
 from data.samples.boxes import TwoViewsWithBoxes
 from data.samples.clips import TwoClips

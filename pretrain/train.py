@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.errors import UserError
-from data.readers.file_search import count_of
+from core.wording import count_of
 from data.sources import chosen_channels
 from encoders.card import UNET, versions
 from engine.compiling import compile_method

@@ -18,7 +18,7 @@ from core.files import remove_leftovers, write_csv, write_json
 from core.settings import Settings
 from core.subjects import anonymised
 from core.terminal import terminal
-from data.readers.file_search import count_of
+from core.wording import count_of
 from segment.tables import table_of
 
 if TYPE_CHECKING:

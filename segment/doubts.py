@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from data.readers.file_search import count_of
+from core.wording import count_of
 from data.readers.images import Volume, read_shape
 from segment.model import ModelCard
 

@@ -21,9 +21,10 @@ from core.progress import progress
 from core.settings import Settings
 from core.subjects import anonymised
 from core.terminal import terminal
+from core.wording import count_of, listed
 from data.readers.acdc import ACDC_CLASSES, parse_name, phase_of, read_info
 from data.readers.discovery import label_maps_among, mask_name
-from data.readers.file_search import count_of, listed, search_files
+from data.readers.file_search import search_files
 from data.readers.geometry import align
 from data.readers.images import IMAGE_SUFFIXES, read_volume
 from data.readers.label_maps import (

@@ -12,8 +12,8 @@ from core.page import interval, jpeg_address, number
 from core.program import program
 from core.resampling import mean_with_interval
 from core.tables import read_table
+from core.wording import count_of
 from data.pictures import colour_of, draw_slice, spread_places
-from data.readers.file_search import count_of
 from data.readers.label_maps import without_ignored
 from data.slices import Dataset
 from data.sources import chosen_channels

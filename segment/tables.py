@@ -11,7 +11,7 @@ from rich.table import Table
 
 from core.program import program
 from core.terminal import terminal
-from data.readers.file_search import count_of
+from core.wording import count_of
 from segment.clinical import ejection_fractions
 
 
@@ -19,7 +19,7 @@ def print_result(result: dict[str, Any], folder: Path, images: Path | None) -> N
     """Print the scores of a finished run and the next command, with `images`, the folder of the data set, if any."""
     console = terminal()
     scores = {"val": result} | ({"test": result["test"]} if "test" in result else {})
-    for name, part in scores.get("test", {}).get("parts", {}).items():  # above what mixes them
+    for name, part in scores.get("test", {}).get("parts", {}).items():  # each by itself, below what mixes them
         scores[f"test ({name} patients)"] = part
     for split, summary in scores.items():
         console.print(f"{split} split:")

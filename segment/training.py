@@ -16,13 +16,13 @@ from torch import nn
 from core.errors import UserError
 from core.files import write_csv
 from core.subjects import anonymised
+from core.wording import count_of
 from data.augment import Augmenter
 from data.duplicates import check_duplicates, subjects_of_pool
 from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, record_splits, was_trained_on
 from data.protocols import others_than_published, part_of_test
 from data.readers.channels import has_numbered_channels
-from data.readers.file_search import count_of
 from data.readers.geometry import slice_axis_to_save
 from data.readers.images import read_shape
 from data.reserved_split import keep_reserved_split

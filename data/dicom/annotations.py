@@ -13,13 +13,13 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from core.errors import UserError
+from core.wording import count_of
 from data.dicom.drawing import Drawing, fill_contours, frame_of, voxels_of
 from data.dicom.files import read_header, read_whole
 from data.dicom.planes import planes_of
 from data.dicom.series import Annotation, Archive
 from data.dicom.stacks import Stack
 from data.readers.decoding import naming, require_memory
-from data.readers.file_search import count_of
 from data.readers.label_maps import check_class_names
 
 HALF = 0.5

@@ -12,13 +12,13 @@ from pydicom.uid import UID
 from core.errors import UserError
 from core.progress import progress
 from core.text import search as search_text
+from core.wording import count_of
 from data.dicom.files import DIRECTORY, read_header
 from data.dicom.pixels import is_inverted, require_readable
 from data.dicom.planes import Plane, planes_of
 from data.dicom.search import files_below, is_dicom
 from data.dicom.stacks import Stack, stacks_of
 from data.readers.decoding import naming
-from data.readers.file_search import count_of
 
 SEGMENTATIONS = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
 """SOP classes of segmentations: of bits or fractions, and label maps."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from core.errors import UserError
+from core.wording import count_of
 from data.dicom.planes import TIMES, Plane
-from data.readers.file_search import count_of
 from data.readers.geometry import SHIFT
 
 PARALLEL = 2e-3

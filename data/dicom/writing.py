@@ -12,11 +12,12 @@ from core.errors import UserError
 from core.files import write_csv, write_json
 from core.progress import progress
 from core.text import printable
+from core.wording import count_of, listed
 from data.dicom.names import Names, alike_patients
 from data.dicom.nifti import volume_of, write_volume
 from data.dicom.series import LEFT_OUT, Annotation, Archive, Series
 from data.dicom.stacks import Stack
-from data.readers.file_search import CONVERTED, count_of, listed
+from data.readers.file_search import CONVERTED
 from data.readers.images import Volume
 from data.readers.subjects import subjects_of
 

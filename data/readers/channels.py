@@ -11,7 +11,7 @@ import pandas as pd
 
 from core.errors import UserError
 from core.text import read_json
-from data.readers.file_search import count_of
+from core.wording import count_of
 from data.readers.geometry import SliceAxis, align
 from data.readers.images import Volume, one_channel, read_volume, require_in_file, stem
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from core.errors import UserError
+from core.wording import count_of, listed
 from data.readers.bids import fitting_stems
 from data.readers.channels import Channels, channels_of, declared_channels, files_of_cases, unused_message
-from data.readers.file_search import FileSearch, count_of, is_nnunet, listed, search_files
+from data.readers.file_search import FileSearch, is_nnunet, search_files
 from data.readers.images import IMAGE_SUFFIXES, NIFTI_SUFFIXES, stem
 from data.readers.roles import (
     DOUBTFUL_WORDS,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from core.wording import count_of, listed
 from data.dicom.search import is_dicom
 from data.readers.images import IMAGE_SUFFIXES, JPEG_SUFFIXES, NIFTI_SUFFIXES
 from data.readers.roles import folder_role
@@ -158,14 +159,3 @@ def has_table(folder: Path, name: str) -> bool:
             return stream.readline(200).startswith(",".join(VOLUME_COLUMNS))
     except FileNotFoundError:
         return False
-
-
-def listed(items: Sequence[object], most: int = 5) -> str:
-    """The first few items, separated by commas, and how many more there are."""
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
-
-
-def count_of(count: int, noun: str, plural: str = "") -> str:
-    """A number and its noun: "1 file", "2,000 files"; `plural` where it does not end in one more s."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"

@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from core.errors import UserError, first_and_count
+from core.wording import count_of, listed
 from data.readers.channels import OF_CHANNELS, Channels, checked_channels, refuse_frames, several
 from data.readers.discovery import ImageFile, discover
-from data.readers.file_search import count_of, listed
 from data.readers.geometry import SliceAxis, check_planes
 from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, read_shape, require_in_file, shape_or_problem
 from data.readers.label_maps import read_classes

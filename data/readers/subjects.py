@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from core.errors import UserError
 from core.text import search
-from data.readers.file_search import count_of, listed
+from core.wording import count_of, listed
 
 log = logging.getLogger("fewslice")
 

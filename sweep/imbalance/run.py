@@ -16,9 +16,9 @@ from core.files import remove_leftovers, write_csv, write_json
 from core.locks import folder_lock, is_unused
 from core.terminal import terminal
 from core.text import read_json
+from core.wording import listed
 from data.duplicates import warn_of_test_duplicates
 from data.readers.class_images import ClassImages
-from data.readers.file_search import listed
 from data.sources import open_images
 from engine.config import read_config, result_settings, saved
 from pretrain.config import MethodName, with_method

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from data.readers.file_search import count_of
+from core.wording import count_of
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job, unit
 from sweep.study.jobs import is_done, run_job

@@ -24,21 +24,21 @@ def is_done(job: Job) -> bool:
     return (job.folder / "result.json").is_file()
 
 
-def foreign_settings(job: Job) -> str:
-    """What tells a finished run in the job's folder from the job: its folder was copied from elsewhere; empty if none.
+def foreign_run(job: Job) -> str:
+    """A sentence if the finished run in the job's folder has other settings: it was copied from elsewhere; else empty.
 
     The weights that it started from may have another path: the study may have been moved.
     """
-    return "; ".join(changed(job.folder, run_config(job), apart_from=WEIGHTS)) if is_done(job) else ""
+    differences = changed(job.folder, run_config(job), apart_from=WEIGHTS) if is_done(job) else []
+    if not differences:
+        return ""
+    return f"{job.folder} holds a run with other settings than this study's ({'; '.join(differences)})"
 
 
 def require_own(job: Job) -> None:
     """Raise a UserError if the job is done with settings that are not the study's."""
-    if settings := foreign_settings(job):
-        raise UserError(
-            f"{job.folder} holds a run with other settings than this study's ({settings}); remove that folder and run "
-            "the same command again, or choose another --out"
-        )
+    if doubt := foreign_run(job):
+        raise UserError(f"{doubt}; remove that folder and run the same command again, or choose another --out")
 
 
 def failure(job: Job) -> str:

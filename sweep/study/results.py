@@ -14,7 +14,7 @@ from core.tables import read_table
 from sweep.analysis.study_files import read_json
 from sweep.study.config import SweepConfig
 from sweep.study.grid import Job
-from sweep.study.jobs import foreign_settings, is_done, note_failure, run_config
+from sweep.study.jobs import foreign_run, is_done, note_failure, run_config
 from sweep.study.rates import FILE, chosen_rate
 
 PACKAGES = ("torch", "timm", "segmentation-models-pytorch")
@@ -106,8 +106,8 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
     for job in (job for job in cells if is_done(job)):
         key = {"cell": job.name.removeprefix("cells/")} | job.key
         try:
-            if settings := foreign_settings(job):
-                raise UserError(f"{job.folder} holds a run with other settings than this study's ({settings})")
+            if doubt := foreign_run(job):
+                raise UserError(doubt)
             result = _result(cfg, job)
             scores = [key | row | {"lr": run_config(job).lr} for row in _scores(cfg, result, job)]
             tables = [_keyed(table, key) for table in _details(cfg, job)]

@@ -13,9 +13,9 @@ from core.files import remove_leftovers, write_json
 from core.locks import folder_lock, is_unused
 from core.settings import MayGrow
 from core.terminal import terminal
+from core.wording import count_of
 from data.labelled_list import with_labelled_list
 from data.protocols import LABEL_ORDERS
-from data.readers.file_search import count_of
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource, open_exams, open_slices
 from data.splits import labelled_subset
 from engine.config import marked, read_config, result_settings, saved
