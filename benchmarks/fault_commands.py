@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 
 SMALL = shlex.split(
-    "--encoder resnet10t --image-size 32 --batch-size 4 --device cpu --checkpoint-every 2 --log-every 1"
+    "--encoder test_resnet --image-size 32 --batch-size 4 --device cpu --checkpoint-every 2 --log-every 1"
 )
 SEGMENT = [*SMALL, *shlex.split("--steps 8 --evaluate-every 3 --spacing-mm None --dataset folder")]
 PRETRAIN = [
@@ -24,8 +24,8 @@ CLASSIFY = [
 ]
 SWEEP = shlex.split(
     "--processes 1 --threads 1 --device cpu --pipelines random specialist --fractions 0.5 --seeds 0 --dataset folder "
-    "--segment.encoder resnet10t --segment.image-size 32 --segment.steps 4 --segment.batch-size 4 "
-    "--segment.evaluate-every 2 --segment.spacing-mm None --pretrain.encoder resnet10t "
+    "--segment.encoder test_resnet --segment.image-size 32 --segment.steps 4 --segment.batch-size 4 "
+    "--segment.evaluate-every 2 --segment.spacing-mm None --pretrain.encoder test_resnet "
     "--pretrain.image-size 32 --pretrain.steps 2 --pretrain.batch-size 4"
 )
 

@@ -220,9 +220,9 @@ def make_study(root: Path, out: Path, **settings):
     from sweep.study.config import demo
 
     base = demo()
-    pretraining = replace(base.pretrain, encoder="resnet10t", image_size=32, steps=2, batch_size=4, log_every=1)
+    pretraining = replace(base.pretrain, encoder="test_resnet", image_size=32, steps=2, batch_size=4, log_every=1)
     training = replace(
-        base.segment, encoder="resnet10t", image_size=32, spacing_mm=3.0, steps=4, batch_size=4, evaluate_every=2
+        base.segment, encoder="test_resnet", image_size=32, spacing_mm=3.0, steps=4, batch_size=4, evaluate_every=2
     )
     grid = {"pipelines": ("random", "specialist"), "fractions": (0.1, 0.5), "seeds": (0, 1)}
     defaults = {"data": AcdcSource(data_root=root), "out": out, "threads": 1, "device": "cpu"}

@@ -88,7 +88,7 @@ def draw(folder: Path, truth: Path) -> None:
 
 
 def plan_first(root: Path, out: Path, **settings) -> pd.DataFrame:
-    return first.run(first.First(data=AcdcSource(data_root=root), encoder="resnet10t", out=out, **settings))
+    return first.run(first.First(data=AcdcSource(data_root=root), encoder="test_resnet", out=out, **settings))
 
 
 def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tiny_acdc, tmp_path):
@@ -149,7 +149,7 @@ def test_one_channel_of_files_with_several_is_collected(tmp_path):
         image = nib.Nifti1Image(rng.random((20, 18, 3, 2), np.float32), np.diag([1, 1, 8, 1]))
         image.to_filename(tmp_path / f"scans/{subject}/image.nii.gz")
     source = FolderSource(data_root=tmp_path / "scans", channels=1, subject_pattern="([a-d])/")
-    table = first.run(first.First(data=source, encoder="resnet10t", patients=1, slices=1, out=tmp_path / "plan"))
+    table = first.run(first.First(data=source, encoder="test_resnet", patients=1, slices=1, out=tmp_path / "plan"))
     (case,) = table["case"]
     mask = nib.load(tmp_path / f"plan/masks/{case}.nii.gz")
     assert mask.shape == (20, 18, 3)
@@ -352,7 +352,7 @@ def test_the_whole_round_on_the_phantom(tmp_path):
 
     def train(data: Path, out: Path) -> dict:
         settings = {"data": FolderSource(data_root=data), "labelled_list": data / "labelled_slices.csv", "out": out}
-        small = {"encoder": "resnet10t", "steps": 2, "image_size": 32, "batch_size": 4, "figures": False}
+        small = {"encoder": "test_resnet", "steps": 2, "image_size": 32, "batch_size": 4, "figures": False}
         return segment(replace(demo(), **settings, **small, spacing_mm=6.0, evaluate_every=2))
 
     assert train(tmp_path / "data", tmp_path / "run")["labelled_slices"] == 4

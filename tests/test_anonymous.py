@@ -162,7 +162,7 @@ def test_no_name_in_a_run_or_its_predictions(tiny_acdc, tmp_path):
     from segment.predict import run as predict
     from segment.training import run
 
-    few = {"encoder": "resnet10t", "image_size": 32, "steps": 1, "batch_size": 4, "device": "cpu", "figures": False}
+    few = {"encoder": "test_resnet", "image_size": 32, "steps": 1, "batch_size": 4, "device": "cpu", "figures": False}
     run(SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "run", anonymous=True, test=True, **few))
     predict(Predict(run=tmp_path / "run", input=tiny_acdc, output=tmp_path / "out", anonymous=True))
     texts = [*tmp_path.rglob("*.csv"), *tmp_path.rglob("*.json")]

@@ -19,7 +19,7 @@ from encoders.weights import save_encoder
 from engine.config import plain
 from pretrain.config import PretrainConfig
 
-FEW = ["--encoder", "resnet10t", "--image-size", "32", "--batch-size", "4", "--steps", "1", "--device", "cpu"]
+FEW = ["--encoder", "test_resnet", "--image-size", "32", "--batch-size", "4", "--steps", "1", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -310,10 +310,10 @@ def test_config_file(refused, command, tmp_path):
 
 @pytest.fixture
 def narrow(tmp_path) -> Path:
-    """An encoder file of resnet10t."""
+    """An encoder file of test_resnet."""
     about = {"normalisation": {}, "lineage": [], "norm": "batch"}
-    encoder = build_encoder("resnet10t")
-    save_encoder(encoder, tmp_path / "narrow", name="resnet10t", in_channels=1, network="target", **about)
+    encoder = build_encoder("test_resnet")
+    save_encoder(encoder, tmp_path / "narrow", name="test_resnet", in_channels=1, network="target", **about)
     return tmp_path / "narrow/encoder.safetensors"
 
 
@@ -330,7 +330,7 @@ def test_encoder_file(refused, command, tiny_acdc, narrow, tmp_path):
     main, few, flag = INITS[command]
     options = (*few, "--data-root", tiny_acdc, "--out", "run", flag)
     message = refused(main, *options, narrow, "--encoder", "resnet18")
-    assert re.search(r"encoder\.safetensors holds a resnet10t, not a resnet18; build a resnet10t for it", message)
+    assert re.search(r"encoder\.safetensors holds a test_resnet, not a resnet18; build a test_resnet for it", message)
     narrow.with_name("encoder.json").unlink()
     message = refused(main, *options, narrow, "--encoder", "resnet18")
     assert re.search(r"encoder\.safetensors does not hold a resnet18: .*or with --encoder the architecture", message)

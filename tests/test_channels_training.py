@@ -47,8 +47,8 @@ FACTS = {"network": "target", "normalisation": {"kind": "z-score", "over": "chan
 def encoder_file(folder: Path, trained: int, **entry) -> Path:
     torch.manual_seed(trained)
     stage = {"stage": "specialist", "data": {"name": "x", "hash": None}, **entry}
-    network = build_encoder("resnet10t", trained)
-    return save_encoder(network, folder, name="resnet10t", in_channels=trained, lineage=[stage], **FACTS)
+    network = build_encoder("test_resnet", trained)
+    return save_encoder(network, folder, name="test_resnet", in_channels=trained, lineage=[stage], **FACTS)
 
 
 def first_weight(network) -> torch.Tensor:
@@ -65,13 +65,13 @@ def test_first_convolution_of_colours_and_of_grey_becomes_one_of_several(tmp_pat
         (3, of_colours),
         (4, of_colours[:, [0, 1, 2, 0]] * 0.75),
     ):
-        network = build_encoder("resnet10t", channels)
-        report = load_weights(network, colour, name="resnet10t", in_channels=channels)
+        network = build_encoder("test_resnet", channels)
+        report = load_weights(network, colour, name="test_resnet", in_channels=channels)
         torch.testing.assert_close(network.state_dict()[first], wanted)
         how = {2: "3 to 2 channels by repetition, scaled by 3 / 2", 4: "3 to 4 channels by repetition, scaled by 3 / 4"}
         assert report.lineage[-1].get("first_convolution") == how.get(channels)
-    unet = build_segmenter("resnet10t", 2, in_channels=2)
-    load_into_unet(unet, grey, "resnet10t")
+    unet = build_segmenter("test_resnet", 2, in_channels=2)
+    load_into_unet(unet, grey, "test_resnet")
     torch.testing.assert_close(first_weight(unet), of_grey.repeat(1, 2, 1, 1) / 2)  # a grey image gives what it gave
     dpt = build_segmenter("test_vit", 2, decoder="dpt", in_channels=2)
     network = build_vit(1)
@@ -88,15 +88,15 @@ def build_vit(channels: int):
 
 def test_imagenet_weights_are_adapted_once_and_say_so(monkeypatch):
     torch.manual_seed(0)
-    pretrained = build_encoder("resnet10t", 3).state_dict()
+    pretrained = build_encoder("test_resnet", 3).state_dict()
 
     def weights(name, channels):
         assert channels == 3
         return pretrained, {"stage": "generalist", "source": "timm"}
 
     monkeypatch.setattr(encoders.weights, "timm_weights", weights)
-    network = build_encoder("resnet10t", 2)
-    report = load_weights(network, "imagenet", name="resnet10t", in_channels=2)
+    network = build_encoder("test_resnet", 2)
+    report = load_weights(network, "imagenet", name="test_resnet", in_channels=2)
     torch.testing.assert_close(network.state_dict()["conv1.0.weight"], pretrained["conv1.0.weight"][:, :2] * 1.5)
     assert report.lineage[0]["first_convolution"] == "3 to 2 channels by repetition, scaled by 3 / 2"
 
@@ -106,23 +106,30 @@ def test_an_encoder_of_other_channels_is_refused(tmp_path, trained, entry, chann
     file = encoder_file(tmp_path, trained, **entry)
     sentence = f"was trained on images of {trained} channels and those here have {channels}"
     with pytest.raises(UserError, match=sentence):
-        load_weights(build_encoder("resnet10t", channels), file, name="resnet10t", in_channels=channels)
+        load_weights(build_encoder("test_resnet", channels), file, name="test_resnet", in_channels=channels)
     with pytest.raises(UserError, match=sentence):
-        load_into_unet(build_segmenter("resnet10t", 2, in_channels=channels), file, "resnet10t")
+        load_into_unet(build_segmenter("test_resnet", 2, in_channels=channels), file, "test_resnet")
     with pytest.raises(UserError, match=r"several channels .* are not exported"):
         open_run(file)
 
 
 def config(root: Path, out: Path, **settings) -> SegmentConfig:
     source = FolderSource(data_root=root, channels=settings.pop("channels", (0, 1)))
-    small = {"encoder": "resnet10t", "image_size": 32, "steps": 2, "batch_size": 4, "evaluate_every": 2, "log_every": 1}
+    small = {
+        "encoder": "test_resnet",
+        "image_size": 32,
+        "steps": 2,
+        "batch_size": 4,
+        "evaluate_every": 2,
+        "log_every": 1,
+    }
     training = {"augmentation": Augmentation(crop="fixed", foreground=0.5, affine=0.5), "device": "cpu"}
     return SegmentConfig(data=source, out=out, loss="jaccard+ce", **(small | training | settings))
 
 
 def pretraining(root: Path, out: Path, **settings) -> PretrainConfig:
     source = FolderSource(data_root=root, channels=settings.pop("channels", (0, 1)))
-    small = {"encoder": "resnet10t", "image_size": 32, "steps": 2, "batch_size": 4, "log_every": 1, "device": "cpu"}
+    small = {"encoder": "test_resnet", "image_size": 32, "steps": 2, "batch_size": 4, "log_every": 1, "device": "cpu"}
     heads = {"projector_hidden": 16, "predictor_hidden": 16, "projection": 8, "warmup_epochs": 0}
     return PretrainConfig(data=source, out=out, **(small | heads | {"stage": "specialist"} | settings))
 

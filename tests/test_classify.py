@@ -48,7 +48,7 @@ def knees(tiny_knees) -> Path:
 
 def tiny(root: Path, out: Path, **settings) -> ClassifyConfig:
     few = {
-        "encoder": "resnet10t",
+        "encoder": "test_resnet",
         "image_size": 32,
         "clip_frames": 4,
         "augmentation": Augmentation(area=(0.8, 1.0), jitter=0),
@@ -245,9 +245,9 @@ def test_recipes():
 
 @pytest.mark.slow
 def test_a_linear_probe_moves_the_head_alone(knees, tmp_path):
-    encoder = build_clip_encoder("resnet10t")
+    encoder = build_clip_encoder("test_resnet")
     file = save_encoder(
-        encoder, tmp_path / "encoder", name="resnet10t", in_channels=1, network="target", normalisation={},
+        encoder, tmp_path / "encoder", name="test_resnet", in_channels=1, network="target", normalisation={},
         norm="batch", lineage=[{"stage": "specialist"}],
     )  # fmt: skip
     run(tiny(knees, tmp_path / "a", epochs=1, linear_probe=True, init=str(file), test=False))
@@ -256,14 +256,14 @@ def test_a_linear_probe_moves_the_head_alone(knees, tmp_path):
     for name, value in encoder.state_dict().items():
         torch.testing.assert_close(classifier.encoder.state_dict()[name], value, rtol=0, atol=0)
     torch.manual_seed(0)
-    assert not torch.equal(classifier.head.weight, build_classifier("resnet10t", "batch").head.weight)
+    assert not torch.equal(classifier.head.weight, build_classifier("test_resnet", "batch").head.weight)
 
 
 @pytest.mark.slow
 def test_fine_tuning_starts_from_the_file(knees, tmp_path):
-    encoder = build_clip_encoder("resnet10t")
+    encoder = build_clip_encoder("test_resnet")
     file = save_encoder(
-        encoder, tmp_path / "encoder", name="resnet10t", in_channels=1, network="target", normalisation={},
+        encoder, tmp_path / "encoder", name="test_resnet", in_channels=1, network="target", normalisation={},
         norm="batch", lineage=[],
     )  # fmt: skip
     run(tiny(knees, tmp_path / "a", epochs=1, init=str(file.parent), lr=1e-12, norm="frozen", test=False))
@@ -358,7 +358,7 @@ def seeing() -> Classifier:
     return classifier
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "r3d_18"])
+@pytest.mark.parametrize("name", ["test_resnet", "r3d_18"])
 def test_the_attribution_sums_to_the_logit(name):
     torch.manual_seed(0)
     classifier = build_classifier(name, "batch").eval()
@@ -604,7 +604,7 @@ def refused(monkeypatch, capsys, tmp_path):
         ("--planes sagittal axial", "choose coronal, sagittal"),
         ("--encoder resnet81", "encoder 'resnet81' is not a model of timm"),
         ("--init missing.pth", "missing.pth"),
-        ("--encoder resnet10t --init kinetics", "resnet10t has no Kinetics-400 weights"),
+        ("--encoder test_resnet --init kinetics", "test_resnet has no Kinetics-400 weights"),
         ("--init imagenet", "r3d_18 has no ImageNet weights"),
     ],
 )
@@ -646,7 +646,7 @@ def test_damage(refused, damage, knees, tmp_path):
     root = damaged(knees, tmp_path)
     do, sentence = DAMAGES[damage]
     do(root)
-    assert sentence in refused("--data-root", root, "--encoder", "resnet10t", "--image-size", 32)
+    assert sentence in refused("--data-root", root, "--encoder", "test_resnet", "--image-size", 32)
 
 
 @pytest.mark.slow

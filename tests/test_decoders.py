@@ -31,7 +31,7 @@ VIT = {"encoder": "test_vit", "decoder": "dpt"}
     ("encoder", "decoder", "message"),
     [
         ("test_vit", "unet", r"'test_vit' is a vision transformer, .* pass --decoder dpt"),
-        ("resnet10t", "dpt", r"'resnet10t' is none: pass --decoder unet"),
+        ("test_resnet", "dpt", r"'test_resnet' is none: pass --decoder unet"),
         ("test_vat", "dpt", r"'test_vat' is not a model of timm; the nearest names are test_vit"),
         ("swin_tiny_patch4_window7_224", "dpt", "is none: pass --decoder unet"),
     ],

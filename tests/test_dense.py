@@ -104,11 +104,11 @@ def draw(n: int) -> tuple[Tensor, Tensor]:
 
 
 def test_features_and_cells_are_the_encoders():
-    encoder = build_encoder("resnet10t").eval()
+    encoder = build_encoder("test_resnet").eval()
     images = torch.randn(2, 1, 40, 40)
     features, cells = features_and_cells(encoder, images)
     assert torch.equal(features, encoder(images))
-    assert cells.shape == (2, 128, 5, 5)
+    assert cells.shape == (2, 48, 5, 5)
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen"])

@@ -49,7 +49,7 @@ def network(card: BaseModel | None = None) -> nn.Module:
 
 
 def card() -> ModelCard:
-    return ModelCard(encoder="resnet10t", norm="batch", dataset="a", init="random")
+    return ModelCard(encoder="test_resnet", norm="batch", dataset="a", init="random")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 1.0])

@@ -30,7 +30,7 @@ CLASSES = ["background", "a", "b"]
 
 
 def card(**settings) -> ModelCard:
-    about = {"encoder": "resnet10t", "norm": "batch", "classes": CLASSES, "dataset": "", "init": "random"}
+    about = {"encoder": "test_resnet", "norm": "batch", "classes": CLASSES, "dataset": "", "init": "random"}
     return ModelCard(**(about | {"normalisation": "image", "statistics": (0, 1), "spacing_mm": 1.0} | settings))
 
 
@@ -52,7 +52,7 @@ def runs(tmp_path_factory) -> list[Path]:
     for seed in (0, 1):
         folders.append(tmp_path_factory.mktemp(f"run{seed}"))
         torch.manual_seed(seed)
-        save_model(build_unet("resnet10t", 3), folders[-1], card())
+        save_model(build_unet("test_resnet", 3), folders[-1], card())
     return folders
 
 
@@ -242,7 +242,7 @@ def test_predicted_dice_is_checked_on_the_validation_split(tiny_acdc, tmp_path, 
     from segment.config import SegmentConfig
     from segment.training import run as train
 
-    few = {"encoder": "resnet10t", "image_size": 32, "steps": 2, "batch_size": 4, "device": "cpu", "figures": False}
+    few = {"encoder": "test_resnet", "image_size": 32, "steps": 2, "batch_size": 4, "device": "cpu", "figures": False}
     folders = tuple(tmp_path / f"run{seed}" for seed in (0, 1))
     for seed, folder in enumerate(folders):
         train(SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=folder, seed=seed, **few))

@@ -41,7 +41,7 @@ def pretrained(tmp_path_factory):
     return folder, encoder
 
 
-def segmentation_run(folder, encoder="resnet10t", decoder="unet", **settings):
+def segmentation_run(folder, encoder="test_resnet", decoder="unet", **settings):
     torch.manual_seed(0)
     network = build_segmenter(encoder, 3, decoder=decoder)
     for module in network.modules():
@@ -103,7 +103,7 @@ def test_smp_of_an_encoder(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "decoder"), [("resnet10t", "unet"), pytest.param("test_vit", "dpt", marks=pytest.mark.slow)]
+    ("encoder", "decoder"), [("test_resnet", "unet"), pytest.param("test_vit", "dpt", marks=pytest.mark.slow)]
 )
 def test_smp_of_a_segmentation_run(tmp_path, encoder, decoder):
     network, _ = segmentation_run(tmp_path / "run", encoder, decoder)
@@ -151,9 +151,9 @@ def test_the_z_score_in_a_graph_is_that_of_training(statistics):
 
 
 def test_a_classifier_of_exams(tmp_path):
-    classifier = build_classifier("resnet10t", "batch").eval()
+    classifier = build_classifier("test_resnet", "batch").eval()
     facts = {"image_size": 32, "clip_frames": 3, "test_clips": 1, "test_seed": 0, "task": "acl", "plane": ""}
-    card = ExamCard(encoder="resnet10t", norm="batch", dataset="knees 0f", init="random", **facts)
+    card = ExamCard(encoder="test_resnet", norm="batch", dataset="knees 0f", init="random", **facts)
     save_model(classifier, tmp_path, card)
     auc = {"value": 0.75, "low": 0.5, "high": 0.9}
     (tmp_path / "result.json").write_text(json.dumps({"val": {"auc": auc, "exams": 30}}))
@@ -213,9 +213,9 @@ def test_the_card_of_a_segmentation_run(tmp_path):
         ({"format": "timm", "merge_normalisation": True}, "is for --format onnx and torchscript: timm holds weights"),
         ({"format": "timm", "run": "nothing"}, "nothing does not exist; pass the folder of a finished run"),
         ({"format": "timm", "run": "empty"}, "empty holds no trained network"),
-        ({"format": "timm", "run": "group"}, "builds resnet10t with batch norm, and this one has --norm group"),
-        ({"format": "timm", "run": "small"}, "timm has no resnet10t with the small stem"),
-        ({"format": "torchvision", "run": "tiny"}, "torchvision has no network with the tensors of resnet10t"),
+        ({"format": "timm", "run": "group"}, "builds test_resnet with batch norm, and this one has --norm group"),
+        ({"format": "timm", "run": "small"}, "timm has no test_resnet with the small stem"),
+        ({"format": "torchvision", "run": "tiny"}, "torchvision has no network with the tensors of test_resnet"),
         ({"format": "timm", "run": "foreign/a.safetensors"}, "has no card"),
         ({"format": "timm", "run": "tiny", "out": "full"}, "exists and is not empty"),
     ],
@@ -228,7 +228,7 @@ def test_what_cannot_be_exported(tmp_path, monkeypatch, settings, message):
     (tmp_path / "foreign/a.safetensors").touch()
     for name, changes in {"tiny": {}, "group": {"norm": "group"}, "small": {"stem": "small"}}.items():
         if settings.get("run", "tiny") == name:
-            save(build_encoder("resnet10t", **changes), name, "resnet10t", norm=changes.get("norm", "batch"))
+            save(build_encoder("test_resnet", **changes), name, "test_resnet", norm=changes.get("norm", "batch"))
     paths = {key: tmp_path.__class__(value) for key, value in settings.items() if key in ("run", "out")}
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(UserError, match=message):

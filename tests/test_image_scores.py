@@ -26,8 +26,8 @@ from data.readers.class_images import read_class_images, read_digits
 from data.samples.images import LabelledImages, ViewsOfImages, augmented, square
 from data.sources import ImagesSource
 
-TINY = {"encoder": "resnet10t", "image_size": 32, "device": "cpu", "checkpoint_every": 0}
-PROBE = {"encoder": "resnet10t", "image_size": 32, "device": "cpu", "regularisation": (0.1,)}
+TINY = {"encoder": "test_resnet", "image_size": 32, "device": "cpu", "checkpoint_every": 0}
+PROBE = {"encoder": "test_resnet", "image_size": 32, "device": "cpu", "regularisation": (0.1,)}
 
 
 def save_image(path, seed):
@@ -201,7 +201,7 @@ def trained(tmp_path_factory):
     file = folder / "run/encoder.safetensors"
     evaluation = ProbeConfig(
         init=str(file),
-        encoder="resnet10t",
+        encoder="test_resnet",
         out=folder / "probe",
         device="cpu",
         regularisation=(0.01,),

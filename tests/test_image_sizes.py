@@ -44,9 +44,9 @@ def test_a_network_that_needs_values_is_run_on_values():
 
 
 def test_small_encoders_take_images_and_clips():
-    require_image_size("resnet10t", "batch", 32)
-    require_image_size("resnet10t", "group", 32, 3)
-    require_unet("resnet10t", "batch", (64, 96), (32, 32))
+    require_image_size("test_resnet", "batch", 32)
+    require_image_size("test_resnet", "group", 32, 3)
+    require_unet("test_resnet", "batch", (64, 96), (32, 32))
 
 
 def test_slices_are_checked_in_the_sizes_that_are_scored():
@@ -86,7 +86,7 @@ def test_a_classifier_and_a_pretraining_refuse_them_too():
     ("settings", "message"),
     [
         ({"encoder": "test_vit"}, "'test_vit' is a vision transformer, .* pass --decoder dpt"),
-        ({"encoder": "resnet10t", "decoder": "dpt"}, "'resnet10t' is none: pass --decoder unet"),
+        ({"encoder": "test_resnet", "decoder": "dpt"}, "'test_resnet' is none: pass --decoder unet"),
     ],
 )
 def test_a_study_refuses_them_before_its_first_run(settings, message, tiny_acdc, tmp_path):

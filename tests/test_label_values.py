@@ -372,7 +372,7 @@ def test_names_that_would_replace_or_merge_scores(tmp_path, names):
     for file in ("dataset.json", "1.json"):
         with pytest.raises(UserError, match=f"{file} .*rename"):
             read_classes(tmp_path / file)
-    card = {"encoder": "resnet10t", "norm": "batch", "normalisation": "image", "statistics": (0, 1)}
+    card = {"encoder": "test_resnet", "norm": "batch", "normalisation": "image", "statistics": (0, 1)}
     with pytest.raises(ValidationError, match="rename"):
         ModelCard(**card, spacing_mm=None, dataset="", init="", classes=["background", *names])
     write(tmp_path / "p/a.nii.gz", block())
@@ -394,7 +394,7 @@ def test_training_and_prediction_with_an_ignored_label(tmp_path):
         labels[:, :8] = 2
     folder(tmp_path, *maps)
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1, "ignore": 2}}))
-    few = {"encoder": "resnet10t", "image_size": 32, "batch_size": 4, "steps": 2, "device": "cpu", "figures": False}
+    few = {"encoder": "test_resnet", "image_size": 32, "batch_size": 4, "steps": 2, "device": "cpu", "figures": False}
     source = FolderSource(data_root=tmp_path, slice_axis="axial")
     result = train(SegmentConfig(data=source, out=tmp_path / "run", loss="jaccard+ce", **few))
     assert list(result["dice"]) == ["mean", "organ"]

@@ -26,11 +26,11 @@ def factors(encoder: nn.Module, name: str) -> dict[str, float]:
 
 
 def test_the_layers_of_a_resnet_with_four_blocks():
-    of_unet = factors(build_unet("resnet10t", 2).encoder, "resnet10t")
+    of_unet = factors(build_unet("test_resnet", 2).encoder, "test_resnet")
     assert of_unet["model.conv1.0.weight"] == 0.5**5
     assert of_unet["model.layer1.0.conv1.weight"] == 0.5**4
     assert of_unet["model.layer4.0.bn2.bias"] == 0.5
-    of_clips = factors(build_clip_encoder("resnet10t"), "resnet10t")
+    of_clips = factors(build_clip_encoder("test_resnet"), "test_resnet")
     assert of_clips["frame_encoder.layer4.0.bn2.bias"] == 0.5
 
 
@@ -45,9 +45,9 @@ def test_the_layers_of_a_transformer_and_of_a_video_network():
 
 
 def test_every_layer_gets_its_rate():
-    unet = build_unet("resnet10t", 2)
+    unet = build_unet("test_resnet", 2)
     settings = {"lr": 1.0, "weight_decay": 0.1, "scaled": False}
-    layers = layer_factors(unet.encoder, "resnet10t", 0.5)
+    layers = layer_factors(unet.encoder, "test_resnet", 0.5)
     optimiser = adamw(unet, **settings, encoder=unet.encoder, encoder_lr_factor=0.1, layers=layers)
     set_learning_rate(optimiser, 2.0)
     rates = {parameter: group["lr"] for group in optimiser.param_groups for parameter in group["params"]}
@@ -82,7 +82,7 @@ def test_a_frozen_part_stays_as_it_is():
 @pytest.mark.slow
 def test_a_run_with_a_frozen_encoder(tiny_acdc, tmp_path, caplog):
     torch.manual_seed(0)
-    before = build_unet("resnet10t", 4).state_dict()
+    before = build_unet("test_resnet", 4).state_dict()
     cfg = tiny(tiny_acdc, tmp_path / "run", encoder_lr_factor=0.0, layer_decay=0.9, weight_decay=0.1, steps=2)
     assert run(cfg)["encoder_lr_factor"] == 0
     after = load_file(tmp_path / "run" / "model.safetensors")

@@ -134,9 +134,9 @@ def test_scans_in_a_folder_of_natural_images_are_found(data, tmp_path):
         values = source if name == "scan" else source[::-1]
         Image.fromarray(np.ascontiguousarray(values).astype(np.uint16)).save(tmp_path / f"{name}.png")
     augmenters = (Augmenter(Augmentation(), 32),) * 2
-    images = natural_images(str(tmp_path), "resnet10t", augmenters, 1, 0)
+    images = natural_images(str(tmp_path), "test_resnet", augmenters, 1, 0)
     assert "1 test subject " in refused(data, {"stage": "generalist", "subjects": images.subjects})
-    assert natural_images("procedural", "resnet10t", augmenters, 1, 0).subjects is None
+    assert natural_images("procedural", "test_resnet", augmenters, 1, 0).subjects is None
 
 
 def test_equal_names_of_another_cohort_are_no_leak_but_are_said(data, tmp_path, caplog):
@@ -194,8 +194,8 @@ def test_records_name_nobody_and_repeat(data):
 def test_the_lineage_of_files(tmp_path, data):
     """An encoder's own stages; those of a model and, as the last, its own training."""
     entry = stage(data, "case5")
-    encoder = build_encoder("resnet10t")
-    about = {"name": "resnet10t", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
+    encoder = build_encoder("test_resnet")
+    about = {"name": "test_resnet", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
     save_encoder(encoder, tmp_path, lineage=[entry], **about)
     assert read_lineage(tmp_path) == read_lineage(tmp_path / "encoder.safetensors") == [entry]
     for name in ("random", "imagenet", "kinetics", str(tmp_path / "absent.pth")):
@@ -204,11 +204,11 @@ def test_the_lineage_of_files(tmp_path, data):
     (tmp_path / "run").mkdir()
     (tmp_path / "encoder.safetensors").rename(tmp_path / "run/model.safetensors")
     record = record_subjects(data, {"train": ["case4"]})
-    card = {"dataset": "folder 1", "lineage": [entry], "subjects": record, "encoder": "resnet10t"}
+    card = {"dataset": "folder 1", "lineage": [entry], "subjects": record, "encoder": "test_resnet"}
     (tmp_path / "run/model.json").write_text(json.dumps(card))
     model = tmp_path / "run/model.safetensors"
     assert [each["stage"] for each in read_lineage(model)] == ["specialist", "supervised"]
-    assert load_weights(encoder, model, name="resnet10t", in_channels=1).lineage == read_lineage(model)
+    assert load_weights(encoder, model, name="test_resnet", in_channels=1).lineage == read_lineage(model)
     assert "2 test subjects" in refused(data, *read_lineage(model))
     (tmp_path / "run/model.json").write_text("[]")
     with pytest.raises(UserError, match=r"model\.json is not the card of a model"):
@@ -322,15 +322,15 @@ def test_exams_without_a_label_are_in_the_pool(tiny_knees, tmp_path):
 
 
 def leaky_encoder(folder: Path, *stages: dict) -> str:
-    about = {"name": "resnet10t", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
-    return str(save_encoder(build_encoder("resnet10t"), folder, lineage=list(stages), **about))
+    about = {"name": "test_resnet", "in_channels": 1, "norm": "batch", "network": "target", "normalisation": {}}
+    return str(save_encoder(build_encoder("test_resnet"), folder, lineage=list(stages), **about))
 
 
 @pytest.mark.slow
 def test_segment_refuses_a_leak_before_it_writes(tiny_acdc, tmp_path):
     data = load_dataset("acdc", tiny_acdc)
     init = leaky_encoder(tmp_path / "enc", stage(data, "patient001"), stage(data, "patient003"))
-    cfg = SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "run", init=init, encoder="resnet10t")
+    cfg = SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "run", init=init, encoder="test_resnet")
     with pytest.raises(UserError, match="was trained on 1 test subject of this data set"):
         segment.training.run(replace(cfg, device="cpu"))
     assert not (tmp_path / "run").exists()
@@ -341,7 +341,7 @@ def test_classify_refuses_a_leak_before_it_writes(tiny_knees, tmp_path):
     exams = load_mrnet(tiny_knees)
     test, train = (exams.table["subject"].iloc[exams.positions(split)[0]] for split in ("test", "train"))
     init = leaky_encoder(tmp_path / "enc", stage(exams, test), stage(exams, train))
-    cfg = ClassifyConfig(data=MrnetSource(data_root=tiny_knees), init=init, encoder="resnet10t", image_size=32)
+    cfg = ClassifyConfig(data=MrnetSource(data_root=tiny_knees), init=init, encoder="test_resnet", image_size=32)
     with pytest.raises(UserError, match="was trained on 1 test subject of this data set"):
         prepare(cfg)
     card = prepare(replace(cfg, allow_leakage=True))[2]
@@ -401,7 +401,7 @@ def test_pretrained_on_a_test_subject_through_one_and_two_stages(tmp_path):
     from pretrain.config import PretrainConfig
 
     root = cohort(tmp_path / "data", [f"p{k}" for k in range(8)])
-    few = {"encoder": "resnet10t", "image_size": 32, "batch_size": 4, "device": "cpu"}
+    few = {"encoder": "test_resnet", "image_size": 32, "batch_size": 4, "device": "cpu"}
     heads = {"projector_hidden": 8, "predictor_hidden": 8, "projection": 8, "stage": "specialist", "steps": 1}
     source = FolderSource(data_root=root)
 

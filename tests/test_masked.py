@@ -41,17 +41,17 @@ class Noise(torch.utils.data.Dataset):
 
 def build(norm: str = "group", **settings) -> Masked:
     torch.manual_seed(0)
-    return Masked(build_unet("resnet10t", 1, norm), **({"patch": 4} | settings))
+    return Masked(build_unet("test_resnet", 1, norm), **({"patch": 4} | settings))
 
 
 def tiny(root: Path | None, out: Path, **settings) -> PretrainConfig:
-    few = {"method": "masked", "stage": "specialist", "encoder": "resnet10t", "image_size": 32, "batch_size": 8}
+    few = {"method": "masked", "stage": "specialist", "encoder": "test_resnet", "image_size": 32, "batch_size": 8}
     few |= {"steps": 4, "device": "cpu", "checkpoint_every": 2, "log_every": 1}
     return PretrainConfig(data=AcdcSource(data_root=root), out=out, **(few | settings))
 
 
 def tiny_segment(root: Path, out: Path, init: Path, **settings) -> SegmentConfig:
-    few = {"encoder": "resnet10t", "image_size": 32, "steps": 1, "batch_size": 4, "evaluate_every": 1, "log_every": 1}
+    few = {"encoder": "test_resnet", "image_size": 32, "steps": 1, "batch_size": 4, "evaluate_every": 1, "log_every": 1}
     return SegmentConfig(data=AcdcSource(data_root=root), out=out, init=str(init), figures=False, **(few | settings))
 
 
@@ -108,7 +108,7 @@ def test_all_channels_are_hidden_at_the_same_places():
             return torch.cat([super(TwoChannels, self).__getitems__(samples) * scale for scale in (1, -2)], dim=1)
 
     torch.manual_seed(0)
-    masked = Masked(build_unet("resnet10t", 2, "group", 2), patch=4)
+    masked = Masked(build_unet("test_resnet", 2, "group", 2), patch=4)
     samples = masked.samples(TwoChannels()).__getitems__([Sample(0, 7), Sample(1, 8)])
     assert samples.shape == (2, 3, 32, 32)
     seen: list[Tensor] = []
@@ -198,17 +198,17 @@ def test_a_run_writes_encoder_and_unet(pretrained):
     card, of_encoder = read_card(folder / "unet.safetensors"), read_card(folder / "encoder.safetensors")
     assert card is not None
     assert of_encoder is not None
-    assert (card.part, of_encoder.part, card.architecture, card.norm) == ("unet", "encoder", "resnet10t", "batch")
+    assert (card.part, of_encoder.part, card.architecture, card.norm) == ("unet", "encoder", "test_resnet", "batch")
     assert card.lineage == of_encoder.lineage == read_lineage(folder / "unet.safetensors")
     (stage,) = card.lineage
     assert (stage["method"], stage["mask_share"], stage["mask_patch"]) == ("masked", 0.75, 4)
     assert stage["subjects"]["subjects"]["pool"]
     assert "second_augmentation" not in stage
     timms = timm.create_model(
-        "resnet10t", in_chans=1, num_classes=0, checkpoint_path=str(folder / "encoder.safetensors")
+        "test_resnet", in_chans=1, num_classes=0, checkpoint_path=str(folder / "encoder.safetensors")
     ).state_dict()
     assert all(torch.equal(timms[key], value) for key, value in encoder.items())
-    assert identify(folder / "unet.safetensors") == identify(folder) == Identity("resnet10t", "batch", "standard")
+    assert identify(folder / "unet.safetensors") == identify(folder) == Identity("test_resnet", "batch", "standard")
     assert result["learning_rate"] == 1e-3
     assert result["unet"] == str(folder / "unet.safetensors")
     assert result["probe_jaccard"] >= 0
@@ -231,46 +231,46 @@ def test_all_but_the_output_layer_travels(pretrained):
     saved = load_file(folder / "unet.safetensors")
     for source in (folder / "unet.safetensors", folder):
         torch.manual_seed(1)
-        fresh = build_unet("resnet10t", 4)
+        fresh = build_unet("test_resnet", 4)
         loaded = copy.deepcopy(fresh)
-        report = load_into_unet(loaded, source, "resnet10t")
+        report = load_into_unet(loaded, source, "test_resnet")
         assert (report.matched, report.missing, report.unexpected) == (len(saved), [], [])
         for key, value in loaded.state_dict().items():
             output = key.startswith("segmentation_head.")
             assert torch.equal(value, fresh.state_dict()[key] if output else saved[key]), key
     encoder_alone = copy.deepcopy(fresh)
-    load_into_unet(encoder_alone, folder / "encoder.safetensors", "resnet10t")
+    load_into_unet(encoder_alone, folder / "encoder.safetensors", "test_resnet")
     states = [network.state_dict() for network in (encoder_alone, fresh, loaded)]
     assert all(
         torch.equal(states[0][k], states[1 if k.startswith("decoder") else 2][k]) for k in states[0] if "_head" not in k
     )
-    classifier = build_encoder("resnet10t")  # others take the encoder from the file
-    load_weights(classifier, folder / "unet.safetensors", name="resnet10t", in_channels=1)
+    classifier = build_encoder("test_resnet")  # others take the encoder from the file
+    load_weights(classifier, folder / "unet.safetensors", name="test_resnet", in_channels=1)
     assert torch.equal(classifier.state_dict()["layer1.0.conv1.weight"], saved["encoder.model.layer1.0.conv1.weight"])
 
 
 @pytest.mark.slow
 def test_a_unet_that_does_not_fit_is_refused(pretrained, tmp_path):
     folder = pretrained[0].run_folder
-    with pytest.raises(UserError, match=r"unet\.safetensors holds a resnet10t, not a resnet18"):
+    with pytest.raises(UserError, match=r"unet\.safetensors holds a test_resnet, not a resnet18"):
         load_into_unet(build_unet("resnet18", 4), folder, "resnet18")
-    group = build_unet("resnet10t", 4, "group")
+    group = build_unet("test_resnet", 4, "group")
     before = copy.deepcopy(group.state_dict())
     with pytest.raises(UserError, match=r"is a U-Net with batch norm, this one has group norm: pass --norm batch"):
-        load_into_unet(group, folder, "resnet10t")
+        load_into_unet(group, folder, "test_resnet")
     assert all(torch.equal(value, before[key]) for key, value in group.state_dict().items())
     facts = {"network": "online", "normalisation": {}, "lineage": []}
-    path = save_unet(group, tmp_path / "group", name="resnet10t", in_channels=1, norm="group", **facts)
+    path = save_unet(group, tmp_path / "group", name="test_resnet", in_channels=1, norm="group", **facts)
     with pytest.raises(UserError, match="with group norm, this one has batch norm: pass --norm group"):
-        load_into_unet(build_unet("resnet10t", 4), path, "resnet10t")
-    load_into_unet(build_unet("resnet10t", 4, "group"), path, "resnet10t")
+        load_into_unet(build_unet("test_resnet", 4), path, "test_resnet")
+    load_into_unet(build_unet("test_resnet", 4, "group"), path, "test_resnet")
     tensors = load_file(path)
     tensors.pop("decoder.blocks.0.conv1.0.weight")
     save_file(tensors, path)
     card = json.loads(path.with_suffix(".json").read_text())
     path.with_suffix(".json").write_text(json.dumps(card | {"sha256": None}))
     with pytest.raises(UserError, match=r"does not hold the network .* \(decoder\.blocks\.0\.conv1\.0\.weight\)"):
-        load_into_unet(build_unet("resnet10t", 4, "group"), path, "resnet10t")
+        load_into_unet(build_unet("test_resnet", 4, "group"), path, "test_resnet")
 
 
 @pytest.mark.slow

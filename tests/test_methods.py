@@ -198,7 +198,7 @@ def test_a_step_of_moco_by_hand():
 def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     few = {
         "stage": "specialist",
-        "encoder": "resnet10t",
+        "encoder": "test_resnet",
         "image_size": 32,
         "batch_size": 8,
         "micro_batch_size": 5,
@@ -218,7 +218,7 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
 def test_every_method_pretrains_and_its_encoder_loads_in_timm(tiny_acdc, tmp_path, method):
     result = run(tiny(tiny_acdc, tmp_path / "run", method=method))
     file = result["encoder"]
-    timm.create_model("resnet10t", in_chans=1, num_classes=0, checkpoint_path=file)
+    timm.create_model("test_resnet", in_chans=1, num_classes=0, checkpoint_path=file)
     card = read_card(file)
     assert card.network == METHODS[method][0].exports[0]
     assert card.lineage[-1]["method"] == result["method"] == method

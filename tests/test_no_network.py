@@ -54,13 +54,13 @@ def write_scans(acdc: Path, root: Path) -> Path:
     return root
 
 
-NETWORK = "--encoder resnet10t --image-size 32 --batch-size 4 --steps 2 --device cpu"
+NETWORK = "--encoder test_resnet --image-size 32 --batch-size 4 --steps 2 --device cpu"
 UNET = f"{NETWORK} --evaluate-every 2 --spacing-mm 4 --no-figures --labelled-fraction 0.2 --data-root ACDC"
 CLASSIFIER = f"{NETWORK} --task acl --plane sagittal --clip-frames 2 --test-clips 1 --data-root KNEES"
-OF_IMAGES = "--dataset images --data-root CLASSES --encoder resnet10t --image-size 32 --batch-size 4 --device cpu"
+OF_IMAGES = "--dataset images --data-root CLASSES --encoder test_resnet --image-size 32 --batch-size 4 --device cpu"
 BYOL = "--stage specialist --projector-hidden 8 --predictor-hidden 8 --projection 8"
-STUDY = "--data-root ACDC --pipelines random --fractions 0.5 --seeds 0 --device cpu --pretrain.encoder resnet10t"
-STUDY += " --pretrain.image-size 32 --segment.encoder resnet10t --segment.image-size 32 --segment.batch-size 4"
+STUDY = "--data-root ACDC --pipelines random --fractions 0.5 --seeds 0 --device cpu --pretrain.encoder test_resnet"
+STUDY += " --pretrain.image-size 32 --segment.encoder test_resnet --segment.image-size 32 --segment.batch-size 4"
 STUDY += " --segment.steps 2 --segment.evaluate-every 2 --segment.spacing-mm 4"
 TRACKER = "mlflow" if find_spec("mlflow") else "tensorboard"
 PIPELINE = f"""
@@ -74,7 +74,7 @@ segment.predict --run seg other --input SCANS/images --output masks --device cpu
 segment.evaluate --prediction masks --reference SCANS/labels --partial
 segment.agreement --run seg other --device cpu
 encoders.export seg --format timm --out exported
-annotate first --dataset folder --data-root SCANS --encoder resnet10t --patients 1 --slices 1 --out plan --device cpu
+annotate first --dataset folder --data-root SCANS --encoder test_resnet --patients 1 --slices 1 --out plan --device cpu
 annotate next --run seg --slices 1 --out next --device cpu
 annotate collect --plan next --accept-unchanged --out collected
 classify {CLASSIFIER} --out cls --init pre/encoder.safetensors

@@ -93,7 +93,7 @@ def test_heat_lies_on_the_frame_and_the_place_that_matter(picture):
     classifier = Classifier(MaxPoolFrames(Brightness())).eval()
     nn.init.ones_(classifier.head.weight)
     card = ModelCard(
-        encoder="resnet10t", clip="maxpool2d", norm="batch", image_size=32, clip_frames=4, test_clips=6, test_seed=0,
+        encoder="test_resnet", clip="maxpool2d", norm="batch", image_size=32, clip_frames=4, test_clips=6, test_seed=0,
         threshold=0.5, task="acl", plane="sagittal", dataset="mrnet", init="random",
     )  # fmt: skip
     frames = np.random.default_rng(0).integers(0, 20, (6, 32, 32)).astype(np.float32)

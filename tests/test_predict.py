@@ -26,7 +26,7 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     card = ModelCard(
-        encoder="resnet10t",
+        encoder="test_resnet",
         norm="batch",
         classes=CLASSES,
         normalisation="image",
@@ -36,7 +36,7 @@ def trained(tmp_path_factory) -> Path:
         dataset="acdc",
         init="random",
     )
-    save_model(build_unet("resnet10t", 4), folder, card)
+    save_model(build_unet("test_resnet", 4), folder, card)
     return folder
 
 

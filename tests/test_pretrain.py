@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "no_stale_handlers")
 
 def tiny(root: Path | None, out: Path, **settings) -> PretrainConfig:
     few = {
-        "encoder": "resnet10t",
+        "encoder": "test_resnet",
         "image_size": 32,
         "generalist_images": 9,
         "generalist_epochs": 1,
@@ -161,11 +161,11 @@ def test_epochs_are_kept(hierarchical):
 @pytest.mark.slow
 def test_an_exported_encoder_loads_again(hierarchical):
     cfg, _ = hierarchical
-    encoder = build_encoder("resnet10t")
-    report = load_weights(encoder, cfg.run_folder, name="resnet10t", in_channels=1)
+    encoder = build_encoder("test_resnet")
+    report = load_weights(encoder, cfg.run_folder, name="test_resnet", in_channels=1)
     assert not report.missing
     assert not report.unexpected
-    assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, 512)
+    assert encoder(torch.randn(2, 1, 32, 32)).shape == (2, encoder.num_features)
 
 
 @pytest.mark.slow
@@ -220,7 +220,14 @@ def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in
     """The whole stage, LARS and both networks: 30 slices in batches of 21 and 9, whole or in micro-batches of 5."""
     states = []
     for micro in (None, 5):
-        settings = {"stage": "specialist", "norm": "group", "batch_size": 21, "micro_batch_size": micro, "steps": 3}
+        settings = {
+            "stage": "specialist",
+            "encoder": "resnet10t",
+            "norm": "group",
+            "batch_size": 21,
+            "micro_batch_size": micro,
+            "steps": 3,
+        }
         cfg = tiny(tiny_acdc, tmp_path / str(micro), **settings)
         run(cfg)
         states.append(load_file(cfg.run_folder / "encoder.safetensors"))
@@ -251,7 +258,7 @@ def test_presets_leave_at_most_one_percent_of_their_start(name, images, stage):
     cfg = replace(presets[name.split()[-1]](), stage=stage, projector_hidden=8, predictor_hidden=8, projection=8)
     epochs, images = (cfg.generalist_epochs, 20_000) if stage == "generalist" else (cfg.target_epochs, images)
     steps = round(epochs * StepSampler(count=images, batch_size=cfg.batch_size, micro_batch_size=1).steps_per_epoch)
-    method = build_method(cfg, build_encoder("resnet10t"), steps=steps, count=images)
+    method = build_method(cfg, build_encoder("test_resnet"), steps=steps, count=images)
     assert method.start_share(method.exports[0], steps) <= 0.0101
     assert method.start_share("online", steps) == 0
 
@@ -326,7 +333,7 @@ def test_collapse_is_warned_of(tiny_acdc, tmp_path, monkeypatch, caplog):
 def test_the_probe_tells_a_good_encoder_from_a_blind_one(tiny_acdc):
     probe = Probe(load_dataset("acdc", tiny_acdc), size=64)
     torch.manual_seed(0)
-    encoder = build_encoder("resnet10t")
+    encoder = build_encoder("test_resnet")
     score = probe(encoder, torch.device("cpu"))
     assert encoder.training
     with torch.no_grad():

@@ -59,7 +59,7 @@ def knees(tmp_path_factory) -> Path:
 def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     few = {
         "stage": "specialist",
-        "encoder": "resnet10t",
+        "encoder": "test_resnet",
         "clip_frames": 4,
         "image_size": 32,
         "generalist_images": 9,
@@ -130,7 +130,7 @@ def one_epoch(byol: Byol, folder: Path, samples: Noise, batch: int, micro: int, 
 
 @pytest.mark.parametrize("norm", ["group", "frozen"])
 @pytest.mark.parametrize(
-    ("name", "batch", "frames", "size", "steps"), [("tiny", 256, 4, 6, 3), ("resnet10t", 8, 2, 32, 1)]
+    ("name", "batch", "frames", "size", "steps"), [("tiny", 256, 4, 6, 3), ("test_resnet", 8, 2, 32, 1)]
 )
 @pytest.mark.slow
 def test_micro_batches_of_four_give_the_update_of_one_large_batch(name, batch, frames, size, steps, norm, tmp_path):
@@ -211,13 +211,13 @@ def test_hierarchical_pretraining_of_the_max_pool_model(knees, tmp_path):
     result = run(cfg)
     first, last = read_card(tmp_path / "run/generalist/encoder.safetensors"), read_card(result["encoder"])
     assert first.normalisation["over"] == "image"
-    assert (last.architecture, last.normalisation["over"]) == ("resnet10t", "exam")
+    assert (last.architecture, last.normalisation["over"]) == ("test_resnet", "exam")
     stages = [(stage["stage"], stage["data"]["name"]) for stage in last.lineage]
     assert stages == [("generalist", "procedural"), ("hierarchical", "mrnet")]
     begun, natural = (load_file(tmp_path / "run" / name / "encoder.safetensors") for name in ("epoch-0", "generalist"))
     assert all(torch.equal(begun[key], natural[key]) for key in natural)
-    timm.create_model("resnet10t", in_chans=1, num_classes=0, checkpoint_path=result["encoder"])
-    load_weights(build_encoder("resnet10t"), result["encoder"], name="resnet10t", in_channels=1)
+    timm.create_model("test_resnet", in_chans=1, num_classes=0, checkpoint_path=result["encoder"])
+    load_weights(build_encoder("test_resnet"), result["encoder"], name="test_resnet", in_channels=1)
 
 
 @pytest.mark.slow
@@ -297,12 +297,12 @@ def test_a_saved_configuration_replays(tmp_path):
 
 def test_the_command_line(knees, tmp_path, monkeypatch, capsys):
     out = tmp_path / "run"
-    settings = "--encoder resnet10t --clip-frames 2 --image-size 32 --steps 1 --batch-size 4 --device cpu"
+    settings = "--encoder test_resnet --clip-frames 2 --image-size 32 --steps 1 --batch-size 4 --device cpu"
     line = f"pretrain --recipe demo --dataset mrnet --data-root {knees} {settings} --out {out}"
     monkeypatch.setattr("sys.argv", line.split())
     main()
     output = capsys.readouterr().out
-    next_command = f"python -m classify --encoder resnet10t --plane sagittal --init {out}/encoder.safetensors"
+    next_command = f"python -m classify --encoder test_resnet --plane sagittal --init {out}/encoder.safetensors"
     assert f"next:    {next_command}" in output
     with (out / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
@@ -328,7 +328,7 @@ def test_settings_that_do_not_go_together_are_refused(settings, message):
         ({"encoder": "r3d_18", "data": AcdcSource()}, "'r3d_18' takes clips of exams, not single images"),
         ({"encoder": "r3d_18", "stage": "hierarchical"}, "--generalist procedural: r3d_18 takes clips"),
         ({"encoder": "r3d_18", "stage": "generalist", "generalist": "imagenet"}, "r3d_18 has no ImageNet weights"),
-        ({"stage": "hierarchical", "generalist": "kinetics"}, "resnet10t has no Kinetics-400 weights"),
+        ({"stage": "hierarchical", "generalist": "kinetics"}, "test_resnet has no Kinetics-400 weights"),
     ],
 )
 def test_encoders_that_cannot_do_it_are_refused_before_anything_is_written(knees, tmp_path, settings, message):

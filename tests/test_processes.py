@@ -57,7 +57,7 @@ def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, method, micro)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    chain = {"stage": "hierarchical", "encoder": "resnet10t"}
+    chain = {"stage": "hierarchical", "encoder": "test_resnet"}
     settings = chain if method == "byol" else {"stage": "specialist", "encoder": "test_resnet"}
     both = tiny(tiny_acdc, tmp_path / "both", method=method, micro_batch_size=micro, **settings)
     one = tiny(tiny_acdc, tmp_path / "one", method=method, **settings)
@@ -101,7 +101,7 @@ def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, i
         SegmentConfig(
             data=AcdcSource(data_root=tiny_acdc),
             out=tmp_path / name,
-            encoder="resnet10t",
+            encoder="test_resnet",
             norm="group",
             image_size=32,
             loss="jaccard+ce",

@@ -45,7 +45,7 @@ def dataset(tiny_acdc) -> Dataset:
 
 def tiny(root: Path, out: Path, **settings) -> SegmentConfig:
     few = {
-        "encoder": "resnet10t",
+        "encoder": "test_resnet",
         "image_size": 32,
         "augmentation": Augmentation(crop="fixed", foreground=1.0, jitter=0.5),
         "steps": 6,

@@ -1,8 +1,8 @@
 """Every command that the README and the pages of docs/ print runs, with the smallest settings, page by page.
 
 The placeholders ACDC, MRNET, CIFAR, DIR, SCANS, FILE_OR_DIR, OUT, ENCODER and RUN become tiny data sets, files and
-runs; `imagenet` becomes a file in torchvision's layout, as tests need no network. Commands that install something or
-start the tests are only looked up.
+runs; `imagenet` becomes a file, as tests need no network, and ResNets become a smaller network. Commands that install
+something or start the tests are only looked up.
 """
 
 import importlib.util
@@ -19,6 +19,7 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from conftest import run_module
@@ -26,10 +27,14 @@ from made_up_dicom import cine
 from test_class_images import write_classes
 
 from data.phantoms.knee import write_mrnet
+from encoders.build import build_encoder
+from encoders.weights import save_encoder
 from sweep.study.jobs import run_job
 
 ROOT = Path(__file__).parents[1]
 ONLY_LOOKED_UP = ("uv run pytest", "uv tool install", "source")
+ENCODER = "test_resnet"
+"""A network of timm for tests, which has a fourteenth of a ResNet-10's weights, in place of those that are printed."""
 UNET = {"--image-size": "32", "--batch-size": "4", "--steps": "1", "--spacing-mm": "4", "--evaluate-every": "1"}
 BYOL = {"--image-size": "32", "--batch-size": "4", "--steps": "1", "--projection": "8", "--predictor-hidden": "8"}
 BYOL |= {"--projector-hidden": "8", "--generalist-images": "4", "--generalist-epochs": "1"}
@@ -44,8 +49,8 @@ SMALLEST = {
         "--seeds": "0",
         "--processes": "1",
         "--threads": "1",
-        "--pretrain.encoder": "resnet18",
-        "--segment.encoder": "resnet18",
+        "--pretrain.encoder": ENCODER,
+        "--segment.encoder": ENCODER,
         **{f"--pretrain.{flag[2:]}": value for flag, value in BYOL.items()},
         **{f"--segment.{flag[2:]}": value for flag, value in UNET.items()},
     },
@@ -152,8 +157,9 @@ def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
     for number in (3, 4, 5, 6):
         for file in (folder / "scans").glob(f"training/patient00{number}/*_gt.nii.gz"):
             file.unlink()
-    torch.manual_seed(0)
-    torch.save(torchvision.models.resnet18().state_dict(), folder / "imagenet.pth")
+    facts = {"name": ENCODER, "in_channels": 3, "network": "online", "norm": "batch", "normalisation": {}}
+    lineage = [{"stage": "generalist", "source": "timm a1_in1k", "data": {"name": "imagenet", "hash": None}}]
+    encoder = str(save_encoder(build_encoder(ENCODER, 3), folder / "imagenet", lineage=lineage, **facts))
     return {
         "ACDC": str(tiny_acdc),
         "MRNET": str(folder / "knees"),
@@ -162,9 +168,9 @@ def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
         "DIR": str(folder / "own"),
         "DICOM_DIR": str(folder / "dicom"),
         "SCANS": str(folder / "scans"),
-        "ENCODER": str(folder / "imagenet.pth"),
+        "ENCODER": encoder,
         "OUT": str(folder / "masks"),
-        "imagenet": str(folder / "imagenet.pth"),
+        "imagenet": encoder,
     }
 
 
@@ -187,9 +193,9 @@ def draw_masks(plan: Path) -> None:
 
 
 def write_published_byol(file: Path) -> None:
-    """A ResNet-50 in the layout of yaox12/BYOL-PyTorch's checkpoint."""
+    """A ResNet-18, for a ResNet-50, in the layout of yaox12/BYOL-PyTorch's checkpoint."""
     torch.manual_seed(0)
-    state = {f"module.{key}": value for key, value in torchvision.models.resnet50().state_dict().items()}
+    state = {f"module.{key}": value for key, value in torchvision.models.resnet18().state_dict().items()}
     torch.save({"target_backbone": state, "epoch": 300}, file)
 
 
@@ -215,7 +221,10 @@ def with_smallest_settings(module: str, arguments: list[str], data_root: str) ->
     if module == "segment":
         settings["--no-figures"] = []  # drawing them takes longer than training
     if module in ("pretrain", "segment") and not {"--encoder", "--init", "--generalist"} & options.keys():
-        settings["--encoder"] = ["resnet10t"]
+        settings["--encoder"] = [ENCODER]
+    if (printed := options.get("--encoder", [ENCODER])[0]) in ("resnet18", "resnet10t"):
+        assert timm.is_model(printed)
+        settings["--encoder"] = [ENCODER]
     return [word for flag, values in (options | settings).items() for word in (flag, *values)]
 
 

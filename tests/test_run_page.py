@@ -149,7 +149,14 @@ def test_spread_places():
 def test_the_page_of_a_segmentation_names_no_patient(tiny_acdc, tmp_path):
     from segment.training import run
 
-    few = {"encoder": "resnet10t", "image_size": 32, "steps": 2, "evaluate_every": 1, "batch_size": 4, "device": "cpu"}
+    few = {
+        "encoder": "test_resnet",
+        "image_size": 32,
+        "steps": 2,
+        "evaluate_every": 1,
+        "batch_size": 4,
+        "device": "cpu",
+    }
     cfg = SegmentConfig(data=AcdcSource(data_root=tiny_acdc), out=tmp_path / "run", anonymous=True, test=True, **few)
     run(cfg)
     html = (tmp_path / "run/report.html").read_text()

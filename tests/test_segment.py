@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def tiny(root: Path, out: Path, **settings) -> SegmentConfig:
     few = {
-        "encoder": "resnet10t",
+        "encoder": "test_resnet",
         "image_size": 32,
         "augmentation": Augmentation(crop="fixed", foreground=1.0, jitter=0.5),
         "steps": 4,
@@ -148,9 +148,9 @@ class Stop(Exception):
 @pytest.mark.slow
 def test_runs_of_one_seed_differ_in_their_encoder_alone(tiny_acdc, tmp_path, monkeypatch):
     torch.manual_seed(9)
-    encoder = build_encoder("resnet10t")
+    encoder = build_encoder("test_resnet")
     about = {"normalisation": {}, "norm": "batch", "lineage": [{"stage": "specialist"}]}
-    save_encoder(encoder, tmp_path / "enc_file", name="resnet10t", in_channels=1, network="target", **about)
+    save_encoder(encoder, tmp_path / "enc_file", name="test_resnet", in_channels=1, network="target", **about)
     seen = []
 
     def stop(cfg, fabric, run, unet, pretrained, card, dataset, positions, pool):
@@ -176,17 +176,17 @@ def test_a_pretrained_encoder_trains_at_a_tenth_of_the_rate(tiny_acdc, tmp_path,
     torch.manual_seed(9)
     about = {"normalisation": {"over": "image"}, "norm": "batch", "lineage": [{"stage": "specialist"}]}
     file = save_encoder(
-        build_encoder("resnet10t"), tmp_path, name="resnet10t", in_channels=1, network="target", **about
+        build_encoder("test_resnet"), tmp_path, name="test_resnet", in_channels=1, network="target", **about
     )
-    before = build_unet("resnet10t", 4)
-    load_into_unet(before, file, "resnet10t")
+    before = build_unet("test_resnet", 4)
+    load_into_unet(before, file, "test_resnet")
     cfg = tiny(tiny_acdc, tmp_path / "a", init=str(file), steps=1, warmup=0.0)
     caplog.set_level("INFO", "fewslice")
     assert run(cfg)["encoder_lr_factor"] == 0.1
     assert "learning rate 0.0001, 0.1 of the other layers'" in caplog.text
     after = load_unet(cfg.run_folder)[0]
     torch.manual_seed(cfg.seed)
-    decoder = build_unet("resnet10t", 4).decoder  # before training: it depends on the seed alone
+    decoder = build_unet("test_resnet", 4).decoder  # before training: it depends on the seed alone
     for old, new, rate in ((before.encoder, after.encoder, 1e-4), (decoder, after.decoder, 1e-3)):
         moved = max((a - b).abs().max().item() for a, b in zip(old.parameters(), new.parameters(), strict=True))
         assert moved == pytest.approx(rate, rel=0.01)
@@ -393,7 +393,7 @@ def threshold(x: Tensor) -> Tensor:
 
 
 def card(**settings) -> ModelCard:
-    about = {"encoder": "resnet10t", "norm": "batch", "classes": ["background", "x"], "dataset": "", "init": "random"}
+    about = {"encoder": "test_resnet", "norm": "batch", "classes": ["background", "x"], "dataset": "", "init": "random"}
     return ModelCard(**(about | {"normalisation": "image", "statistics": (0, 1), "spacing_mm": None} | settings))
 
 
@@ -419,7 +419,7 @@ def test_fast_inference_equals_plain_inference():
     Quantised scores make ties, of which the first class wins in both. Rounding may move single pixels.
     """
     torch.manual_seed(0)
-    unet = build_unet("resnet10t", 4).eval()
+    unet = build_unet("test_resnet", 4).eval()
     stack = np.random.default_rng(0).integers(0, 900, (3, 40, 70)).astype(np.int16)
     for scores in (unet, lambda x: (unet(x) * 4).round()):
         expected = []
@@ -522,7 +522,7 @@ def test_labelled_volumes_are_whole(tiny_acdc):
 @pytest.mark.slow
 def test_a_saved_unet_comes_back(tmp_path):
     torch.manual_seed(0)
-    unet = build_unet("resnet10t", 4, "group")
+    unet = build_unet("test_resnet", 4, "group")
     own = card(classes=CLASSES, norm="group", spacing_mm=1.5, flip_tta=True, statistics=(3.5, 2.25))
     save_model(unet, tmp_path, own)
     loaded, read = load_unet(tmp_path)

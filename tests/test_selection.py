@@ -39,11 +39,18 @@ def encoder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("encoder")
     facts = {"norm": "batch", "network": "target", "normalisation": {"over": "image"}, "lineage": []}
-    return save_encoder(build_encoder("resnet10t"), folder, name="resnet10t", in_channels=1, **facts)
+    return save_encoder(build_encoder("test_resnet"), folder, name="test_resnet", in_channels=1, **facts)
 
 
 def settings(root: Path, **changes) -> SegmentConfig:
-    few = {"encoder": "resnet10t", "image_size": 32, "steps": 2, "batch_size": 4, "evaluate_every": 2, "figures": False}
+    few = {
+        "encoder": "test_resnet",
+        "image_size": 32,
+        "steps": 2,
+        "batch_size": 4,
+        "evaluate_every": 2,
+        "figures": False,
+    }
     few |= {"augmentation": Augmentation(crop="fixed", foreground=1.0), "labelled_fraction": 0.25, "subset_seed": 5}
     return SegmentConfig(data=AcdcSource(data_root=root), **(few | changes))
 
@@ -132,7 +139,7 @@ def test_next_without_a_slice_to_choose(tiny_acdc, tmp_path, monkeypatch, capsys
     train = dataset.table.iloc[dataset.positions("train", labelled=True)]
     every = finished(tmp_path / "every", cfg, train)
     flags = ["--data-root", tiny_acdc, "--selection", "next", "--selection-run", every, "--labelled-fraction", 1]
-    flags += ["--out", tmp_path / "out", "--encoder", "resnet10t", "--image-size", 32, "--device", "cpu"]
+    flags += ["--out", tmp_path / "out", "--encoder", "test_resnet", "--image-size", 32, "--device", "cpu"]
     flags += ["--batch-size", 4, "--steps", 1, "--no-figures"]
     some = train[["file", "frame", "slice"]].iloc[:3]
     some.to_csv(tmp_path / "list.csv", index=False)

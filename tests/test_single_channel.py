@@ -129,7 +129,7 @@ def test_annotation_takes_no_single_colour(tmp_path):
 
 
 def config(root, out, channels):
-    small = {"encoder": "resnet10t", "image_size": 32, "steps": 1, "batch_size": 4, "device": "cpu", "figures": False}
+    small = {"encoder": "test_resnet", "image_size": 32, "steps": 1, "batch_size": 4, "device": "cpu", "figures": False}
     source = FolderSource(data_root=root, channels=channels)
     return SegmentConfig(data=source, out=out, augmentation=Augmentation(crop="resized"), **small)
 

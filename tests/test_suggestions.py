@@ -100,7 +100,7 @@ def test_names_that_are_no_file():
     with pytest.raises(UserError, match=r"no encoder file imagnet; check the path; did you mean imagenet[?]$"):
         read_weights(Path("imagnet"))
     with pytest.raises(UserError, match=r"kinetics or procedural; did you mean imagenet[?]$"):
-        natural_images("imagnet", "resnet10t", (), 1, 0)
+        natural_images("imagnet", "test_resnet", (), 1, 0)
     with pytest.raises(UserError, match=r"masked=SOURCE; did you mean specialist[?]$"):
         SweepConfig(pipelines=("spezialist",))
 

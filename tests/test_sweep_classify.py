@@ -16,9 +16,9 @@ from data.sources import MrnetSource, open_exams
 
 SETTINGS = """--recipe demo --task classify --pipelines random hierarchical --fractions 0.2 1 --seeds 0 1 --processes 1
 --threads 1 --device cpu --test
---pretrain.encoder resnet10t --pretrain.image-size 32 --pretrain.steps 2 --pretrain.batch-size 4
+--pretrain.encoder test_resnet --pretrain.image-size 32 --pretrain.steps 2 --pretrain.batch-size 4
 --pretrain.clip-frames 2 --pretrain.generalist-images 9 --pretrain.generalist-epochs 1
---classify.encoder resnet10t --classify.image-size 32 --classify.clip-frames 2 --classify.test-clips 1
+--classify.encoder test_resnet --classify.image-size 32 --classify.clip-frames 2 --classify.test-clips 1
 --classify.steps 4 --classify.evaluate-every 2 --classify.batch-size 4"""
 
 
@@ -57,7 +57,7 @@ def test_a_study_of_exams_end_to_end(tiny_knees, tmp_path, monkeypatch, no_stale
 def test_rates_are_tried_on_training_exams_alone(tiny_knees):
     """Of the 27 training exams 9 validate, as many of each class as in proportion; the others are not scored."""
     data = MrnetSource(data_root=tiny_knees)
-    settings = {"encoder": "resnet10t", "image_size": 32, "clip_frames": 2, "data": data}
+    settings = {"encoder": "test_resnet", "image_size": 32, "clip_frames": 2, "data": data}
     exams, _, card = prepare(ClassifyConfig(**settings, inner_split=True, test=False))
     whole = open_exams(data, labelled=True)
     inner = exams.positions("val")

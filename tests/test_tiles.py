@@ -223,7 +223,7 @@ def pointwise(x: Tensor) -> Tensor:
 
 
 def card(**settings) -> ModelCard:
-    about = {"encoder": "resnet10t", "norm": "batch", "classes": ["background", "a", "b"], "dataset": "", "init": "x"}
+    about = {"encoder": "test_resnet", "norm": "batch", "classes": ["background", "a", "b"], "dataset": "", "init": "x"}
     return ModelCard(**(about | {"normalisation": "image", "statistics": (0, 1), "spacing_mm": None} | settings))
 
 
@@ -336,7 +336,7 @@ def test_a_predicted_label_map_has_the_size_of_its_image(tmp_path, suffix):
     torch.manual_seed(0)
     for name in ("run", "in"):
         (tmp_path / name).mkdir()
-    save_model(build_unet("resnet10t", 3), tmp_path / "run", card())
+    save_model(build_unet("test_resnet", 3), tmp_path / "run", card())
     Image.fromarray(noise(270, 300)).save(tmp_path / "in" / f"a{suffix}")
     table = predict(Predict(run=(tmp_path / "run",), input=tmp_path / "in", output=tmp_path / "out", device="cpu"))
     labels = np.asarray(Image.open(tmp_path / "out" / f"a{suffix}"))
@@ -353,7 +353,7 @@ def test_training_and_validation_on_large_images(folder, tmp_path, caplog, unlab
 
     caplog.set_level(logging.INFO, "fewslice")
     cfg = replace(
-        demo(), data=FolderSource(data_root=folder), encoder="resnet10t", image_size=32, spacing_mm=None, steps=2,
+        demo(), data=FolderSource(data_root=folder), encoder="test_resnet", image_size=32, spacing_mm=None, steps=2,
         batch_size=2, labelled_fraction=0.5, unlabelled=unlabelled, confidence=0.0, out=tmp_path / "run", device="cpu",
     )  # fmt: skip
     result = run(cfg)
@@ -370,7 +370,7 @@ def test_pretraining_on_large_images(folder, tmp_path, caplog, method):
 
     caplog.set_level(logging.INFO, "fewslice")
     cfg = replace(
-        demo(), method=method, stage="specialist", data=FolderSource(data_root=folder), encoder="resnet10t",
+        demo(), method=method, stage="specialist", data=FolderSource(data_root=folder), encoder="test_resnet",
         image_size=32, steps=1, batch_size=2, projector_hidden=None if method == "masked" else 16,
         predictor_hidden=16, projection=None if method == "masked" else 8, out=tmp_path / "run", device="cpu",
         augmentation=Augmentation(crop="fixed"),
@@ -391,7 +391,7 @@ def test_several_channels_of_large_images(folder, tmp_path):
     for k, file in enumerate(sorted((folder / "images").iterdir())):
         grey = np.asarray(Image.open(file)).astype(int)
         Image.fromarray(np.stack([grey, 255 - grey, np.roll(grey, k, 0)], 2).astype(np.uint8)).save(file)
-    few = {"data": FolderSource(data_root=folder, channels=(0, 1, 2)), "encoder": "resnet10t", "image_size": 32}
+    few = {"data": FolderSource(data_root=folder, channels=(0, 1, 2)), "encoder": "test_resnet", "image_size": 32}
     few |= {"batch_size": 2, "device": "cpu"}
     pretrain(
         replace(

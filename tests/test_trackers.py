@@ -145,7 +145,7 @@ def test_a_missing_package_ends_before_anything_is_written(tmp_path, monkeypatch
 
 def test_the_command_line_refuses_a_missing_package(tiny_acdc, tmp_path, monkeypatch, capsys, no_stale_handlers):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    line = ["--data-root", tiny_acdc, "--out", tmp_path / "run", "--encoder", "resnet10t", "--image-size", "32"]
+    line = ["--data-root", tiny_acdc, "--out", tmp_path / "run", "--encoder", "test_resnet", "--image-size", "32"]
     with pytest.raises(SystemExit) as ended:
         run_module("segment", [*line, "--steps", "1", "--device", "cpu", "--track", "mlflow"], monkeypatch)
     assert ended.value.code == 2

@@ -39,11 +39,11 @@ def test_a_prediction_warns_of_subjects_that_were_trained_on(tmp_path, caplog):
     train = data.positions("train")
     for name, subjects in (("new", record_splits(data, train)), ("old", None)):
         card = ModelCard(
-            **{"encoder": "resnet10t", "norm": "batch", "classes": ["background", "a"], "normalisation": "image"},
+            **{"encoder": "test_resnet", "norm": "batch", "classes": ["background", "a"], "normalisation": "image"},
             **{"statistics": (0, 1), "spacing_mm": None, "dataset": "folder", "init": "random", "subjects": subjects},
         )
         (tmp_path / name).mkdir()
-        save_model(build_unet("resnet10t", 2), tmp_path / name, card)
+        save_model(build_unet("test_resnet", 2), tmp_path / name, card)
     for k, (run, source) in enumerate((("new", others), ("old", data.root), ("new", data.root))):
         assert "trained on" not in caplog.text
         predict(Predict(run=(tmp_path / run,), input=source, output=tmp_path / f"out{k}", device="cpu"))
