@@ -91,6 +91,7 @@ def plan_first(root: Path, out: Path, **settings) -> pd.DataFrame:
     return first.run(first.First(data=AcdcSource(data_root=root), encoder="test_resnet", out=out, **settings))
 
 
+@pytest.mark.slow
 def test_a_first_plan_is_complete_and_a_labelled_list(unlabelled, tiny_acdc, tmp_path):
     table = plan_first(unlabelled, tmp_path / "plan", patients=2, slices=5)
     assert list(table["subject"].value_counts()) == [3, 2]
@@ -123,6 +124,7 @@ def with_official_patient(root: Path) -> None:
         shutil.copyfile(file, target)
 
 
+@pytest.mark.slow
 def test_what_a_protocol_leaves_out_is_neither_collected_nor_proposed(unlabelled, tiny_acdc, tmp_path):
     with_official_patient(unlabelled)
     plan_first(unlabelled, tmp_path / "plan", patients=1, slices=2)
@@ -300,6 +302,7 @@ def test_slices_are_counted_as_the_plan_counts_them(unlabelled, tmp_path, caplog
     assert "is drawn in" not in caplog.text
 
 
+@pytest.mark.slow
 def test_masks_without_any_label(unlabelled, tmp_path):
     plan_first(unlabelled, tmp_path / "plan", patients=1, slices=2, classes=("LV",))
     assert len(collected(tmp_path / "plan", accept_unchanged=True)) == 2

@@ -223,6 +223,7 @@ def test_two_channels_from_hidden_patches_to_pseudo_labels(tmp_path, stage):
         segment.training.run(config(root, tmp_path / "grey", channels=0, init=start, **settings))
 
 
+@pytest.mark.slow
 def test_colour_images_are_trained_on_and_predicted(tmp_path):
     root = write_png_folder(tmp_path / "set", cases=8)
     cfg = config(root, tmp_path / "run", channels=(0, 1, 2), augmentation=Augmentation(crop="resized"), steps=1)
@@ -267,6 +268,7 @@ def test_what_takes_one_channel_refuses_several_before_any_work(tmp_path, monkey
             reading()
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_several_channels_of_folders_alone(tmp_path):
     def parsed(*arguments):
         return parse(lambda flags: PRESETS, "", ["--data-root", str(tmp_path), *arguments])

@@ -45,6 +45,7 @@ def test_a_decoder_that_does_not_suit_the_encoder(encoder, decoder, message):
             check()
 
 
+@pytest.mark.slow
 def test_sizes_that_prediction_pads_to():
     require_segmenter("test_vit", "batch", "dpt", (32, 32), (96, 64))
     with pytest.raises(UserError, match="cannot be used for images of 48 x 64 pixels"):  # why STRIDE is not 16

@@ -59,6 +59,7 @@ def segmentation_run(folder, encoder="test_resnet", decoder="unet", **settings):
     return network.eval(), card
 
 
+@pytest.mark.slow
 def test_timm(pretrained, tmp_path):
     folder, encoder = pretrained
     out = run(Export(run=folder, format="timm", out=tmp_path / "timm"))
@@ -81,6 +82,7 @@ def test_timm_of_a_transformer_with_other_patches(tmp_path):
         assert_close(theirs.forward_features(images), network.encoder.model.forward_features(images))
 
 
+@pytest.mark.slow
 def test_torchvision_takes_grey_images_three_times(pretrained, tmp_path):
     folder, encoder = pretrained
     out = run(Export(run=folder, format="torchvision", out=tmp_path / "out"))
@@ -92,6 +94,7 @@ def test_torchvision_takes_grey_images_three_times(pretrained, tmp_path):
         assert_close(theirs.eval()(images.repeat(1, 3, 1, 1)), encoder(images))
 
 
+@pytest.mark.slow
 def test_smp_of_an_encoder(pretrained, tmp_path):
     folder, encoder = pretrained
     out = run(Export(run=folder, format="smp", out=tmp_path / "out"))
@@ -186,6 +189,7 @@ def test_onnx_without_its_packages(pretrained, tmp_path, monkeypatch):
         run(Export(run=pretrained[0], format="onnx", out=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_the_card_of_a_pretraining_run(pretrained, tmp_path):
     out = run(Export(run=pretrained[0], format="timm", out=tmp_path / "out", name="hearts"))
     card = huggingface_hub.ModelCard.load(out / "README.md")

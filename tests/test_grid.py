@@ -70,6 +70,7 @@ def test_each_fold_has_its_own_encoders_and_the_same_numbers_of_labels():
         SweepConfig(data=folds, folds=(5,))
 
 
+@pytest.mark.slow
 def test_the_patients_of_a_benchmark_in_its_order(tiny_acdc, tmp_path):
     settings = {"data": AcdcSource(split="ssl4mis"), "label_unit": "patient", "sizes": (3, 7), "seeds": (0,)}
     cfg = parse(presets_for, "", ["--label-order", "ssl4mis", "--label-unit", "patient"])

@@ -230,6 +230,7 @@ def test_too_few_images_leave_nothing_behind(tmp_path):
     assert not cfg.out.exists()
 
 
+@pytest.mark.slow
 def test_messages_name_the_flags_of_the_study():
     for flag in ("--pretrain.steps 0", "--probe.held-out 2.0", "--pretrain.augmentation.noise-sd 2.0 1.0"):
         with pytest.raises(UserError, match=f"^{flag}: must"):
@@ -257,6 +258,7 @@ def test_a_finished_study_without_a_class_has_no_gap(tmp_path):
         analyse(tmp_path, draws=100)
 
 
+@pytest.mark.slow
 def test_classes_of_unequal_size_count_the_same(tmp_path):
     """Of 40, 40 and 10 test images the last 10 are wrong after the long tail: a third is lost, not a ninth."""
     made_up(tmp_path, WRONG | {("byol", "long-tailed"): 40})
@@ -270,6 +272,7 @@ def test_classes_of_unequal_size_count_the_same(tmp_path):
     assert "balanced test images" not in page
 
 
+@pytest.mark.slow
 def test_warnings_of_the_plan_are_in_the_report(tmp_path):
     made_up(tmp_path, WRONG)
     plan = json.loads((tmp_path / "plan.json").read_text())

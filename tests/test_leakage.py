@@ -263,6 +263,7 @@ def test_a_split_that_the_user_chose_is_kept(tmp_path):
     assert reserve_split(data, replace(FOLDER, splits_file=tmp_path / "x.json")) is data
 
 
+@pytest.mark.slow
 def test_labels_that_come_later_move_no_pool_subject(tmp_path):
     names = [f"p{k:02d}" for k in range(20)]
     before = reserve_split(load_dataset("folder", cohort(tmp_path / "d", names, labelled=0)), FOLDER)

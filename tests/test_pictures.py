@@ -88,6 +88,7 @@ class Brightness(nn.Module):
         return maps.mean(dim=(2, 3))
 
 
+@pytest.mark.slow
 def test_heat_lies_on_the_frame_and_the_place_that_matter(picture):
     """Six frames, of which the third has a bright square at the right, above the middle."""
     classifier = Classifier(MaxPoolFrames(Brightness())).eval()

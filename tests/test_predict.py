@@ -139,6 +139,7 @@ def test_planar_images(trained, tmp_path, capsys, image):
     assert "grey" not in printed
 
 
+@pytest.mark.slow
 def test_doubts_about_the_images(trained, tmp_path, capsys):
     folder, rng = tmp_path / "in", np.random.default_rng(0)
     folder.mkdir()
@@ -269,6 +270,7 @@ def test_mistakes_in_the_paths(trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_data_set(trained, tmp_path, capsys):
     """The next command that training prints: label maps are left out, and folders of images keep their names."""
     for name in ("images/a", "images/b", "labels/a", "c_seg"):

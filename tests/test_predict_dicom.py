@@ -67,6 +67,7 @@ def assert_on_grid(block: np.ndarray, affine: np.ndarray, labels: np.ndarray, re
     np.testing.assert_array_equal(block.ravel(), labels[tuple(np.rint(voxels).astype(int).T)])
 
 
+@pytest.mark.slow
 def test_a_segmentation_lies_on_its_series(trained, tmp_path):
     images = [image(z, pixels=noise(z)) for z in range(4)]
     save(images, tmp_path / "in")
@@ -154,6 +155,7 @@ def test_a_multi_frame_image(trained, tmp_path):
         assert referred == {number for number, place in enumerate(places, 1) if place[1] == t}
 
 
+@pytest.mark.slow
 def test_single_files_and_failures(trained, tmp_path):
     images = volume(tmp_path / "in", slices=[0, 1, 3])
     with pytest.raises(UserError, match=r"no DICOM series in .* can be read: .*slices are 8 to 16 mm apart"):

@@ -63,6 +63,7 @@ def test_encoder_of_rgb_images(pretrained):
     }
 
 
+@pytest.mark.slow
 def test_encoder_loads_in_plain_timm(rgb, tmp_path):
     run(tiny(rgb, tmp_path / "run"))
     file = tmp_path / "run/encoder.safetensors"
@@ -72,6 +73,7 @@ def test_encoder_loads_in_plain_timm(rgb, tmp_path):
     assert not load_weights(ours, file, name="resnet10t", in_channels=3).unexpected
 
 
+@pytest.mark.slow
 def test_training_images_among_the_test_images_are_a_warning(tmp_path):
     root = write_classes(tmp_path / "rgb", [4, 4], size=16)
     shutil.copyfile(root / "train/a/001.png", root / "test/b/000.png")

@@ -105,6 +105,7 @@ def test_scans_of_any_folder_without_label_maps(tmp_path):
     assert [tuple(part.shape) for part in pool.views(3)] == [(2, 1, 32, 32), (1, 32, 32), (32, 32), (32, 32)]
 
 
+@pytest.mark.slow
 def test_an_empty_pool_is_one_sentence(tiny_acdc, tmp_path, monkeypatch, capsys, no_stale_handlers):
     cfg = tiny(tiny_acdc, tmp_path / "a", labelled_fraction=1.0, unlabelled_pool="annotated")
     options = ["--unlabelled", "--unlabelled-pool", "annotated", "--labelled-fraction", "1", "--device", "cpu"]

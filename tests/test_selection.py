@@ -92,6 +92,7 @@ def test_foreground_aware_draws_go_to_slices_with_foreground(tiny_acdc):
     assert counts["foreground"] > counts["random"] + 10
 
 
+@pytest.mark.slow
 def test_first_takes_one_volume_of_each_subject_middle_slices_included(tiny_acdc, encoder):
     table = chosen(settings(tiny_acdc, selection="first", init=str(encoder), labelled_fraction=1 / 24))
     (row,) = table.itertuples()

@@ -134,6 +134,7 @@ def config(root, out, channels):
     return SegmentConfig(data=source, out=out, augmentation=Augmentation(crop="resized"), **small)
 
 
+@pytest.mark.slow
 def test_a_colour_is_trained_on_and_predicted(tmp_path):
     root, runs = write_png_folder(tmp_path / "set", cases=8), tmp_path / "run"
     segment.training.run(config(root, runs, 1))
@@ -164,6 +165,7 @@ def test_a_colour_is_trained_on_and_predicted(tmp_path):
             predict(each)
 
 
+@pytest.mark.slow
 def test_another_channel_of_a_case_is_not_predicted(tmp_path):
     root, runs = nnunet(tmp_path / "set", cases=4), tmp_path / "run"
     segment.training.run(config(root, runs, None))

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 from test_leakage import CASES, cohort, opened, stage
 
 from data.leakage import record_splits, records, subjects_trained_on
@@ -31,6 +32,7 @@ def test_the_subjects_that_were_trained_on(tmp_path):
     assert trained_on(load_dataset("folder", others.root), *trained) == {"case0", "case1"}
 
 
+@pytest.mark.slow
 def test_a_prediction_warns_of_subjects_that_were_trained_on(tmp_path, caplog):
     """Two files of a subject count once; other images, and a model without a record, cause no warning."""
     names = [f"MR00{k}_s{side}" for k in range(4) for side in (0, 1)]
