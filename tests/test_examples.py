@@ -27,6 +27,7 @@ def test_python_api():
     assert "validation Dice with 18 labelled slices" in run_example("python_api", 2)
 
 
+@pytest.mark.slow
 def test_read_study(tmp_path):
     runs = [(pipeline, size) for pipeline in ("random", "specialist") for size in (2, 10)]
     cells = pd.DataFrame(runs, columns=["pipeline", "labelled_slices"]).assign(dice=[0.1, 0.2, 0.3, 0.4], split="val")
