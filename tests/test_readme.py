@@ -34,7 +34,7 @@ from sweep.study.jobs import run_job
 ROOT = Path(__file__).parents[1]
 ONLY_LOOKED_UP = ("uv run pytest", "uv tool install", "source")
 ENCODER = "test_resnet"
-"""A network of timm for tests, which has a fourteenth of a ResNet-10's weights, in place of those that are printed."""
+"""A network of timm for tests in place of the printed ones: 2.3 million weights as a U-Net, a ResNet-18 14.3."""
 UNET = {"--image-size": "32", "--batch-size": "4", "--steps": "1", "--spacing-mm": "4", "--evaluate-every": "1"}
 BYOL = {"--image-size": "32", "--batch-size": "4", "--steps": "1", "--projection": "8", "--predictor-hidden": "8"}
 BYOL |= {"--projector-hidden": "8", "--generalist-images": "4", "--generalist-epochs": "1"}
