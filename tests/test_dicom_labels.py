@@ -164,7 +164,7 @@ def test_segmentations_on_another_grid_or_of_nothing(tmp_path):
     remarks = {row["remark"] for row in convert(tmp_path / "in", tmp_path / "out") if row["result"] == "refused"}
     assert remarks == {
         "the segmentation does not lie on the voxel grid of its images: resample it onto them first",
-        "it refers to a series that is not among the files",
+        "it refers to a series that is not among the files: add that series",
     }
 
 

@@ -128,9 +128,9 @@ def _names(annotation: Annotation, header: Dataset) -> dict[int, str]:
             if int(item.SegmentNumber) > 0  # 0 is the background of a label map
         }
     if not names or not all(names.values()):
-        raise UserError("it has no segments or regions, or some without a name")
+        raise UserError("it has no segments or regions, or some without a name: name them and export it again")
     if repeated := [name for name, count in Counter(map(plain, names.values())).items() if count > 1]:
-        raise UserError(f"several segments are called {repeated[0]!r}")
+        raise UserError(f"several segments are called {repeated[0]!r}: rename all but one and export it again")
     return names
 
 
@@ -145,15 +145,17 @@ def _stacks(archive: Archive, annotation: Annotation, header: Dataset) -> list[S
         raise LeftOut("its series is left out by --series")
     series = [each for each in series if each.outcome == "refused"]  # that of every series with images
     if not series:
-        raise UserError("it refers to a series that is not among the files")
+        raise UserError("it refers to a series that is not among the files: add that series")
     if any(each.patient != annotation.patient for each in series):
-        raise UserError("it is of another patient than the series it refers to")
+        raise UserError(
+            "it is of another patient than the series it refers to: compare the patient IDs, export it again"
+        )
     if reasons := [each.reasons[0] for each in series if not each.stacks]:
         raise UserError(f"its series could not be converted: {reasons[0]}")
     stacks = [stack for each in series for stack in each.stacks]
     named_stacks = [stack for stack in stacks if any(instance in stack.places for instance in instances)]
     if not named_stacks and len(stacks) > 1:
-        raise UserError("it does not say which images of its series it is for")
+        raise UserError("it does not say which images of its series it is for: export it again with references to them")
     return named_stacks or stacks
 
 
@@ -238,7 +240,9 @@ def _draw_structures(
         for contour in roi.get("ContourSequence") or []:
             kind = str(contour.get("ContourGeometricType"))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR"):
-                raise UserError(f"{names[number]!r} has contours of type {kind}, only closed planar ones are read")
+                raise UserError(
+                    f"{names[number]!r} has contours of type {kind}, only closed planar ones are read: close them"
+                )
             points = np.array([float(value) for value in contour.ContourData]).reshape(-1, 3)
             by_time[frame_of(drawing.stack, _contour_sources(contour))].append(points)
         for time, contours in by_time.items():
@@ -251,5 +255,5 @@ def _draw_structures(
                     f"{names[number]!r} has no contour on {count_of(gaps, 'slice')} between its first and last"
                 )
     if not drawing.maps:
-        raise UserError("its structures have no contours")
+        raise UserError("its structures have no contours: draw them, or leave the file out")
     return remarks

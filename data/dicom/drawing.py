@@ -74,7 +74,9 @@ def voxels_of(stack: Stack, plane: Plane, mask: np.ndarray) -> tuple[np.ndarray,
         UserError: if the pixels are no voxels of the stack.
     """
     if stack.affine is None or not plane.has_place:
-        raise UserError("segmentation or image have no place in the patient")
+        raise UserError(
+            "segmentation or image have no place in the patient: export both again with position and orientation"
+        )
     mapping = np.linalg.inv(stack.affine) @ plane_affine(plane)
     directions, origin = mapping[:3, :2], mapping[:3, 3]
     sizes = np.array([plane.columns - 1, plane.rows - 1])
@@ -86,7 +88,7 @@ def voxels_of(stack: Stack, plane: Plane, mask: np.ndarray) -> tuple[np.ndarray,
     rows, columns = np.nonzero(mask)
     voxels = whole @ np.stack([columns, rows]) + np.rint(origin).astype(int)[:, None]
     if voxels.size and ((voxels < 0).any() or (voxels >= np.array(stack.shape[:3])[:, None]).any()):
-        raise UserError("the segmentation reaches beyond its images")
+        raise UserError("the segmentation reaches beyond its images: add the images that are missing, or crop it")
     return tuple(voxels)
 
 
@@ -101,7 +103,8 @@ def frame_of(stack: Stack, sources: Sequence[tuple[str, int]]) -> int:
     frames = {stack.places[source][0] for source in sources if source in stack.places}
     if len(frames) != 1:
         raise UserError(
-            f"the images are a cine, and the segmentation names {'no' if not frames else 'several'} time frames of it"
+            f"the images are a cine, and the segmentation names {'no' if not frames else 'several'} time frames of it: "
+            "export one with references to the images of one frame"
         )
     return frames.pop()
 
@@ -120,7 +123,7 @@ def fill_contours(stack: Stack, contours: Sequence[np.ndarray]) -> dict[int, np.
         UserError: if a contour lies in no slice of the stack.
     """
     if stack.affine is None:
-        raise UserError("the images have no place in the patient")
+        raise UserError("the images have no place in the patient: export them again with position and orientation")
     columns, rows, slices, _ = stack.shape
     inverse = np.linalg.inv(stack.affine)
     filled: dict[int, list[np.ndarray]] = defaultdict(list)
@@ -128,7 +131,7 @@ def fill_contours(stack: Stack, contours: Sequence[np.ndarray]) -> dict[int, np.
         voxels = points @ inverse[:3, :3].T + inverse[:3, 3]
         z = int(np.rint(voxels[:, 2].mean()))
         if np.abs(voxels[:, 2] - z).max() > TURN or not 0 <= z < slices:
-            raise UserError("contours lie between, across or outside the slices of the images")
+            raise UserError("contours lie between, across or outside the slices of the images: draw them on the slices")
         low = np.maximum(np.floor(voxels[:, :2].min(axis=0)).astype(int), 0)
         high = np.minimum(np.ceil(voxels[:, :2].max(axis=0)).astype(int), (columns - 1, rows - 1))
         if (high < low).any():
@@ -140,6 +143,6 @@ def fill_contours(stack: Stack, contours: Sequence[np.ndarray]) -> dict[int, np.
         for other in filled[z]:
             common = np.count_nonzero(mask & other)
             if 0 < common < min(np.count_nonzero(mask), np.count_nonzero(other)):
-                raise UserError("contours of one structure cross each other within a slice")
+                raise UserError("contours of one structure cross each other within a slice: redraw them apart")
         filled[z].append(mask)
     return {z: np.logical_xor.reduce(members) for z, members in filled.items()}
