@@ -10,6 +10,8 @@ def main() -> None:
         from segment.config import EXAMPLES, PRESETS
 
         cfg = parse(lambda early: PRESETS, __doc__ or "", examples=EXAMPLES)
+        if not cfg.unlabelled:
+            cfg.refuse_unused()
         from segment.tables import print_result
         from segment.training import run
 

@@ -145,6 +145,22 @@ class SegmentConfig(SupervisedSettings):
         if not 1 <= number <= rounds:
             raise UserError(f"--selection-round {number} {rounds}: must rise and be 1 or more")
 
+    def refuse_unused(self, remedy: str = "pass --unlabelled", group: str = "") -> None:
+        """Refuse settings of unlabelled slices where nothing learns from any; call it if that is so.
+
+        Args:
+            remedy: what would make use of them.
+            group: what a flag begins with in a study, "segment.".
+
+        Raises:
+            UserError: naming the flag.
+        """
+        for name in ("unlabelled_pool", "confidence", "unlabelled_weight", "unlabelled_ramp", "cutmix"):
+            if (value := getattr(self, name)) != getattr(SegmentConfig, name):
+                given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+                flag = f"--{group}{name.replace('_', '-')} {given}"
+                raise UserError(f"{flag} is about unlabelled slices, which nothing here learns from: {remedy}")
+
     @property
     def decay_of_average(self) -> float:
         """Decay rate of the moving average of the weights, which pseudo-labels need; 0: none."""

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import sys
 from copy import deepcopy
 from dataclasses import replace
@@ -10,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import run_module
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD
 
 import engine.supervised
 import segment.training
+import sweep.study.config
 from core.errors import UserError
 from data.augment import Augmenter
 from data.augmentation import Augmentation
@@ -316,6 +319,30 @@ def test_looks_and_settings():
         SegmentConfig(unlabelled_ramp=(0.5, 0.2))
     with pytest.raises(UserError, match=r"--unlabelled-weight -1: must be 0 or more"):
         SegmentConfig(unlabelled_weight=-1)
+
+
+@pytest.mark.parametrize(
+    ("command", "flags", "sentence"),
+    [
+        ("segment", "--confidence 0.9", "--confidence 0.9 is about unlabelled slices, .*: pass --unlabelled"),
+        (
+            "sweep",
+            "--segment.unlabelled-ramp 0.1 0.2",
+            r"--segment\.unlabelled-ramp 0.1 0.2 is about .*: add a pipeline",
+        ),
+    ],
+)
+def test_settings_that_nothing_would_use_are_refused(command, flags, sentence, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_module(command, flags.split(), monkeypatch)
+    assert stop.value.code == 2
+    assert re.search(sentence, " ".join(capsys.readouterr().err.split()))
+
+
+def test_a_study_with_and_without_unlabelled_slices_takes_their_settings():
+    study = sweep.study.config.demo()
+    settings = replace(study.segment, confidence=0.9)
+    assert replace(study, segment=settings, pipelines=("random", "random+unlabelled")).segment.confidence == 0.9
 
 
 # Whole runs

@@ -169,6 +169,8 @@ class SweepConfig(Settings):
                     f"--pipelines kinetics: these are weights of {', '.join(VIDEO_ENCODERS)}; pass --task classify "
                     f"--classify.encoder {VIDEO_ENCODERS[0]} --pretrain.encoder {VIDEO_ENCODERS[0]}"
                 )
+        if not any(pipeline.endswith(UNLABELLED) for pipeline in self.pipelines):
+            self.segment.refuse_unused("add a pipeline such as random+unlabelled", group="segment.")
         self._refuse_unsuitable_selections()
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
