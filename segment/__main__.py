@@ -11,7 +11,7 @@ def main() -> None:
 
         cfg = parse(lambda early: PRESETS, __doc__ or "", examples=EXAMPLES)
         if not cfg.unlabelled:
-            cfg.refuse_unused()
+            cfg.refuse_settings_of_unlabelled()
         from segment.tables import print_result
         from segment.training import run
 

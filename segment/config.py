@@ -145,8 +145,10 @@ class SegmentConfig(SupervisedSettings):
         if not 1 <= number <= rounds:
             raise UserError(f"--selection-round {number} {rounds}: must rise and be 1 or more")
 
-    def refuse_unused(self, remedy: str = "pass --unlabelled", group: str = "") -> None:
-        """Refuse settings of unlabelled slices where nothing learns from any; call it if that is so.
+    def refuse_settings_of_unlabelled(self, remedy: str = "pass --unlabelled", group: str = "") -> None:
+        """Refuse changed settings of unlabelled slices, for a command that learns from none and would not use them.
+
+        Not part of the checks of every configuration, as a study has pipelines with and without unlabelled slices.
 
         Args:
             remedy: what would make use of them.

@@ -83,11 +83,12 @@ def test_wrappers_around_a_unet_of_segmentation_models(tmp_path, prefix):
     assert torch.equal(ours.encoder.model.layer4[1].conv2.weight, unet.encoder.layer4[1].conv2.weight)
 
 
-UNETS = ("convnext_atto", "regnety_002", "mobilenetv3_small_100", "efficientnet_b0", "pvt_v2_b0")
+UNETS = ("convnext_atto", "vgg11_bn", "regnety_002", "mobilenetv3_small_100", "efficientnet_b0", "pvt_v2_b0")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "wrapper"), [(NAME, "model.module."), *((name, "") for name in (NAME, *UNETS))])
+@pytest.mark.parametrize("name", [NAME, *UNETS])
+@pytest.mark.parametrize("wrapper", ["", "model.module."])
 def test_a_trained_unet_starts_another_and_a_pretraining(tmp_path, name, wrapper):
     torch.manual_seed(0)
     unet = build_unet(name, 2)

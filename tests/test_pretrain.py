@@ -222,7 +222,7 @@ def test_specialist_under_group_norm_accumulates_exactly(tiny_acdc, tmp_path, in
     for micro in (None, 5):
         settings = {
             "stage": "specialist",
-            "encoder": "resnet10t",  # the third step of the tests' smaller network meets a kink: off by 1e-4
+            "encoder": "resnet10t",  # of the tests' smaller network, step 3 differs by 1e-4: a kink, it seems
             "norm": "group",
             "batch_size": 21,
             "micro_batch_size": micro,

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pytest
-import timm
 import torch
 import torchvision
 from conftest import run_module
@@ -157,6 +156,7 @@ def placeholders(tmp_path_factory, tiny_acdc) -> dict[str, str]:
     for number in (3, 4, 5, 6):
         for file in (folder / "scans").glob(f"training/patient00{number}/*_gt.nii.gz"):
             file.unlink()
+    torch.manual_seed(0)
     facts = {"name": ENCODER, "in_channels": 3, "network": "online", "norm": "batch", "normalisation": {}}
     lineage = [{"stage": "generalist", "source": "timm a1_in1k", "data": {"name": "imagenet", "hash": None}}]
     encoder = str(save_encoder(build_encoder(ENCODER, 3), folder / "imagenet", lineage=lineage, **facts))
@@ -222,8 +222,7 @@ def with_smallest_settings(module: str, arguments: list[str], data_root: str) ->
         settings["--no-figures"] = []  # drawing them takes longer than training
     if module in ("pretrain", "segment") and not {"--encoder", "--init", "--generalist"} & options.keys():
         settings["--encoder"] = [ENCODER]
-    if (printed := options.get("--encoder", [ENCODER])[0]) in ("resnet18", "resnet10t"):
-        assert timm.is_model(printed)
+    if options.get("--encoder") in (["resnet18"], ["resnet10t"]):
         settings["--encoder"] = [ENCODER]
     return [word for flag, values in (options | settings).items() for word in (flag, *values)]
 

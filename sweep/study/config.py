@@ -170,7 +170,7 @@ class SweepConfig(Settings):
                     f"--classify.encoder {VIDEO_ENCODERS[0]} --pretrain.encoder {VIDEO_ENCODERS[0]}"
                 )
         if not any(pipeline.endswith(UNLABELLED) for pipeline in self.pipelines):
-            self.segment.refuse_unused("add a pipeline such as random+unlabelled", group="segment.")
+            self.segment.refuse_settings_of_unlabelled("add a pipeline such as random+unlabelled", group="segment.")
         self._refuse_unsuitable_selections()
         for fraction in self.fractions:
             if not 0 < fraction <= 1:
