@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up_study import made_up_study
+from matplotlib.text import Text
 from PIL import Image
 
 from core.errors import UserError
@@ -568,6 +569,20 @@ def test_a_figure_is_the_same_every_time(three):
     ]
     assert drawn[0] == drawn[1]
     assert "generalist − random" in drawn[0]
+
+
+@pytest.mark.parametrize("width", [WIDE, NARROW])
+def test_long_names_of_pairs_stay_above_their_own_panel(width):
+    names = ["random", "random+unlabelled", "hierarchical", "hierarchical+unlabelled"]
+    rows = [{"pipeline": a, "baseline": b, "labels": 3} for a in names for b in names[: names.index(a)]]
+    pairs = pd.DataFrame(rows).assign(difference=0.02, low=-0.01, high=0.05)
+    figure = differences(pairs, pairs, pipeline_styles(names), score="Dice", unit="patients", width=width)
+    figure.canvas.draw()
+    texts = figure.findobj(lambda item: isinstance(item, Text) and any(name in item.get_text() for name in names))
+    titles = [text.get_window_extent() for text in texts]
+    assert len(titles) == 6
+    assert not any(a.overlaps(b) for k, a in enumerate(titles) for b in titles[k + 1 :])
+    assert all(title.x1 <= figure.bbox.width for title in titles)
 
 
 @pytest.mark.parametrize("name", ["generalist=a$b$c_x", r"generalist=$\frac{$", 'generalist=<b> & "x" $^2$'])

@@ -30,7 +30,9 @@ def differences(
     columns = min(len(names), 3 if width > NARROW else 1)
     ends = pd.concat([pairs[["difference", "low", "high"]], primary[["difference", "low", "high"]]]).to_numpy(float)
     reach = 1.12 * max(np.nanmax(np.abs(ends), initial=0), 1e-3)
-    height = (54 + 17 * (len(sizes) + 1)) * -(-len(names) // columns) + 40
+    long = max(len(name + baseline) for name, baseline in names) > 31  # a line of more runs into the next panel
+    joint = "\n− " if long else " − "
+    height = (54 + 17 * (len(sizes) + 1 + long)) * -(-len(names) // columns) + 40
     with drawing(width, height) as figure:
         for axis, (name, baseline) in panels(figure, names, columns, share=True, ylabel=unit):
             axis.axvline(0, color=MUTED, linewidth=1)
@@ -55,6 +57,6 @@ def differences(
             axis.grid(visible=False, axis="y")
             axis.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
             axis.xaxis.set_major_formatter(lambda x, _: f"{x:+.2g}".replace("-", "−") if abs(x) > 1e-9 else "0")
-            axis.set_title(f"{name} − {baseline}", loc="left")
+            axis.set_title(f"{name}{joint}{baseline}", loc="left")
         figure.supxlabel(f"difference in {score}: right of 0 the first pipeline is better", color=INK)
     return figure
