@@ -19,9 +19,11 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import write_json
+from sweep.analysis.scores import Scores
 from sweep.analysis.statistics import oriented
 from sweep.analysis.study_files import curve_measure, read_curves
 from sweep.report.figures.differences import differences
+from sweep.report.figures.patients import patients
 from sweep.report.figures.style import INK, MUTED, NARROW, WIDE, drawing, legend, pipeline_styles, selected, to_svg
 from sweep.report.filters import interval, number, p_value, prose
 from sweep.report.page import report
@@ -126,12 +128,13 @@ def test_one_page_for_light_and_dark_wide_and_narrow(page):
     assert "var(--ink)" in drawn
     assert all(f"var(--c{place})" in drawn for place in range(3))
     assert not re.search(f"{INK}|{MUTED}|{pipeline_styles(['generalist'])['generalist'].light}", drawn)
-    assert page.source.count('<div class="wide"') == page.source.count('<div class="narrow"') == 6
+    assert page.source.count('<div class="wide"') == page.source.count('<div class="narrow"') == 7
 
 
 @pytest.mark.slow
 def test_figures_are_files_as_well(phantom):
-    names = {"error_by_labels", "forecasts", "differences", "validation_curves", "curve_areas", "steps_reached"}
+    names = {"error_by_labels", "forecasts", "differences", "patients"}
+    names |= {"validation_curves", "curve_areas", "steps_reached"}
     assert {file.stem for file in (phantom / "figures").iterdir()} == names
     for name in names:
         svg = ElementTree.parse(phantom / "figures" / f"{name}.svg").getroot()
@@ -583,6 +586,26 @@ def test_long_names_of_pairs_stay_above_their_own_panel(width):
     assert len(titles) == 6
     assert not any(a.overlaps(b) for k, a in enumerate(titles) for b in titles[k + 1 :])
     assert all(title.x1 <= figure.bbox.width for title in titles)
+
+
+def test_each_patient_has_a_point_in_every_row_and_a_line():
+    values = np.array([[[[0.2, 0.8], [0.4, np.nan]]], [[[0.5, 0.9], [0.5, 0.7]]]])  # pipelines, sizes, seeds, patients
+    scores = Scores(
+        pipelines=("random", "generalist"),
+        labels=np.array([3]),
+        seeds=((0, 0), (1, 1)),
+        patients=("a", "b"),
+        values=values,
+    )
+    styles = pipeline_styles(scores.pipelines)
+    (axis,) = patients(scores, styles, score="Dice", unit="patients").axes
+    lines = [np.stack(line.get_data()).T.round(6).tolist() for line in axis.lines]
+    assert lines[:2] == [[[0.3, 0], [0.5, 1]], [[0.8, 0], [0.8, 1]]]
+    assert lines[2] == [[0.3, 0], [0.8, 0]]
+    assert [line[0][0] for line in (lines[3], lines[5])] == [0.55, 0.65]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["random", "generalist"]
+    exams = replace(scores, truth=np.array([0, 1]))
+    assert patients(exams, styles, score="AUC", unit="exams") is None
 
 
 @pytest.mark.parametrize("name", ["generalist=a$b$c_x", r"generalist=$\frac{$", 'generalist=<b> & "x" $^2$'])

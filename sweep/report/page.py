@@ -29,6 +29,7 @@ from sweep.report.figures.curve_areas import VIOLIN_FROM, curve_areas
 from sweep.report.figures.differences import differences
 from sweep.report.figures.error_by_labels import error_by_labels
 from sweep.report.figures.forecasts import forecasts
+from sweep.report.figures.patients import patients
 from sweep.report.figures.pretraining import pretraining
 from sweep.report.figures.steps_reached import steps_reached
 from sweep.report.figures.style import NARROW, WIDE, Styles, pipeline_styles, save, to_svg
@@ -126,6 +127,7 @@ def _figures(
         "error_by_labels": partial(error_by_labels, scores, tables["bands"], tables["backtest"], styles, **words),
         "forecasts": partial(forecasts, tables["backtest"], styles),
         "differences": partial(differences, pairs, primary, styles, **words),
+        "patients": partial(patients, scores, styles, **words),
         "validation_curves": partial(validation_curves, longest_pretraining(curves), styles, **validation),
         "curve_areas": partial(curve_areas, runs, styles, **validation),
         "steps_reached": partial(steps_reached, runs, styles, unit=facts.unit),
