@@ -90,9 +90,9 @@ def test_the_dense_loss_by_hand():
     assert dense_loss(pair, pair, one).item() == pytest.approx((1 + 0) / 2)
 
 
-def dense(norm: str, weight: float = 0.5) -> DenseByol:
+def dense(norm: str, weight: float = 0.5, hidden: int = 16) -> DenseByol:
     torch.manual_seed(0)
-    heads = {"projector_hidden": 16, "predictor_hidden": 16, "outputs": 8}
+    heads = {"projector_hidden": hidden, "predictor_hidden": hidden, "outputs": 8}
     encoder = build_encoder("test_resnet", norm=norm)
     return DenseByol(encoder, encoder.num_features, dense_weight=weight, norm=norm, decay=Decay(0.9), **heads)
 
@@ -109,6 +109,12 @@ def test_features_and_cells_are_the_encoders():
     features, cells = features_and_cells(encoder, images)
     assert torch.equal(features, encoder(images))
     assert cells.shape == (2, 48, 5, 5)
+
+
+def test_the_heads_of_cells_are_no_wider_than_512():
+    method = dense("batch", hidden=1024)
+    assert [head[0].weight.shape[0] for head in (method.projector, method.cell_projector)] == [1024, 512]
+    assert [head[0].weight.shape[0] for head in (method.predictor, method.cell_predictor)] == [1024, 512]
 
 
 @pytest.mark.parametrize("norm", ["group", "frozen"])

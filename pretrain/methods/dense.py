@@ -15,6 +15,9 @@ from pretrain.methods.heads import mlp
 
 STRIDE = 8
 """Stride of the feature map whose cells are compared."""
+WIDEST = 512
+"""Largest hidden width of the heads of cells, of which a view has dozens: at the width of the heads of views
+a step takes four times as long (64 pixels, one CPU core)."""
 NEAR = 0.7
 """Largest distance of the centres of two cells that match, in diagonals of the larger cell (Xie et al. 2021, section
 3.1)."""
@@ -26,7 +29,8 @@ class DenseByol(Byol):
     Args:
         encoder: a 2D network of `build_encoder`.
         dense_weight: weight of the dense term.
-        projector_hidden, predictor_hidden, outputs, norm: of the heads of the whole view and of the cells.
+        projector_hidden, predictor_hidden, outputs, norm: of the heads of the whole view and of the cells, which are at
+            most `WIDEST` wide.
         features, decay: see `Byol`.
     """
 
@@ -53,8 +57,8 @@ class DenseByol(Byol):
         )
         self.dense_weight = dense_weight
         self.resolved |= {"dense_weight": dense_weight}
-        self.cell_projector = mlp(_channels(encoder), projector_hidden, outputs, norm=norm, of_cells=True)
-        self.cell_predictor = mlp(outputs, predictor_hidden, outputs, norm=norm, of_cells=True)
+        self.cell_projector = mlp(_channels(encoder), min(projector_hidden, WIDEST), outputs, norm=norm, of_cells=True)
+        self.cell_predictor = mlp(outputs, min(predictor_hidden, WIDEST), outputs, norm=norm, of_cells=True)
         self.target_cell_projector = copy.deepcopy(self.cell_projector).requires_grad_(False)
 
     def forward(self, samples: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
