@@ -1,6 +1,7 @@
 """A study whose cells are damaged, killed, locked or finished before; the cells are written by hand, not trained."""
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -238,6 +239,22 @@ def test_a_rate_that_fails_stops_nothing(tmp_path, monkeypatch):
     assert states["done"] == ["rates/random/lr0.001", "cells/random-n2-seed0", "cells/random-n2-seed1"]
     assert states["running"][:2] == ["rates/random/lr0.001", "rates/random/lr0.1"]
     assert "blocked" not in states
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_the_processes_of_a_study_leave_ctrl_c_to_it(tmp_path):
+    """From their first moment: one that was interrupted while it imported printed a traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    worker = sweep.study.local._Worker(0, tmp_path, 1, None, False)
+    worker.start(None)
+    try:
+        status = Path(f"/proc/{worker.process.pid}/status").read_text()
+        ignored = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigIgn"))
+    finally:
+        worker.process.kill()
+        worker.process.join()
+    assert ignored & 1 << (signal.SIGINT - 1)
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_one_decision_on_components_for_all_sizes(tiny_acdc, tmp_path, monkeypatch):

@@ -4,12 +4,13 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 from core.errors import escape_unprintable
@@ -94,7 +95,8 @@ class _Worker:
             os.environ["OMP_NUM_THREADS"] = str(self.threads)  # read by torch when the process imports it
             try:
                 self.process = context.Process(target=_work, args=(worker_end, *settings), daemon=False)
-                self.process.start()
+                with _ignored_interrupts():
+                    self.process.start()
             finally:
                 os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
             worker_end.close()
@@ -132,6 +134,23 @@ class _Worker:
         self.process.join(60)
         if self.process.is_alive():
             self.process.kill()
+
+
+@contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+    """Let a process that is started here ignore SIGINT, as children inherit that.
+
+    A terminal sends Ctrl-C to all processes of a command: it is for this one, which tells the others by SIGTERM; one
+    that still imports would print a traceback.
+    """
+    if current_thread() is not main_thread():  # signals are the main thread's
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _finished(pool: Sequence[_Worker]) -> list[_Worker]:
