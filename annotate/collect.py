@@ -60,7 +60,8 @@ class Collect(Settings):
 
     plan: tuple[Path, ...]
     """Folders of `annotate first` or `annotate next` whose masks have been drawn, all of one data set. Labels that it
-    has already are kept; where two label one slice, the later plan counts."""
+    has already are kept, and listed if the run of `next` learned from them; where two label one slice, the later plan
+    counts."""
     out: Path
     """Folder for the data set; it must not exist, or be empty."""
     classes: tuple[str, ...] = ()
@@ -101,7 +102,9 @@ def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
     save_splits(cfg.out / "splits.json", dict(zip(subjects, [splits[file] for file in files], strict=True)))
     write_json(cfg.out / "dataset.json", {"labels": {name: k for k, name in enumerate(classes)} | {"ignore": IGNORED}})
     labelled = _with_present_labels(table, dataset.store, drawn)
+    learned = _learned(plans)
     rows: list[dict[str, object]] = []
+    unused = 0
     for file, frame, members in volumes_of(table):
         if (slices := labelled.get((file, frame))) is None:
             continue
@@ -110,7 +113,12 @@ def run(cfg: Collect) -> tuple[pd.DataFrame, str | None]:
         _write_labels(cfg.out / "labels", case, volume, slices)
         if members["split"].iloc[0] == "train":
             place = {"subject": members["subject"].iloc[0], "file": f"images/{image.name}", "frame": 1}
-            rows += [{**place, "slice": z} for z in sorted(slices)]
+            new = drawn.get((file, frame), {})
+            used = [z for z in sorted(slices) if z in new or learned is None or (file, frame, z) in learned]
+            unused += len(slices) - len(used)
+            rows += [{**place, "slice": z} for z in used]
+    if unused:
+        log.info(f"{count_of(unused, 'labelled slice')} that the run did not learn from: not in {LIST}, as there")
     _add_others(cfg.out / "images", dataset, source, table, files, labelled)
     listed = pd.DataFrame(rows, columns=["subject", "file", "frame", "slice"])
     write_csv(cfg.out / LIST, listed.drop(columns="subject"))  # last: a folder with it is complete
@@ -219,6 +227,13 @@ def _with_present_labels(table: pd.DataFrame, store: SliceStore, drawn: Drawn) -
     for key, slices in drawn.items():
         labelled[key] = labelled.get(key, {}) | slices
     return labelled
+
+
+def _learned(plans: Sequence[Plan]) -> set[tuple[str, int, int]] | None:
+    """(file, frame, slice) of the labels that the runs of the plans learned from, where a run used a part of those that
+    there are; None if no plan follows a run."""
+    of_runs = [plan.labelled for plan in plans if plan.labelled is not None]
+    return {place for labels in of_runs for place in labels} if of_runs else None
 
 
 def _write_labels(folder: Path, case: str, volume: Volume, labelled: dict[int, np.ndarray]) -> None:

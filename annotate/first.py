@@ -16,6 +16,7 @@ from core.program import program
 from core.settings import Affects, Group, Settings
 from core.terminal import terminal
 from core.wording import count_of
+from data.duplicates import subjects_of_pool
 from data.leakage import was_trained_on
 from data.reserved_split import keep_reserved_split, reserve_split
 from data.slices import Dataset
@@ -124,11 +125,13 @@ def _with_reserved_split(dataset: Dataset, cfg: First) -> Dataset:
 def _first_volumes(dataset: Dataset) -> dict[str, np.ndarray]:
     """Subject -> rows of its first volume, slice by slice, of the training subjects without labels.
 
-    A scan that is a file of its own comes before the frames of a cine: somebody has chosen it.
+    Those that are in the validation or test split under another name are left out. A scan that is a file of its own
+    comes before the frames of a cine: somebody has chosen it.
     """
     table = dataset.table.assign(row=np.arange(len(dataset.table)))
     table["frames"] = table.groupby("file")["frame"].transform("nunique")
-    table = table[(table["split"] == "train") & ~table["subject"].isin(dataset.labelled_subjects)]
+    subjects = subjects_of_pool(dataset, ["train"]) - dataset.labelled_subjects
+    table = table[(table["split"] == "train") & table["subject"].isin(subjects)]
     first: dict[str, tuple[int, np.ndarray]] = {}
     for _, _, rows in volumes_of(table):
         subject, frames = rows["subject"].iloc[0], int(rows["frames"].iloc[0])

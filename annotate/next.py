@@ -19,6 +19,7 @@ from core.tables import read_table
 from core.terminal import terminal
 from core.wording import count_of
 from data.cines import same_places
+from data.duplicates import subjects_of_pool
 from data.slices import Dataset, Slices, with_splits
 from data.sources import SliceSource
 from data.splits import load_splits
@@ -81,7 +82,8 @@ def run(cfg: Next) -> pd.DataFrame:
     dataset, source = _data_of(cfg.run)
     unet, card = load_unet(cfg.run)
     unet.to(make_fabric(cfg.device).device)
-    candidates = _candidates(dataset, cfg)
+    labelled = read_table(cfg.run / "labelled_slices.csv", KEYS)[KEYS]
+    candidates = _candidates(dataset, labelled, cfg)
     entropy = entropy_by_class(unet, card, dataset, candidates)
     places = same_places(Slices(store=dataset.store, positions=candidates)).tolist()
     chosen = uncertain_slices(entropy, places, cfg.slices, sharpness_of(cfg.round, cfg.rounds), cfg.seed)
@@ -95,7 +97,8 @@ def run(cfg: Next) -> pd.DataFrame:
         return labels
 
     rows = [(int(candidates[k]), whys[label]) for k, label in chosen]
-    return write_plan(cfg.out, dataset, source, rows, classes=card.classes, drawn=drawn)
+    places_of_labels = [(str(file), int(frame), int(z)) for file, frame, z in labelled.itertuples(index=False)]
+    return write_plan(cfg.out, dataset, source, rows, classes=card.classes, drawn=drawn, labelled=places_of_labels)
 
 
 def _data_of(folder: Path) -> tuple[Dataset, SliceSource]:
@@ -108,14 +111,17 @@ def _data_of(folder: Path) -> tuple[Dataset, SliceSource]:
     return with_splits(dataset, dataset.splits | load_splits(folder / "splits.json")), config.data
 
 
-def _candidates(dataset: Dataset, cfg: Next) -> np.ndarray:
-    """Rows of training slices of places that carried no label in the run in any frame, ascending."""
+def _candidates(dataset: Dataset, labelled: pd.DataFrame, cfg: Next) -> np.ndarray:
+    """Rows of training slices of places that carried no label in the run in any frame, ascending.
+
+    Subjects that are in the validation or test split under another name are left out: labels of theirs may not be used.
+    """
     table = dataset.table[KEYS].assign(
         place=same_places(Slices(store=dataset.store, positions=np.arange(len(dataset.table))))
     )
-    labelled = pd.MultiIndex.from_frame(read_table(cfg.run / "labelled_slices.csv", KEYS)[KEYS])
-    known = table.loc[pd.MultiIndex.from_frame(table[KEYS]).isin(labelled), "place"]
-    rows = np.flatnonzero((dataset.table["split"] == "train") & ~table["place"].isin(known))
+    known = table.loc[pd.MultiIndex.from_frame(table[KEYS]).isin(pd.MultiIndex.from_frame(labelled)), "place"]
+    subjects = dataset.table["subject"].isin(subjects_of_pool(dataset, ["train"]))
+    rows = np.flatnonzero((dataset.table["split"] == "train") & subjects & ~table["place"].isin(known))
     if not len(rows):
         raise UserError(f"every place in the training subjects of {dataset.root} is labelled: none is left to choose")
     if len(rows) > MOST_CANDIDATES:

@@ -46,6 +46,8 @@ class Plan:
     """subject -> split."""
     predrawn: dict[str, dict[str, str]] | None
     """Case -> slice -> digest of the mask that a network drew there; None in plans of versions that noted none."""
+    labelled: list[tuple[str, int, int]] | None
+    """(file, frame, slice) of what the run of `next` learned from; None in plans of `first`, which follow no run."""
 
     def mask(self, case: str) -> Path:
         """The mask file of a case; one that does not exist if it was removed."""
@@ -144,6 +146,7 @@ def write_plan(
     *,
     classes: Sequence[str],
     drawn: Callable[[int], np.ndarray] | None = None,
+    labelled: Sequence[tuple[str, int, int]] | None = None,
 ) -> pd.DataFrame:
     """Write a plan.
 
@@ -154,6 +157,7 @@ def write_plan(
         chosen: row of `dataset.table` and the reason, of each slice to label.
         classes: names, background first.
         drawn: row -> label map (rows, columns) to begin with; None: empty masks.
+        labelled: see `Plan`.
 
     Returns:
         The rows of `FILE`.
@@ -176,7 +180,7 @@ def write_plan(
         write_label_map(mask_path(folder / "masks", str(case), volume), masks, volume)
     _draw_contact_sheet(folder / "contact_sheet.png", dataset, rows, table)
     about = {"dataset": source.dataset, "data": _plain(source), "classes": [*classes], "splits": dataset.splits}
-    write_json(folder / ABOUT, about | {"predrawn": predrawn})
+    write_json(folder / ABOUT, about | {"predrawn": predrawn, "labelled": labelled})
     write_csv(folder / FILE, table)  # last: a folder with it is complete
     return table
 
@@ -195,6 +199,7 @@ def read_plan(folder: Path) -> Plan:
         kind = {"acdc": AcdcSource, "folder": FolderSource}[about["dataset"]]
         source = kind(**{**about["data"], "data_root": Path(about["data"]["data_root"])})
         predrawn = {case: {**digests} for case, digests in about["predrawn"].items()} if "predrawn" in about else None
+        labelled = about.get("labelled")
         return Plan(
             folder=folder,
             table=table,
@@ -202,8 +207,9 @@ def read_plan(folder: Path) -> Plan:
             classes=tuple(about["classes"]),
             splits=dict(about["splits"]),
             predrawn=predrawn,
+            labelled=None if labelled is None else [(file, frame, z) for file, frame, z in labelled],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / ABOUT} is damaged ({error}); make the plan again") from None
 
 

@@ -1,7 +1,7 @@
 """What a table of slices says about their surroundings: neighbouring slices, phases of a cine, and where it moves.
 
-None of it needs labels. A cine is the frames of one 4D file, or ACDC's files of single frames together with their 4D
-file; several channels in a 4D file are taken for frames unless one of them is chosen.
+None of it needs labels. A cine is the frames of one 4D file, and of files that are named as its single frames; several
+channels in a 4D file are taken for frames unless one of them is chosen.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
-from data.readers.acdc import parse_name
+from data.readers.acdc import cine_of
 from data.readers.images import stem
 from data.slices import Slices
 
@@ -89,13 +89,13 @@ def same_places(slices: Slices) -> np.ndarray:
 def _places(slices: Slices) -> pd.DataFrame:
     """cine (number), time (frame, from 1) and slice of each slice."""
     table = slices.store.table.iloc[slices.positions].reset_index(drop=True)
-    names = {file: parse_name(stem(Path(file))) for file in table["file"].unique()}
+    names = {file: cine_of(stem(Path(file))) for file in table["file"].unique()}
     cines = [
-        (subject, str(Path(file).parent), name.subject if (name := names[file]) else file)
+        (subject, str(Path(file).parent), names[file][0])
         for subject, file in zip(table["subject"], table["file"], strict=True)
     ]
     times = [
-        name.frame if (name := names[file]) and name.frame is not None else frame
+        frame if names[file][1] is None else names[file][1]
         for file, frame in zip(table["file"], table["frame"], strict=True)
     ]
     numbers, _ = pd.factorize(pd.MultiIndex.from_tuples(cines))

@@ -48,7 +48,8 @@ def acdc_splits(
         scored.
 
     Raises:
-        UserError: if the file misses a patient, or the copy has no official test patients to test on.
+        UserError: if the file misses a patient, or has an official test patient train or validate who is to be tested
+            on, or the copy has none to test on.
 
     Source: Luo, SSL4MIS, github HiLab-git/SSL4MIS (the lists); otherwise as `data.splits.acdc_split`.
     """
@@ -69,6 +70,11 @@ def acdc_splits(
         raise UserError(
             f"--test-set {test_set}: this copy of ACDC holds no patients 101-150; copy the challenge's testing/ beside "
             "training/, or pass --test-set paper"
+        )
+    if others := [name for name in official if splits.get(name) in ("train", "val")]:
+        raise UserError(
+            f"--test-set {test_set} tests on {first_and_count(others)}, which --split {split} names to train or "
+            "validate: pass --test-set paper, or take them out of the file"
         )
     if test_set == "official":
         splits = {name: UNUSED if each == "test" else each for name, each in splits.items()}

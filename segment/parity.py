@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import ndimage
 
+from data.readers.label_maps import IGNORED
 from segment.metrics import foreground, plain_numbers
 
 SIDE = 256
@@ -25,7 +26,7 @@ def ssl4mis_scores(prediction: np.ndarray, reference: np.ndarray, classes: Seque
 
     Args:
         prediction: (slices, rows, columns) class indices.
-        reference: the same shape; voxels that are to be ignored count as background.
+        reference: the same shape; voxels that are to be ignored count as background in both.
         classes: names; a leading "background" is dropped.
 
     Returns:
@@ -33,6 +34,7 @@ def ssl4mis_scores(prediction: np.ndarray, reference: np.ndarray, classes: Seque
         the mean distance from the prediction's surface to the reference's.
     """
     prediction = np.stack([_stretch(_stretch(slice_, (SIDE, SIDE)), slice_.shape) for slice_ in prediction])
+    prediction[reference == IGNORED] = 0
     row: dict[str, float] = {}
     for label, name in enumerate(foreground(classes), start=1):
         values = _scores(prediction == label, reference == label)

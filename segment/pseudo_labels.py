@@ -174,12 +174,14 @@ class PseudoLabels(Supervised):
     @torch.no_grad()
     def renew(self, step: int) -> None:
         """Find out, at the steps of `Rules.looks`, where the foreground of unlabelled slices lies, and crop by it."""
+        self.pool.foreground[:] = self.foreground.cpu().numpy()  # after a resume it is that of the checkpoint
         if step in self.rules.looks:
             found = None
             if self.fabric.global_rank == 0:
                 found = self.pool.find_foreground(self._predict, self.rules.slices_per_look, (self.rules.seed, step))
-            self.foreground.copy_(torch.from_numpy(self.fabric.broadcast(found)))
-        self.pool.foreground[:] = self.foreground.cpu().numpy()  # after a resume it is that of the checkpoint
+            found = self.fabric.broadcast(found)
+            self.foreground.copy_(torch.from_numpy(found))
+            self.pool.foreground[:] = found
 
     def _predict(self, image: np.ndarray) -> Tensor:
         """The teacher's classes, (rows, columns), of a whole slice (rows, columns) or (channels, rows, columns)."""

@@ -316,9 +316,63 @@ def test_masks_without_any_label(unlabelled, tmp_path):
 
 def test_no_place_is_left_to_choose(unlabelled, tmp_path):
     dataset = open_slices(AcdcSource(data_root=unlabelled), labelled=False)
-    dataset.table[["file", "frame", "slice"]].to_csv(tmp_path / "labelled_slices.csv", index=False)
     with pytest.raises(UserError, match=r"^every place in the training subjects of .* is labelled"):
-        following._candidates(dataset, following.Next(run=tmp_path))
+        following._candidates(dataset, dataset.table[following.KEYS], following.Next(run=tmp_path))
+
+
+def cines(root: Path, subjects: str) -> None:
+    """A 4D file of four frames of each subject; those of a name are alike."""
+    for subject in subjects:
+        values = np.random.default_rng(ord(subject.lower())).random((20, 18, 3, 4), np.float32)
+        (root / f"{subject}.nii.gz").parent.mkdir(parents=True, exist_ok=True)
+        nib.Nifti1Image(values, np.diag([1, 1, 8, 1])).to_filename(root / f"{subject}.nii.gz")
+
+
+def test_a_labelled_frame_of_a_cine_is_one_image_of_its_place(tmp_path):
+    """It becomes a file of its own beside the whole cine, from which it is then left out."""
+    cines(tmp_path / "scans", "pqrs")
+    source = FolderSource(data_root=tmp_path / "scans")
+    dataset = open_slices(source, labelled=False)
+    row = int(np.flatnonzero(dataset.table[["file", "frame", "slice"]].eq(["p.nii.gz", 2, 1]).all(axis=1))[0])
+    table = write_plan(tmp_path / "plan", dataset, source, [(row, "")], classes=("background", "A"))
+    (case,) = table["case"]
+    change(tmp_path / f"plan/masks/{case}.nii.gz", 1, to=1)
+    assert len(collected(tmp_path / "plan")) == 1
+    dataset = open_slices(FolderSource(data_root=tmp_path / "plan-data0"))
+    of_p = dataset.table[dataset.table["subject"] == "p"]
+    frames = of_p.groupby("file")["frame"].unique().map(list).to_dict()
+    assert frames == {"images/p.nii.gz": [1, 3, 4], "images/p_frame02.nii.gz": [1]}
+    listed = pd.read_csv(tmp_path / "plan-data0/labelled_slices.csv")
+    offered = dataset.table.iloc[following._candidates(dataset, listed[following.KEYS], following.Next(run=tmp_path))]
+    assert {*offered.loc[offered["subject"] == "p", "slice"]} == {0, 2}
+    assert {*offered.loc[offered["subject"] == "q", "slice"]} == {0, 1, 2}
+
+
+def test_names_of_a_test_subject_are_not_offered(tmp_path, caplog):
+    cines(tmp_path / "images", "Ppqrs")  # P is p
+    (tmp_path / "splits.json").write_text('{"train": ["P", "q", "r"], "val": ["s"], "test": ["p"]}')
+    dataset = open_slices(FolderSource(data_root=tmp_path), labelled=False)
+    assert {*first._first_volumes(dataset)} == {"q", "r"}
+    nothing = dataset.table[following.KEYS].iloc[:0]
+    offered = dataset.table.iloc[following._candidates(dataset, nothing, following.Next(run=tmp_path))]
+    assert {*offered["subject"]} == {"q", "r"}
+    assert "1 subjects are left out" in caplog.text
+
+
+def test_labels_that_a_run_did_not_learn_from_are_not_listed(tiny_acdc, tmp_path, caplog):
+    """A run of one labelled slice of a data set that is labelled throughout, and one slice more."""
+    source = AcdcSource(data_root=tiny_acdc)
+    dataset = open_slices(source)
+    learned, chosen, *others = dataset.positions("train", labelled=True).tolist()
+    labelled = [*dataset.table.iloc[[learned]][following.KEYS].itertuples(index=False, name=None)]
+    drawn = dataset.store.label
+    classes = dataset.classes
+    write_plan(tmp_path / "plan", dataset, source, [(chosen, "")], classes=classes, drawn=drawn, labelled=labelled)
+    caplog.set_level("INFO")
+    assert len(collected(tmp_path / "plan", accept_unchanged=True)) == 2
+    assert f"{len(others)} labelled slices that the run did not learn from" in caplog.text
+    write_plan(tmp_path / "first", dataset, source, [(chosen, "")], classes=classes, drawn=drawn)
+    assert len(collected(tmp_path / "first", accept_unchanged=True)) == 2 + len(others)
 
 
 def test_next_says_what_a_run_of_another_command_is(tmp_path, monkeypatch, capsys):

@@ -64,6 +64,8 @@ def test_each_fold_has_its_own_encoders_and_the_same_numbers_of_labels():
         assert cell.needs == (f"encoders/specialist-fold{fold}",)
         assert labelled_count(cell.config.labelled_fraction, total) == 76
         assert jobs[cell.needs[0]].config.data.fold == fold
+    with pytest.raises(UserError, match=r"^--test-set both: a study reports one mean score"):
+        SweepConfig(data=AcdcSource(test_set="both"), test=True)
     with pytest.raises(UserError, match="--folds goes with --dataset acdc --split five-fold"):
         SweepConfig(folds=(0,))
     with pytest.raises(UserError, match="--folds 5: must lie between 0 and 4, and"):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data.readers.label_maps import IGNORED
 from segment.parity import ssl4mis_scores, ssl4mis_summary
 
 CLASSES = ("background", "A")
@@ -44,6 +45,14 @@ def test_predictions_go_through_256_by_256_pixels():
     assert ssl4mis_scores(fine, fine, CLASSES)["ssl4mis_dice_A"] < 0.9
     square = volume(slice(100, 200), slice(100, 300), (1, 256, 256))
     assert ssl4mis_scores(square, square, CLASSES)["ssl4mis_dice_A"] == 1
+
+
+def test_what_is_ignored_counts_as_background_in_both():
+    reference = volume(slice(10, 20), slice(10, 20))
+    reference[:, 30:40] = IGNORED
+    prediction = volume(slice(10, 20), slice(10, 20))
+    prediction[:, 32:38, 10:20] = 1
+    assert ssl4mis_scores(prediction, reference, CLASSES)["ssl4mis_dice_A"] == 1
 
 
 def test_the_summary_is_a_mean_over_volumes():

@@ -73,6 +73,16 @@ def test_the_test_set_is_the_splits_own_or_the_official_one():
         acdc_splits(TRAINING, test_set="both")
 
 
+@pytest.mark.parametrize("test_set", ["official", "both"])
+def test_a_file_and_the_test_set_contradict_each_other(tmp_path, test_set):
+    save_splits(tmp_path / "mine.json", dict.fromkeys((*TRAINING, "patient101"), "train"))
+    assert acdc_splits(PATIENTS, str(tmp_path / "mine.json"))["patient101"] == "train"
+    with pytest.raises(
+        UserError, match=rf"^--test-set {test_set} tests on patient101, which --split .*mine.json names"
+    ):
+        acdc_splits(PATIENTS, str(tmp_path / "mine.json"), test_set=test_set)
+
+
 def test_a_split_from_a_file(tmp_path, tiny_acdc, caplog):
     lists = {"train": [f"patient00{n}" for n in (1, 2, 3)], "val": ["patient004"], "test": ["patient005", "patient006"]}
     file = tmp_path / "splits.json"

@@ -260,6 +260,31 @@ def pseudo_labels(**rules) -> PseudoLabels:
     return PseudoLabels(Scores(), pool, Rules(**(defaults | rules)), make_fabric("cpu"))
 
 
+def test_foreground_of_an_earlier_look_is_kept_by_a_resume_at_a_look():
+    """Six places, two of which the teacher looks at each time: an interrupted run knows the same four."""
+
+    def begun() -> PseudoLabels:
+        network = pseudo_labels(looks=(2, 4), slices_per_look=2)
+        foreground = np.zeros((6, CELLS * CELLS // 8), np.uint8)
+
+        def find(predict, most, seed):
+            found = network.pool.foreground.copy()
+            found[seed[1] : seed[1] + most] = 255  # other places at each look
+            return found
+
+        network.pool.__dict__.update(foreground=foreground, find_foreground=find)
+        network.foreground = torch.from_numpy(foreground.copy())
+        return network
+
+    whole, resumed = begun(), begun()
+    whole.renew(2)
+    resumed.load_state_dict(whole.state_dict())
+    for network in (whole, resumed):
+        network.renew(4)
+        assert network.pool.foreground[:, 0].tolist() == [0, 0, 255, 255, 255, 255]
+        assert network.foreground.equal(torch.from_numpy(network.pool.foreground))
+
+
 def batch_by_hand() -> tuple[Tensor, ...]:
     """One labelled sample and one unlabelled one of 2 x 2 pixels; the teacher is sure from 3 on (e^3 / (e^3 + 1 + e^-3)
     = 0.95033), and the right column of the strong view is the partner's."""

@@ -89,6 +89,15 @@ def parse_name(name: str) -> FrameName | None:
     return FrameName(match[1], int(match[2]) if match[2] else None, bool(match[3])) if match else None
 
 
+def cine_of(name: str) -> tuple[str, int | None]:
+    """The cine that a file name is of, and its frame (1-based; None for a whole cine, or a scan that is none).
+
+    X_frame07, X_4d_frame07 (a frame that was taken out of X_4d), X_4d and X are all of X.
+    """
+    match = re.fullmatch(r"(.+?)(?:_4d)?(?:_frame(\d+))?", name)
+    return (match[1], int(match[2]) if match[2] else None) if match else (name, None)
+
+
 def phase_of(info: Mapping[str, str], frame: int) -> str:
     """Phase of a frame (1-based) according to `read_info`: "ED", "ES" or ""."""
     return next((phase for phase in PHASES if _frame_of(info, phase) == frame), "")

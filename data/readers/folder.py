@@ -13,10 +13,19 @@ import pandas as pd
 
 from core.errors import UserError, first_and_count
 from core.wording import count_of, listed
+from data.readers.acdc import cine_of
 from data.readers.channels import OF_CHANNELS, Channels, checked_channels, refuse_frames, several
 from data.readers.discovery import ImageFile, discover
 from data.readers.geometry import SliceAxis, check_planes
-from data.readers.images import SLICE_COLUMNS, Problems, VolumeShape, read_shape, require_in_file, shape_or_problem
+from data.readers.images import (
+    SLICE_COLUMNS,
+    Problems,
+    VolumeShape,
+    read_shape,
+    require_in_file,
+    shape_or_problem,
+    stem,
+)
 from data.readers.label_maps import read_classes
 from data.readers.subjects import subjects_of
 from data.splits import load_splits, split_subjects
@@ -83,10 +92,14 @@ def index_folder(
     rows: list[tuple] = []
     of_channels: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
     shapes: dict[bool, dict[Path, VolumeShape]] = {True: {}, False: {}}
+    single_frames = {(image.file.parent, *cine_of(stem(image.file))) for image in discovery.images}
     for subject, image in images:
         if (shape := _shape_of(image, channels, slice_axis, problems)) is None:
             continue
         image, frames = _frames(image, shape, channels, labelled, problems)
+        if channels is None and image.label is None and shape.frames > 1:  # each image counts once, as in `index_acdc`
+            cine = image.file.parent, cine_of(stem(image.file))[0]
+            frames = [frame for frame in frames if (*cine, frame) not in single_frames]
         shapes[image.label is not None][image.file] = shape
         name, label_name = (path.relative_to(root).as_posix() if path else "" for path in (image.file, image.label))
         if chosen := several(channels) or _chosen_colour(image, shape, channels):

@@ -204,6 +204,8 @@ class SweepConfig(Settings):
             raise UserError(
                 f"--folds {' '.join(map(str, self.folds))}: must lie between 0 and {FOLDS - 1}, and go without --test"
             )
+        if getattr(self.data, "test_set", "") == "both" and self.test:
+            raise UserError("--test-set both: a study reports one mean score, not of two test sets: pass one of them")
         if exams and self.label_unit != "slice":
             raise UserError(f"--label-unit {self.label_unit} goes with --task segment: classify counts exams")
         if self.label_order != "random" and self.label_unit != "patient":
