@@ -31,7 +31,20 @@ Presets = Mapping[str, Callable[[], C]]
 Field = tuple[str, Any, Any]
 """Name, type and default of a field of a dataclass that is built for tyro."""
 
-EARLY = ("recipe", "config", "dataset", "data-root", "task", "method", "encoder", "norm", "stem", "init", "generalist")
+EARLY = (
+    "recipe",
+    "config",
+    "dataset",
+    "data-root",
+    "task",
+    "method",
+    "optimiser",
+    "encoder",
+    "norm",
+    "stem",
+    "init",
+    "generalist",
+)
 """Flags that determine the defaults of the others, read before the command line is parsed."""
 
 MOVED_FLAGS = {"classify.task": "data.task", "classify.split-seed": "split-seed"}

@@ -22,10 +22,15 @@ from encoders.names import Norm, is_video
 from engine.config import RunSettings, memory_in_gigabytes
 
 Stage = Literal["generalist", "specialist", "hierarchical"]
+OptimiserName = Literal["lars", "adam"]
 MethodName = Literal["byol", "simclr", "moco", "barlow", "masked"]
 OF_METHODS: Mapping[str, tuple[MethodName, ...]] = {
     "dense": ("byol",),
     "tau": ("byol", "moco"),
+    "tau_schedule": ("byol",),
+    "projector_hidden": ("byol", "simclr", "moco", "barlow"),
+    "predictor_hidden": ("byol",),
+    "projection": ("byol", "simclr", "moco", "barlow"),
     "temperature": ("simclr", "moco"),
     "queue": ("moco",),
     "redundancy_weight": ("barlow",),
@@ -35,6 +40,8 @@ OF_METHODS: Mapping[str, tuple[MethodName, ...]] = {
     "mask_patch": ("masked",),
 }
 """Settings that some methods alone have, and these methods."""
+OF_TARGETS: Mapping[str, Any] = {"crop_towards": "none", "positives": "same"}
+"""Settings of target images, and their values for natural images."""
 EXAMS = ("mrnet", "exams")
 """Data sets whose samples are clips of exams; those of all others are slices."""
 
@@ -103,7 +110,8 @@ class PretrainConfig(RunSettings):
     stem: Literal["standard", "small"] = "standard"
     """Stem of a ResNet: standard, or small (3 x 3, no max-pooling) for images of about 32 pixels, not for segment."""
     projector_hidden: int | None = None
-    """Hidden width of the projector; None: 4096 for byol, 2048 for simclr and moco, 8192 for barlow."""
+    """Hidden width of the projector; None: 4096 for byol, 8192 for barlow, the width of the encoder's output for simclr
+    and moco (2048 for a ResNet-50)."""
     predictor_hidden: int = 8192
     """Hidden width of the predictor of byol."""
     projection: int | None = None
@@ -135,7 +143,7 @@ class PretrainConfig(RunSettings):
 
     batch_size: Annotated[int, Group("training")] = 128
     """Effective batch: samples of one optimiser step, over all devices and micro-batches."""
-    optimiser: Literal["lars", "adam"] | None = None
+    optimiser: OptimiserName | None = None
     """Optimiser: LARS, or Adam with decoupled weight decay; None: adam for the method masked, lars for others."""
     lr: float | None = None
     """Peak learning rate; for LARS of a batch of 256, scaled by batch_size / 256. None: from random weights 0.5 (exams:
@@ -168,6 +176,12 @@ class PretrainConfig(RunSettings):
             if self.method not in methods and getattr(self, name) != getattr(PretrainConfig, name):
                 flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
                 raise UserError(f"{flag} goes with --method {' or '.join(methods)}, not with {self.method}")
+        for name, value in OF_TARGETS.items() if self.stage == "generalist" else ():
+            if getattr(self, name) != value:
+                flag = f"--{name.replace('_', '-')} {getattr(self, name)}"
+                raise UserError(f"{flag} is for the target images, of which --stage generalist sees none: leave it out")
+        if self.chosen_optimiser == "adam" and self.trust_coefficient != PretrainConfig.trust_coefficient:
+            raise UserError(f"--trust-coefficient {self.trust_coefficient} goes with --optimiser lars, not with adam")
         if self.batch_size == 1 and self.method in ("simclr", "barlow"):
             raise UserError(f"--batch-size 1: {self.method} compares the samples of a batch with each other; pass more")
         gigabytes = 4e-9 * self.queue * (self.projection or 128)
@@ -247,7 +261,7 @@ class PretrainConfig(RunSettings):
         return replace(self.augmentation, **{name: value for name, value in second.items() if value is not None})
 
     @property
-    def chosen_optimiser(self) -> Literal["lars", "adam"]:
+    def chosen_optimiser(self) -> OptimiserName:
         """The optimiser. LARS is made for large batches; a U-Net is usually trained with Adam, at batches of any size.
         De Mooij et al. 2024 use SGD with momentum 0.99, which averages over more steps than short runs have."""
         return self.optimiser or ("adam" if self.method == "masked" else "lars")
@@ -329,19 +343,30 @@ EXAMPLES = (
 
 
 def with_method(config: PretrainConfig, method: MethodName) -> PretrainConfig:
-    """The settings with another method; those that only other methods have, at their defaults."""
+    """The settings with another method; those that it lacks, and tau, which was chosen for another, at their
+    defaults."""
     lacking = {name: getattr(PretrainConfig, name) for name, methods in OF_METHODS.items() if method not in methods}
+    if method != config.method:
+        lacking["tau"] = None
     return replace(config, method=method, **lacking)
+
+
+def with_optimiser(config: PretrainConfig, optimiser: OptimiserName) -> PretrainConfig:
+    """The settings with another optimiser at its own default rate, as that of one means nothing to the other."""
+    return config if config.chosen_optimiser == optimiser else replace(config, optimiser=optimiser, lr=None)
 
 
 def presets_for(flags: Mapping[str, str]) -> Presets:
     """The presets for the data set, the method and the encoder ("" if neither flag nor file sets it) of a command
     line."""
-    presets = _presets_for(flags)
     method = next((name for name in get_args(MethodName) if name == flags.get("method")), None)
-    if method is None:
-        return presets
-    return {name: partial(lambda preset: with_method(preset(), method), preset) for name, preset in presets.items()}
+    optimiser = next((name for name in get_args(OptimiserName) if name == flags.get("optimiser")), None)
+
+    def chosen(preset: Callable[[], PretrainConfig]) -> PretrainConfig:
+        config = preset() if method is None else with_method(preset(), method)
+        return config if optimiser is None else with_optimiser(config, optimiser)
+
+    return {name: partial(chosen, preset) for name, preset in _presets_for(flags).items()}
 
 
 def _presets_for(flags: Mapping[str, str]) -> Presets:

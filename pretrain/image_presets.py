@@ -27,8 +27,6 @@ def thesis() -> PretrainConfig:
         augmentation=COLOURS,
         encoder="resnet18",
         stem="small",
-        projector_hidden=512,
-        projection=128,
         epochs=200,
         batch_size=256,
         optimiser="adam",
@@ -50,7 +48,8 @@ def demo() -> PretrainConfig:
         augmentation=Augmentation(area=(0.3, 1.0), flip=0.0),  # a mirrored digit is another sign
         encoder="resnet10t",
         stem="standard",
-        predictor_hidden=512,
+        projector_hidden=512,  # small ones for barlow as well
+        projection=128,
         epochs=None,
         steps=100,
         batch_size=128,

@@ -38,7 +38,7 @@ from encoders.weights import load_into_unet, load_weights, save_encoder
 from engine.devices import make_fabric, show_messages
 from engine.run_folder import RunFolder
 from engine.run_page import write_run_page
-from pretrain.config import PretrainConfig
+from pretrain.config import OF_TARGETS, PretrainConfig
 from pretrain.methods.build import require_method, trains_unet, views_of
 from pretrain.probe import Probe
 from pretrain.run_page import run_page
@@ -187,7 +187,7 @@ def _generalist_file(cfg: PretrainConfig, fabric: Fabric, channels: int) -> str:
         )
         resume = (out / "config.json").exists()
         first = replace(cfg, stage="generalist", out=out, resume=resume, overwrite=False, keep_epochs=(), steps=None)
-        first = replace(first, stop_after_epochs=None)
+        first = replace(first, stop_after_epochs=None, **OF_TARGETS)
         run(first, fabric)
     fabric.barrier()
     log.info(f"stage 2 of 2: {cfg.stage}, in {cfg.run_folder}")

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def train_stage(
         UserError: if a finished run has lost both its encoder and its checkpoint.
     """
     written = {"encoder": str(run.path / ENCODER)} | ({"unet": str(run.path / UNET)} if trains_unet(cfg.method) else {})
-    if run.finished is not None and _has_encoder(run):
+    if run.finished is not None and _has_files(run, written.values()):
         run.note_data(images.hash)
         return {**run.finished, **written}  # the folder may have been moved
     sampler = sampler_of(cfg, fabric, images.count, cfg.batch_size)
@@ -224,16 +224,16 @@ class _Stage:
         self.method.prepare_export(_one_epoch(self.images, self.sampler, self.fabric))
 
 
-def _has_encoder(run: RunFolder) -> bool:
-    """Whether a finished run still has its encoder; if not it is trained again from the checkpoint.
+def _has_files(run: RunFolder, files: Iterable[str]) -> bool:
+    """Whether a finished run still has the networks that it wrote; if not they are written again from the checkpoint.
 
     Raises:
         UserError: if it has lost both.
     """
-    if (run.path / ENCODER).exists():
+    if not (lost := [Path(file).name for file in files if not Path(file).exists()]):
         return True
     if not run.checkpoint.exists():
-        raise UserError(f"{run.path} has lost {ENCODER} and its checkpoint; start again with --overwrite")
+        raise UserError(f"{run.path} has lost {lost[0]} and its checkpoint; start again with --overwrite")
     return False
 
 
@@ -267,13 +267,13 @@ def _lineage_entry(cfg: PretrainConfig, images: StageImages, steps: int) -> dict
         "data": {"name": images.name, "hash": images.hash, images.unit: images.count},
         "augmentation": plain(cfg.augmentation),
         "image_size": cfg.image_size,
-        "crop_towards": cfg.crop_towards,
-        "positives": cfg.positives,
         "steps": steps,
         "batch_size": cfg.batch_size,
         "seed": cfg.seed,
         "versions": versions(),
     }
+    if cfg.stage != "generalist":
+        entry |= {"crop_towards": cfg.crop_towards, "positives": cfg.positives}
     if views_of(cfg.method) == 2:
         entry["second_augmentation"] = plain(cfg.second_augmentation)
     if images.channels > 1 and (chosen := chosen_channels(cfg.data)):

@@ -302,7 +302,7 @@ def test_a_study_of_tiny_images(tmp_path, monkeypatch):
         data=ImagesSource(data_root=root),
         out=tmp_path / "study",
         device="cpu",
-        pretrain=replace(base.pretrain, steps=2, batch_size=8, predictor_hidden=16, projector_hidden=16),
+        pretrain=replace(base.pretrain, steps=2, batch_size=8, projector_hidden=16),
         supervised=replace(base.supervised, steps=2, batch_size=8),
         probe=replace(base.probe, regularisation=(0.1,)),
     )

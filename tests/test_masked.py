@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import segment.training
 from core.errors import UserError
 from data.sources import AcdcSource, ImagesSource, MrnetSource
 from encoders.build import build_encoder, build_unet
-from encoders.card import read_card, read_lineage, unet_source
+from encoders.card import UNET, read_card, read_lineage, unet_source
 from encoders.identify import Identity, identify
 from encoders.weights import load_into_unet, load_weights, save_unet
 from engine.command_line import parse
@@ -59,6 +60,20 @@ def tiny_segment(root: Path, out: Path, init: Path, **settings) -> SegmentConfig
 def pretrained(tiny_acdc, tmp_path_factory) -> tuple[PretrainConfig, dict]:
     cfg = tiny(tiny_acdc, tmp_path_factory.mktemp("masked") / "run", probe_every=2, checkpoint_activations=True)
     return cfg, run(cfg)
+
+
+@pytest.mark.slow
+def test_a_finished_run_that_lost_its_unet_writes_it_again(pretrained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(pretrained[0].run_folder, moved)
+    kept = (moved / UNET).read_bytes()
+    (moved / UNET).unlink()
+    run(replace(pretrained[0], out=moved, resume=True))
+    assert (moved / UNET).read_bytes() == kept
+    (moved / UNET).unlink()
+    (moved / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match=r"has lost unet\.safetensors and its checkpoint; start again"):
+        run(replace(pretrained[0], out=moved, resume=True))
 
 
 def test_the_loss_by_hand():

@@ -15,14 +15,17 @@ from torch import Tensor, nn
 
 from core.errors import UserError
 from data.sources import AcdcSource, MrnetSource
+from encoders.build import build_encoder
 from encoders.card import read_card
 from encoders.norm import Norm, replace_norm
 from engine.accumulation import accumulate, accumulate_by_recomputation
 from engine.checkpoint import read_checkpoint
+from engine.command_line import parse
 from engine.ema import Decay
-from pretrain.config import PretrainConfig
-from pretrain.methods.build import METHODS
-from pretrain.methods.moco import Moco, info_nce
+from pretrain.collapse import collapse_metrics
+from pretrain.config import PretrainConfig, presets_for
+from pretrain.methods.build import METHODS, build_method, widths
+from pretrain.methods.moco import Moco, info_nce, parts_of
 from pretrain.methods.whole_batch import BarlowTwins, SimClr, WholeBatchMethod, cross_correlation_loss, nt_xent
 from pretrain.stages import run
 
@@ -195,6 +198,83 @@ def test_a_step_of_moco_by_hand():
     assert method.encoder_to_export("online") is method.encoder
 
 
+def test_batch_norm_sees_keys_with_other_images_than_their_queries():
+    """17 images in two parts: queries in the batch's order, keys a stride apart, and put back into this order."""
+    method, views = moco("batch"), draw(17)
+    seen: dict[str, list[Tensor]] = {"encoder": [], "target_encoder": []}
+    for name, images in seen.items():
+        getattr(method, name).register_forward_hook(lambda _, inputs, __, images=images: images.append(inputs[0]))
+    method(views)
+    assert [len(part) for part in seen["encoder"]] == [9, 8]
+    torch.testing.assert_close(torch.cat(seen["encoder"]), views[:, 0])
+    torch.testing.assert_close(torch.cat(seen["target_encoder"]), torch.cat([views[::2, 1], views[1::2, 1]]))
+    method.eval()  # without batch statistics the parts make no difference
+    method._step_ended = True
+    method(views)
+    torch.testing.assert_close(method._keys[0], F.normalize(method._target(views[:, 1]), dim=1))
+    assert [parts_of(n) for n in (3, 15, 16, 64, 256)] == [1, 1, 2, 8, 8]
+
+
+def test_collapse_of_moco_is_watched_on_the_queries():
+    method = moco()
+    views = draw(4)
+    with torch.no_grad():
+        method.projector[-1].weight.zero_()
+        method.projector[-1].bias.fill_(1)
+    method(views)
+    assert method.last_projections is not None
+    assert collapse_metrics(method.last_projections)["projection_std"] == 0
+    assert collapse_metrics(method._target(views[:, 1]))["projection_std"] > 0.1
+
+
+def of_recipe(*flags: str) -> PretrainConfig:
+    return parse(presets_for, "", [*flags, "--data-root", "X"])
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("byol", (4096, 256)), ("simclr", (2048, 128)), ("moco", (2048, 128)), ("barlow", (8192, 8192))],
+)
+def test_widths_of_the_methods_on_a_resnet50(method, expected):
+    cfg = of_recipe("--method", method, "--recipe", "paper")
+    assert cfg.encoder == "resnet50"
+    assert widths(cfg, 2048) == expected
+    assert widths(replace(cfg, projector_hidden=16, projection=8), 2048) == (16, 8)
+
+
+def test_values_of_the_papers_when_none_are_given():
+    """Chen et al. 2020 (temperature 0.5), He et al. 2020 (65,536 keys, 0.999), Zbontar et al. 2021 (0.005)."""
+    small = {"projector_hidden": 8, "projection": 8}
+    built = {
+        method: build_method(
+            replace(PretrainConfig(method=method), **small), build_encoder("test_resnet"), steps=100_000, count=count
+        )
+        for method, count in (("simclr", 9), ("moco", 100_000), ("barlow", 9))
+    }
+    assert built["simclr"].temperature == 0.5
+    assert (len(built["moco"].queue), built["moco"].decay.tau, built["moco"].temperature) == (65_536, 0.999, 0.2)
+    assert built["barlow"].redundancy_weight == 5e-3
+    few = build_method(
+        replace(PretrainConfig(method="moco"), **small), build_encoder("test_resnet"), steps=100_000, count=7
+    )
+    assert len(few.queue) == 7
+
+
+def test_a_recipe_is_adapted_to_the_method_and_the_optimiser():
+    """The decay rate of byol's recipe is not moco's, a rate of LARS not Adam's, a projector of SimCLR not Barlow's."""
+    assert of_recipe("--recipe", "paper").tau == 0.99
+    assert of_recipe("--recipe", "paper", "--method", "moco").tau is None
+    assert of_recipe("--recipe", "paper", "--method", "moco", "--tau", "0.9").tau == 0.9
+    assert of_recipe("--recipe", "paper", "--optimiser", "adam").peak_lr(given_start=False) == 1e-3
+    assert of_recipe("--recipe", "paper", "--optimiser", "lars").lr == 0.5
+    thesis = of_recipe("--dataset", "images", "--recipe", "thesis")
+    assert (thesis.optimiser, thesis.lr, widths(thesis, 512)) == ("adam", 1e-3, (512, 128))
+    barlow = of_recipe("--dataset", "images", "--recipe", "thesis", "--method", "barlow")
+    assert widths(barlow, 512) == (8192, 8192)
+    assert of_recipe("--dataset", "images", "--recipe", "thesis", "--optimiser", "lars").lr is None
+    assert of_recipe("--recipe", "paper", "--method", "moco").predictor_hidden == PretrainConfig.predictor_hidden
+
+
 def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     few = {
         "stage": "specialist",
@@ -202,14 +282,12 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
         "image_size": 32,
         "batch_size": 8,
         "micro_batch_size": 5,
-        "projector_hidden": 16,
-        "predictor_hidden": 16,
-        "projection": 8,
         "steps": 3,
         "device": "cpu",
         "checkpoint_every": 2,
         "log_every": 1,
     }
+    few |= {"projector_hidden": 16, "projection": 8} if settings.get("method") != "masked" else {}
     return PretrainConfig(**({"data": AcdcSource(data_root=root), "out": out} | few | settings))
 
 
@@ -277,6 +355,12 @@ def test_every_method_takes_clips(tiny_knees, tmp_path, method):
         ({"method": "moco", "queue": 10**13}, "--queue 10000000000000: takes .* GB, more than"),
         ({"method": "moco", "queue": 0}, "--queue 0: must be above 0"),
         ({"method": "simclr", "temperature": 0.0}, r"--temperature 0\.0: must be above 0"),
+        ({"method": "moco", "predictor_hidden": 8}, "--predictor-hidden 8 goes with --method byol, not with moco"),
+        ({"method": "moco", "tau_schedule": "constant"}, "--tau-schedule constant goes with --method byol"),
+        ({"method": "masked", "projection": 8}, "--projection 8 goes with --method byol or simclr or moco or barlow"),
+        ({"optimiser": "adam", "trust_coefficient": 0.1}, r"--trust-coefficient 0\.1 goes with --optimiser lars"),
+        ({"stage": "generalist", "crop_towards": "motion"}, "--crop-towards motion is for the target images, of which"),
+        ({"stage": "generalist", "positives": "phase"}, "--positives phase is for the target images, of which"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings, message):

@@ -109,6 +109,7 @@ def test_a_finished_run_that_was_moved_or_lost_its_encoder(hierarchical, tmp_pat
     (moved / "encoder.safetensors").unlink()
     assert run(resumed)["probe_jaccard"] == result["probe_jaccard"]
     assert weights(moved) == weights(cfg.run_folder)
+    assert {"crop_towards", "positives"} & {*card_of(moved).lineage[0]} == set()  # natural images have neither
     (moved / "encoder.safetensors").unlink()
     (moved / "checkpoint.pt").unlink()
     with pytest.raises(UserError, match=r"has lost encoder\.safetensors and its checkpoint; start again"):
@@ -383,7 +384,7 @@ def test_the_command_line_leaves_values_alone():
 def test_the_paper_recipe_is_the_papers():
     """Kalapos and Gyires-Toth 2022 and their code."""
     cfg = PRESETS["paper"]()
-    heads = (widths(cfg)[0], cfg.predictor_hidden, widths(cfg)[1])
+    heads = (widths(cfg, 2048)[0], cfg.predictor_hidden, widths(cfg, 2048)[1])
     assert (cfg.encoder, cfg.image_size, heads) == ("resnet50", 224, (4096, 8192, 256))
     assert (cfg.lr, cfg.batch_size, cfg.weight_decay, cfg.trust_coefficient, cfg.warmup_epochs) == (
         0.5,

@@ -265,7 +265,7 @@ def test_the_papers_numbers_for_exams():
     )
     assert (cfg.lr, cfg.batch_size, cfg.micro_batch_size, cfg.epochs, cfg.warmup_epochs) == (0.2, 256, 4, 200, 0)
     assert (cfg.tau, cfg.tau_schedule) == (None, "constant")  # the papers give no decay rate
-    assert (widths(cfg), cfg.predictor_hidden) == ((4096, 256), 4096)
+    assert (widths(cfg, 512), cfg.predictor_hidden) == ((4096, 256), 4096)
     # Ray 2022, table 5.1; saturation, hue and grey do nothing in one channel
     first = Augmentation(area=(0.08, 1.0), bicubic=True, flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4, blur=1.0)
     assert (cfg.augmentation, cfg.second_augmentation) == (first, replace(first, blur=0.1, solarise=0.2))

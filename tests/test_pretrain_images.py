@@ -28,6 +28,10 @@ def test_preset_of_the_thesis():
     assert (cfg.encoder, cfg.stem, cfg.image_size, cfg.stage) == ("resnet18", "small", 32, "specialist")
     assert (cfg.data.imbalance, str(cfg.data.data_root)) == (0.01, "X")
     assert cfg.peak_lr(given_start=False) == 1e-3
+    # Chen et al. 2020, appendix A, strength 0.5: contrast, saturation 0.4, hue 0.1, in 80 %; grey in 20 %; area, flip
+    views = cfg.augmentation
+    assert (views.colour, views.contrast, views.saturation, views.hue, views.grey) == (0.8, 0.4, 0.4, 0.1, 0.2)
+    assert (views.area, views.flip, views.blur) == ((0.08, 1.0), 0.5, 0.0)
     assert replace(thesis(), data=cfg.data) == cfg
 
 

@@ -19,7 +19,7 @@ from engine.config import plain
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, is_done, note_failure, run_job, tidy
 from sweep.study.results import collect, collected
-from sweep.study.run import run
+from sweep.study.run import _require_epochs, run
 
 SUBJECTS = ("NA", "001", "1e5")
 
@@ -274,8 +274,11 @@ def test_one_decision_on_components_for_all_sizes(tiny_acdc, tmp_path, monkeypat
 
 
 def test_epochs_beyond_the_steps_of_pretraining(tiny_acdc, tmp_path):
-    """30 slices of training patients are 7 steps an epoch with batch size 4; pretraining has 2."""
+    """30 slices of training patients are 8 steps an epoch with batch size 4, the last on two slices."""
     cfg = make_study(tiny_acdc, tmp_path / "out", pipelines=("specialist",), fractions=(0.5,), pretrain_epochs=(0, 1))
-    with pytest.raises(UserError, match=r"--pretrain-epochs 1: pretraining ends after the 2 steps of --pretrain"):
-        run(cfg)
+    for steps in (2, 7):
+        short = replace(cfg, pretrain=replace(cfg.pretrain, steps=steps))
+        with pytest.raises(UserError, match=rf"--pretrain-epochs 1: pretraining ends after the {steps} steps of --pre"):
+            run(short)
+    _require_epochs(replace(cfg, pretrain=replace(cfg.pretrain, steps=8)))
     assert not cfg.out.exists()

@@ -365,14 +365,13 @@ def test_training_and_validation_on_large_images(folder, tmp_path, caplog, unlab
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("method", ["byol", "masked"])
 def test_pretraining_on_large_images(folder, tmp_path, caplog, method):
-    from pretrain.config import demo
+    from pretrain.config import demo, with_method
     from pretrain.stages import run
 
     caplog.set_level(logging.INFO, "fewslice")
     cfg = replace(
-        demo(), method=method, stage="specialist", data=FolderSource(data_root=folder), encoder="test_resnet",
-        image_size=32, steps=1, batch_size=2, projector_hidden=None if method == "masked" else 16,
-        predictor_hidden=16, projection=None if method == "masked" else 8, out=tmp_path / "run", device="cpu",
+        with_method(demo(), method), stage="specialist", data=FolderSource(data_root=folder), encoder="test_resnet",
+        image_size=32, steps=1, batch_size=2, out=tmp_path / "run", device="cpu",
         augmentation=Augmentation(crop="fixed"),
     )  # fmt: skip
     run(cfg)

@@ -14,14 +14,14 @@ from pretrain.methods.byol import Byol
 from pretrain.methods.dense import DenseByol
 from pretrain.methods.masked import Masked
 from pretrain.methods.method import Method
-from pretrain.methods.moco import Moco
+from pretrain.methods.moco import LEAST_OF_PART, Moco, parts_of
 from pretrain.methods.whole_batch import BarlowTwins, SimClr
 
 log = logging.getLogger("fewslice")
 
-WIDTHS = {"byol": (4096, 256), "simclr": (2048, 128), "moco": (2048, 128), "barlow": (8192, 8192)}
+WIDTHS = {"byol": (4096, 256), "simclr": (None, 128), "moco": (None, 128), "barlow": (8192, 8192)}
 """Hidden and output width of each method's projector, unless they are given: Kalapos and Gyires-Toth 2022 for byol, the
-methods' own papers for the others (with a ResNet-50)."""
+methods' own papers for the others. None: the width of the encoder's output, 2048 for a ResNet-50 as in the papers."""
 
 
 def build_method(cfg: PretrainConfig, encoder: nn.Module, *, steps: int, count: int) -> Method:
@@ -37,10 +37,10 @@ def build_method(cfg: PretrainConfig, encoder: nn.Module, *, steps: int, count: 
     return METHODS[cfg.method][1](cfg, encoder, steps, count)
 
 
-def widths(cfg: PretrainConfig) -> tuple[int, int]:
-    """Hidden and output width of the projector."""
+def widths(cfg: PretrainConfig, features: int) -> tuple[int, int]:
+    """Hidden and output width of the projector, on an encoder whose output has a width of `features`."""
     hidden, outputs = WIDTHS[cfg.method]
-    return cfg.projector_hidden or hidden, cfg.projection or outputs
+    return cfg.projector_hidden or hidden or features, cfg.projection or outputs
 
 
 def require_method(cfg: PretrainConfig) -> None:
@@ -72,7 +72,7 @@ def trains_unet(method: str) -> bool:
 def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
     largest = 0.99 if cfg.tau_schedule == "cosine" else 0.996  # Kalapos and Gyires-Toth 2022; Grill et al. 2020
     tau = chosen_tau(steps, cfg.tau_schedule, largest) if cfg.tau is None else cfg.tau
-    hidden, outputs = widths(cfg)
+    hidden, outputs = widths(cfg, feature_width(encoder))
     kind: Callable[..., Byol] = partial(DenseByol, dense_weight=cfg.dense) if cfg.dense else Byol
     return kind(
         encoder,
@@ -86,14 +86,14 @@ def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Me
 
 
 def _simclr(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
-    hidden, outputs = widths(cfg)
+    hidden, outputs = widths(cfg, feature_width(encoder))
     temperature = cfg.temperature or 0.5
     width = feature_width(encoder)
     return SimClr(encoder, width, temperature=temperature, projector_hidden=hidden, outputs=outputs, norm=cfg.norm)
 
 
 def _barlow(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
-    hidden, outputs = widths(cfg)
+    hidden, outputs = widths(cfg, feature_width(encoder))
     return BarlowTwins(
         encoder,
         feature_width(encoder),
@@ -105,10 +105,13 @@ def _barlow(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> 
 
 
 def _moco(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
-    hidden, outputs = widths(cfg)
+    hidden, outputs = widths(cfg, feature_width(encoder))
     tau = chosen_tau(steps, "constant", 0.999) if cfg.tau is None else cfg.tau
-    if cfg.norm == "batch":
-        log.info("moco with batch norm: the statistics of a batch may give the positives away; --norm group has none")
+    if cfg.norm == "batch" and parts_of(micro_batch := cfg.micro_batch_size or cfg.batch_size) == 1:
+        log.warning(
+            f"moco with batch norm: the statistics of micro-batches of {micro_batch} give the positives away; pass "
+            f"{2 * LEAST_OF_PART} or more, or --norm group, which has none"
+        )
     return Moco(
         encoder,
         feature_width(encoder),

@@ -12,13 +12,24 @@ from engine.ema import Decay
 from pretrain.methods.method import Exported
 from pretrain.methods.target import TargetMethod
 
+PARTS = 8
+"""Most parts of a micro-batch that batch norm normalises by themselves, the number of GPUs of the paper."""
+LEAST_OF_PART = 8
+"""Least images of a part: statistics of fewer are too noisy."""
+
+
+def parts_of(images: int) -> int:
+    """Number of parts in which a micro-batch of so many images is normalised; 1: it is too small to be shuffled."""
+    return max(1, min(PARTS, images // LEAST_OF_PART))
+
 
 class Moco(TargetMethod):
     """The online network, its target, and a queue of the target's projections of earlier steps, the negatives.
 
-    As the negatives come from the queue, the loss is a mean over samples, whatever the batch. The paper shuffles the
-    samples between GPUs, so that batch norm cannot tell which keys belong to a query; one device cannot, and there
-    group norm leaks nothing.
+    As the negatives come from the queue, the loss is a mean over samples, whatever the batch. Batch norm would give the
+    positives away: query and key of an image would be normalised with the same images, unlike the keys of the queue.
+    The paper therefore shuffles the keys between GPUs. Here each device normalises a micro-batch in up to `PARTS` parts,
+    those of the keys made of other images than those of the queries; group norm has no such statistics.
 
     Args:
         encoder: see `Method`.
@@ -62,16 +73,21 @@ class Moco(TargetMethod):
         """
         if self._step_ended:
             self._keys.clear()
-        projections, keys = self.networks(views)
+        # Samples come in random order, so that keys a stride apart are as good as shuffled ones, and need no seed.
+        parts = parts_of(len(views)) if self.batch_statistics else 1
+        order = torch.cat([torch.arange(k, len(views), parts) for k in range(parts)]).to(views.device)
+        projections, keys = self.networks(torch.stack([views[:, 0], views[order, 1]], dim=1) if parts > 1 else views)
         self.remember(projections)
-        keys = F.normalize(keys.float(), dim=1)
+        keys = F.normalize(keys[order.argsort()].float(), dim=1)
         self._keys.append(keys)
         with torch.autocast(keys.device.type, enabled=False):  # the loss in fp32 whatever the networks' precision
             return info_nce(F.normalize(projections.float(), dim=1), keys, self.queue.float(), self.temperature)
 
     def networks(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Projections (N, outputs) of the first views by the online network and of the second by the target."""
-        return self.projector(self.encoder(views[:, 0])), self._target(views[:, 1])
+        parts = views.chunk(parts_of(len(views))) if self.batch_statistics else [views]
+        queries = torch.cat([self.projector(self.encoder(part[:, 0])) for part in parts])
+        return queries, torch.cat([self._target(part[:, 1]) for part in parts])
 
     def after_step(self, step: int) -> None:
         """Move the target, and put this step's keys into the queue in place of the oldest ones."""

@@ -14,7 +14,7 @@ from core.errors import UserError
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
-from pretrain.config import PretrainConfig, with_method
+from pretrain.config import OF_TARGETS, PretrainConfig, with_method
 from segment.config import SegmentConfig
 from sweep.analysis.study_files import UNLABELLED, source_name, start_and_endings, with_selections
 from sweep.study.config import SweepConfig
@@ -246,7 +246,7 @@ def _generalist(cfg: SweepConfig, source: str, seed: int, encoders: dict[str, Jo
     name = "encoders/generalist" + (f"-{_slug(source)}" if source != cfg.pretrain.generalist else "")
     if trained and len(cfg.pretrain_seeds) > 1:
         name += f"-pretrained{seed}"
-    settings = {"stage": "generalist", "generalist": source, "seed": seed, "steps": None}
+    settings = {"stage": "generalist", "generalist": source, "seed": seed, "steps": None, **OF_TARGETS}
     config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
     encoders.setdefault(name, Job(name=name, config=config, key={}))
     return name

@@ -19,6 +19,7 @@ from data.protocols import LABEL_ORDERS
 from data.sources import AcdcSource, ExamsSource, FolderSource, MrnetSource, open_exams, open_slices
 from data.splits import labelled_subset
 from engine.config import marked, read_config, result_settings, saved
+from engine.sampler import StepSampler
 from segment.components import is_one_component
 from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
@@ -88,9 +89,11 @@ def _require_epochs(cfg: SweepConfig) -> None:
         images, kind = len(open_exams(cfg.data, labelled=False).positions("train")), "exams"
     else:
         images, kind = len(open_slices(cfg.data, labelled=False).positions("train")), "slices"
-    if max(cfg.pretrain_epochs) * max(1, images // cfg.pretrain.batch_size) > cfg.pretrain.steps:
+    batch = cfg.pretrain.batch_size
+    per_epoch = StepSampler(count=images, batch_size=batch, micro_batch_size=batch).steps_per_epoch
+    if max(cfg.pretrain_epochs) * per_epoch > cfg.pretrain.steps:
         steps = f"the {cfg.pretrain.steps} steps of --pretrain.steps"
-        raise epochs_beyond(cfg, f"{steps} (batch size {cfg.pretrain.batch_size}, {images} {kind})")
+        raise epochs_beyond(cfg, f"{steps} (batch size {batch}, {images} {kind})")
 
 
 def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
