@@ -1,6 +1,7 @@
 """The same image under two names: found by data.inspect, refused by training, left out of a pool."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -14,7 +15,10 @@ from data.augmentation import Augmentation
 from data.duplicates import check_duplicates, duplicate_findings, duplicates_of_other_splits, fingerprint
 from data.inspect import inspect_dataset
 from data.slices import Dataset, load_dataset
+from data.sources import FolderSource
 from pretrain.sources import target_slices
+from segment.config import SegmentConfig
+from segment.training import run as segment
 
 
 def write(path: Path, values: np.ndarray) -> None:
@@ -71,6 +75,17 @@ def test_training_refuses_twins_in_two_splits(tmp_path, seeds):
     with pytest.raises(UserError, match=r"same image is in two splits .*images/case\d.nii.gz \(.*--allow-duplicates"):
         check_duplicates(data, test=True, allow=False)
     assert "1 images are in two splits under two names" in check_duplicates(data, test=True, allow=True)
+
+
+@pytest.mark.slow
+def test_twins_that_are_allowed_are_in_the_result(tmp_path):
+    few = {"encoder": "test_resnet", "image_size": 32, "spacing_mm": None, "steps": 1, "batch_size": 2}
+    data = FolderSource(data_root=folder(tmp_path / "data", [7, 1, 7, 3], SPLITS))
+    cfg = SegmentConfig(data=data, out=tmp_path / "run", labelled_fraction=1.0, evaluate_every=1, figures=False, **few)
+    with pytest.raises(UserError, match="the same image is in two splits under two names"):
+        segment(cfg)
+    result = segment(replace(cfg, allow_duplicates=True))
+    assert "scores may be too high: 1 images are in two splits under two names" in result["warnings"]
 
 
 def test_twins_in_a_test_split_that_is_not_scored_are_only_named(tmp_path, caplog):

@@ -67,6 +67,17 @@ def test_acdc_end_to_end(acdc, capsys):
     assert "rv_ef_percent" in printed
 
 
+def test_scores_by_the_rules_of_ssl4mis_stand_beside_ours(acdc, capsys):
+    settings = {"prediction": acdc / "prediction", "reference": acdc / "reference"}
+    result = run(Evaluate(**settings, out=acdc / "out", parity="ssl4mis"))
+    rows = pd.read_csv(acdc / "out" / "per_volume.csv")
+    assert rows["ssl4mis_dice_RV"].iloc[0] < rows["ssl4mis_dice_RV"].iloc[1] == 1
+    assert result["parity_ssl4mis"]["dice"]["RV"] == pytest.approx(rows["ssl4mis_dice_RV"].mean())
+    assert "as SSL4MIS scores" in capsys.readouterr().out
+    ours = run(Evaluate(**settings, out=acdc / "ours"))
+    assert ours == {name: value for name, value in result.items() if name != "parity_ssl4mis"}
+
+
 def test_spacing_is_the_reference_s_and_scores_go_beside_the_prediction(acdc):
     for file in (acdc / "prediction").iterdir():
         write(file, np.asarray(nib.load(file).dataobj), spacing=(1, 1, 1))

@@ -61,13 +61,15 @@ def test_one_person_is_in_one_split(split):
         assert splits["patient118"] == "unused"
 
 
-def test_the_test_set_is_the_splits_own_or_the_official_one():
+def test_the_test_set_is_the_splits_own_or_the_official_one(caplog):
+    caplog.set_level(logging.INFO, "fewslice")
     own = acdc_splits(PATIENTS)
     assert of("test", own) == PATIENTS[:100:10]
     assert len(of("unused", own)) == 50
     official = acdc_splits(PATIENTS, test_set="official")
     assert of("test", official) == [name for name in PATIENTS[100:] if name != "patient118"]
     assert of("unused", official) == [*PATIENTS[:100:10], "patient118"]  # the paper's ten do not train either
+    assert "patient118 is left out of the official test set: its images are those of training patient" in caplog.text
     assert len(of("test", acdc_splits(PATIENTS, test_set="both"))) == 59
     with pytest.raises(UserError, match="holds no patients 101-150"):
         acdc_splits(TRAINING, test_set="both")
