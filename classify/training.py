@@ -92,6 +92,7 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
     warnings = [
         check_duplicates(whole, test=cfg.test, allow=cfg.allow_duplicates),
         check_leakage(whole, lineage, cfg.init, allow=cfg.allow_leakage),
+        _several_exams(exams, test=cfg.test),
     ]
     positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)
     card = ModelCard(
@@ -111,6 +112,19 @@ def prepare(cfg: ClassifyConfig, exams: ExamSet | None = None) -> tuple[ExamSet,
         warnings=[warning for warning in warnings if warning],
     )
     return exams, classifier, card
+
+
+def _several_exams(exams: ExamSet, *, test: bool) -> str | None:
+    """A warning if several of the exams that are scored are of one subject."""
+    scored = exams.table[exams.table["split"].isin(["val", "test"] if test else ["val"])]
+    if (subjects := scored["subject"].nunique()) == len(scored):
+        return None
+    warning = (
+        f"the intervals of this run are too narrow: they take its {len(scored)} scored exams, which are of {subjects} "
+        "subjects, for independent; a study's draw subjects"
+    )
+    log.warning(warning)
+    return warning
 
 
 def run_plane(

@@ -51,7 +51,8 @@ def score_volume(
         A flat row. Per class X: ``dice_X`` and ``jaccard_X`` in [0, 1], NaN where X is empty in both;
         ``hd95_mm_X`` and ``assd_mm_X``, NaN where X is empty in either; ``volume_ml_X`` (prediction) and
         ``reference_ml_X``. Once: ``slice_jaccard``, the paper's score: the mean over slices and all classes,
-        background included, where a class absent from both sides of a slice scores 1; and ``slices``.
+        background included, where a class absent from both sides of a slice scores 1; and ``slices``, the number of
+        slices that are not ignored as a whole.
 
     Raises:
         ValueError: if the shapes differ or a label has no class name.
@@ -73,7 +74,8 @@ def score_volume(
     both = np.diagonal(confusion, axis1=1, axis2=2)  # (slices, classes) voxels, as `predicted` and `true` below
     predicted, true = confusion.sum(axis=1), confusion.sum(axis=2)
     union = predicted + true - both
-    slice_jaccard = np.where(union == 0, 1.0, both / np.maximum(union, 1)).mean()
+    annotated = ignored < reference[0].size  # a slice of which all is to be ignored is no slice that was got right
+    slice_jaccard = np.where(union == 0, 1.0, both / np.maximum(union, 1))[annotated]
 
     both, predicted, true, union = (count.sum(axis=0) for count in (both, predicted, true, union))
     voxel_ml = math.prod(spacing) / 1000
@@ -87,7 +89,8 @@ def score_volume(
         row[f"volume_ml_{name}"] = predicted[label] * voxel_ml
         row[f"reference_ml_{name}"] = true[label] * voxel_ml
     row = {column: float(value) for column, value in row.items()}
-    return {**row, "slice_jaccard": float(slice_jaccard), "slices": len(reference)}
+    row["slice_jaccard"] = float(slice_jaccard.mean()) if annotated.any() else math.nan
+    return {**row, "slices": int(annotated.sum())}
 
 
 def _confusion(prediction: np.ndarray, reference: np.ndarray, labels: int) -> np.ndarray:
@@ -180,7 +183,8 @@ def _scores(rows: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
         columns = {f"{measure}_{name}": name for name in classes}
         patients = rows.groupby("subject")[list(columns)].mean().rename(columns=columns)  # leaves out NaN
         result[measure] = {"mean": patients.mean(axis=1).mean(), **patients.mean()}
-    result["slice_jaccard"] = (rows["slice_jaccard"] * rows["slices"]).sum() / max(rows["slices"].sum(), 1)
+    slices = rows["slices"].sum()
+    result["slice_jaccard"] = (rows["slice_jaccard"] * rows["slices"]).sum() / slices if slices else math.nan
     both_empty = {name: rows[f"dice_{name}"].isna() for name in classes}
     one_empty = {name: rows[f"hd95_mm_{name}"].isna() & ~both_empty[name] for name in classes}
     result["not_counted"] = {

@@ -54,6 +54,37 @@ def test_nothing_reached_has_no_median():
     assert share.tolist() == [0]
 
 
+def test_runs_that_miss_a_fold_are_left_out():
+    """Its fold is a hard one, without which the mean would be over other patients."""
+    rows = [
+        {"pipeline": pipeline, "labels": 5, "subset_seed": seed, "seed": seed, "pretrain_seed": 0, "fold": fold}
+        | {"pretrain_epochs": None, "step": step, "score": score * (1 - 0.5 * fold)}
+        for pipeline, seed, fold in (
+            ("a", 0, 0),
+            ("a", 0, 1),
+            ("b", 0, 0),
+            ("a", 1, 0),
+            ("a", 1, 1),
+            ("b", 1, 0),
+            ("b", 1, 1),
+        )
+        for step, score in ((10, 0.4), (20, 0.8))
+    ]
+    runs = runs_from(pd.DataFrame(rows))
+    assert np.isnan(runs.scores[1, 0, 0]).all()  # of the first seed, b lacks the second fold
+    np.testing.assert_allclose(runs.scores[:, 0, 1], [[0.3, 0.6]] * 2)
+    np.testing.assert_allclose(runs.reference, [0.6])
+
+
+def test_the_distance_of_validations_is_that_of_the_size_with_the_largest():
+    scores = np.full((1, 2, 1, 9), np.nan)
+    scores[0, 0, 0, [0, 2, 4, 6]] = 1  # steps 3, 6, 9, 12
+    scores[0, 1, 0, [1, 3, 5, 7, 8]] = 1  # 5, 7, 10, 15, 20
+    settings = {"pipelines": ("a",), "labels": np.array([2, 4]), "seeds": ((0, 0),)}
+    runs = Runs(**settings, steps=np.array([3.0, 5, 6, 7, 9, 10, 12, 15, 20]), scores=scores)
+    assert runs.spacing == 5
+
+
 def table() -> pd.DataFrame:
     """One size, two seeds, validations at 10, 20, 30, 40; b's second run ends early."""
     scores = {

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -222,9 +223,28 @@ def test_multiplier_intervals_cover_and_are_open_where_bounded():
         covered.append(row["low"] <= 4 <= row["high"])
     assert np.mean(covered) >= 0.85
     first = multipliers(boot).query("labels == 2").set_index("pipeline")
-    assert first.loc["a", ["multiplier", "low", "high", "bound"]].tolist() == [1, 1, np.inf, ">="]
+    assert first.loc["a", ["multiplier", "low", "high"]].tolist() == pytest.approx([1, 1, np.inf])
+    assert first.loc["a", "bound"] == ">="
     last = multipliers(boot).query("labels == 128").set_index("pipeline")
-    assert last.loc["b", ["multiplier", "low", "high", "bound"]].tolist() == [1, 0, 1, "<="]
+    assert last.loc["b", ["multiplier", "low", "high"]].tolist() == pytest.approx([1, 0, 1])
+    assert last.loc["b", "bound"] == "<="
+
+
+def test_a_pipeline_saves_no_labels_of_itself():
+    """A plateau on which noise makes a smaller size the best."""
+    for errors in ((0.3, 0.3, 0.2, 0.22, 0.21, 0.25, 0.2), (0.2, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3)):
+        curve = dict(zip(SIZES, errors, strict=True)).__getitem__
+        table = multipliers(study(curve, curve, noise=0))
+        assert table["multiplier"].tolist() == pytest.approx([1] * 14)
+        assert table["bound"].eq("").all()
+
+
+def test_a_loss_at_the_end_of_the_sizes_is_decided():
+    table = multipliers(study(lambda n: 0.9 * n**-0.3, lambda n: 0.5 * n**-0.3)).set_index(["pipeline", "labels"])
+    last, first = table.loc[("a", 128)], table.loc[("b", 2)]
+    assert last["high"] < 1 < first["low"]
+    assert (last["bound"], first["bound"]) == ("<=", ">=")
+    assert [last["multiplier"], first["multiplier"]] == pytest.approx([1, 1])
 
 
 def test_equal_labels():
@@ -233,6 +253,8 @@ def test_equal_labels():
     # 0.9: already below at 1. sqrt(0.8 * 0.4): half-way in logarithms, at 2. 0.3: never.
     np.testing.assert_allclose(equal_labels(labels, first, second), [[0, 2, np.inf]])
     np.testing.assert_allclose(equal_labels(labels, first, first), [[1, 4, 4 - 4 / 3 + 4 / 3 - 4 + 2.56889]], atol=0.3)
+    flat = np.array([[0.3, 0.3, 0.2]])
+    np.testing.assert_allclose(equal_labels(labels, flat, flat), [[1, 1, 16]])
     assert np.isnan(equal_labels(labels, np.array([[0.8, np.nan, 0.5]]), second)).all()
 
 
@@ -260,6 +282,18 @@ def test_backtest_allows_for_the_noise_of_what_it_predicts():
     expected = np.hypot(high - low, 2 * 1.96 * noise)
     assert expected > 1.1 * (high - low)
     assert row["high"] - row["low"] == pytest.approx(expected, rel=0.06)
+
+
+def test_patients_who_differ_do_not_widen_the_backtest():
+    """The same patients score what is fitted and what is predicted."""
+    boot = study(law, seeds=5)
+    means = boot.scores.cells()[..., None].repeat(20, axis=-1)
+    difference = np.random.default_rng(1).normal(0, 0.1, 20)
+    alike, differing = (
+        replace(boot.scores, values=means + each) for each in (0 * difference, difference - difference.mean())
+    )
+    tables = [backtest(bootstrap(scores, 300)) for scores in (alike, differing)]
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_backtest_shows_a_law_that_fails():

@@ -179,6 +179,20 @@ def test_the_summary_is_clean_json_without_phases_too():
     assert "clinical" not in result
 
 
+def test_slices_that_are_ignored_as_a_whole_have_no_slice_jaccard():
+    reference = np.full((3, 4, 4), 255, np.uint8)
+    reference[1] = 0
+    reference[1, :2] = 1
+    prediction = np.ones((3, 4, 4), np.uint8)
+    row = score_volume(prediction, reference, (1, 1, 1), ("background", "A"))
+    assert (row["slice_jaccard"], row["slices"]) == ((0 + 0.5) / 2, 1)
+    nothing = score_volume(prediction, np.full_like(reference, 255), (1, 1, 1), ("background", "A"))
+    assert math.isnan(nothing["slice_jaccard"])
+    table = pd.DataFrame([row, nothing]).assign(subject=["a", "b"], phase="", group="", frame=1)
+    assert summarise(table, ("background", "A"))["slice_jaccard"] == row["slice_jaccard"]
+    assert summarise(table.iloc[1:], ("background", "A"))["slice_jaccard"] is None
+
+
 def test_slice_jaccard_is_over_slices():
     per_volume = rows_of(("a", "", {}), ("b", "", {}))
     per_volume["slice_jaccard"], per_volume["slices"] = [0.5, 1.0], [3, 1]

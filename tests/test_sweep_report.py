@@ -267,6 +267,14 @@ def test_a_page_in_jaccard_with_learning_rates_and_short_pretraining(tmp_path):
         "better one may lie beyond: random: highest"
     ) in page.text
     assert "random 0.0001 failed random 0.01 0.500 ●" in page.text
+    rate = rate.where(results["labels"] != results["labels"].max(), 1e-4)  # as of another fold
+    results.assign(lr=rate).to_csv(out / "results.csv", index=False)
+    pd.DataFrame(rates).assign(fold=[0, 3]).to_csv(out / "rates.csv", index=False)
+    of_folds = Page(report(out, draws=100)).text
+    assert "Learning rate 0.01 or 0.0001 (random), 0.001 or 0.0001 (generalist), each" in of_folds
+    assert "random: highest, random: lowest, generalist: lowest" in of_folds
+    assert "all runs of the pipeline took on that fold." in of_folds
+    assert "random 0 0.0001 failed random 3 0.01 0.500 ●" in of_folds
     assert "scored by Jaccard" in page.text
     assert "Jaccard on the validation split during training" in page.text  # as in the paper's figure 3
     assert page.text.count("Pretraining: specialist 24 optimiser steps (50.0%") == 2  # a limit, and above the tables

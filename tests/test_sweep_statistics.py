@@ -55,6 +55,25 @@ def test_cells_are_weighted_aucs_as_in_sklearn():
     assert np.isnan(study.cells(truth[None].astype(float))).all()  # a draw of positive exams only
 
 
+def test_exams_of_one_patient_are_drawn_together():
+    """Four copies of each exam under the name of its patient say no more than one."""
+    rng = np.random.default_rng(0)
+    truth, values = np.arange(40) % 2, rng.normal(0, 1, (1, 1, 3, 40))
+    values += 0.8 * truth
+    names = tuple(f"p{k}" for k in range(40))
+    single = by_size(bootstrap(scores(values, truth=truth, patients=names), 500)).iloc[0]
+    four = {"patients": tuple(f"{name}-{k}" for name in names for k in range(4)), "truth": truth.repeat(4)}
+    copies = scores(values.repeat(4, axis=-1), **four, subjects=tuple(np.repeat(names, 4)))
+    assert by_size(bootstrap(copies, 500)).iloc[0][["mean", "low", "high"]].tolist() == pytest.approx(
+        single[["mean", "low", "high"]].tolist()
+    )
+    rows = pd.DataFrame({"pipeline": "random", "pretrain_epochs": None, "pretrain_seed": 0, "labels": 2, "seed": 0,
+                         "subset_seed": 0, "exam": ["y", "x"], "subject": ["a", "b"], "label": [1, 0],
+                         "probability": [0.9, 0.1]})  # fmt: skip
+    assert scores_from(rows).subjects == ("b", "a")
+    assert scores_from(rows.drop(columns="subject")).subjects is None
+
+
 def volumes() -> pd.DataFrame:
     """Two pipelines, sizes 2 and 8 (all), one seed pair, patients P and Q of two volumes each."""
     rows = []

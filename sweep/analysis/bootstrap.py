@@ -71,10 +71,15 @@ def require_resamples(draws: int, seed: int) -> None:
 def bootstrap(scores: Scores, draws: int = 2000, seed: int = 0) -> Bootstrap:
     """Resample seeds, pretraining seeds and patients of a study, each with replacement and independently of the others.
 
+    The exams of one patient are drawn together.
+
     Source: Owen 2007, The pigeonhole bootstrap, for crossed factors. The intervals are slightly
     too wide where the interaction is large.
     """
-    patients = resampled(len(scores.patients), draws, np.random.default_rng([seed, 1]))
+    subjects = [*dict.fromkeys(scores.subjects or scores.patients)]
+    of_subjects = resampled(len(subjects), draws, np.random.default_rng([seed, 1]))
+    place = {subject: k for k, subject in enumerate(subjects)}
+    patients = of_subjects[:, [place[subject] for subject in scores.subjects or scores.patients]]
     return Bootstrap(
         scores=scores,
         seed_weights=resampled_seeds(scores.seeds, draws, seed),

@@ -63,6 +63,13 @@ class Runs:
         return np.take_along_axis(self.scores, place[..., None], axis=-1)[..., 0]
 
     @property
+    def spacing(self) -> float:
+        """Steps between two validations, the median of a size; of several sizes the largest."""
+        validated = (~np.isnan(self.scores)).any(axis=(0, 2))
+        gaps = [np.median(np.diff(np.append(0, self.steps[of_size]))) for of_size in validated if of_size.any()]
+        return float(max(gaps, default=np.nan))
+
+    @property
     def reference(self) -> np.ndarray:
         """(sizes,) common reference: the best pipeline's final score, mean over seeds; the same in every draw."""
         means = nan_mean(self.final, np.ones(self.scores.shape[2]))
@@ -71,7 +78,7 @@ class Runs:
 
 def runs_from(curves: pd.DataFrame) -> Runs:
     """Validation curves from the rows of `curves.parquet`."""
-    rows = longest_pretraining(curves)
+    rows = _of_all_folds(longest_pretraining(curves))
     groups = [rows["pipeline"], rows["labels"], replicates(rows), rows["pretrain_seed"], rows["step"]]
     (pipelines, labels, seeds, _, steps), scores = dense(rows["score"].groupby(groups, sort=False).mean())
     scores = pretraining_axis(scores)
@@ -83,6 +90,15 @@ def runs_from(curves: pd.DataFrame) -> Runs:
         steps=np.array(steps, float),
         scores=scores.reshape(*scores.shape[:2], -1, len(steps)),
     )
+
+
+def _of_all_folds(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that every fold of the study has: a mean over fewer folds would be one over other patients."""
+    if "fold" not in rows:
+        return rows
+    run = ["pipeline", "labels", "subset_seed", "seed", "pretrain_seed"]
+    folds = rows.groupby(run, dropna=False)["fold"].transform("nunique")
+    return rows[folds == rows["fold"].nunique()]
 
 
 def steps_to(runs: Runs, level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Tables of a study's learning curves: fits, bands, bends, labels saved and back-tests of the forecasts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -129,8 +130,9 @@ def _holds(bend: dict, labels: np.ndarray, slope: float) -> str:
 def multipliers(boot: Bootstrap) -> pd.DataFrame:
     """How many times fewer labels a pipeline needs to equal another at n labels.
 
-    n / n', where n' is the smallest number of labels at which the pipeline's error equals the baseline's at n. Between
-    the measured sizes log error is interpolated linearly over log labels; nothing is extrapolated.
+    The smallest number of labels with which the baseline reaches its least error up to n, over that with which the
+    pipeline does: both the smallest, or a plateau, where noise makes some size the best, would save labels of itself.
+    Between the measured sizes log error is interpolated linearly over log labels; nothing is extrapolated.
 
     Returns:
         pipeline, baseline, labels (n), multiplier (above 1: labels saved), low, high (0 and infinite where open), bound
@@ -144,10 +146,14 @@ def multipliers(boot: Bootstrap) -> pd.DataFrame:
                 continue
             labels = boot.scores.labels[sizes].astype(float)
             table = pd.DataFrame({"pipeline": pair[k], "baseline": pair[baseline], "labels": boot.scores.labels[sizes]})
+            own, target = (1 - both.means[:, index, sizes] for index in (k, baseline))
+            target = np.minimum.accumulate(target, axis=1)
+            needed = equal_labels(labels, target, target)
             with np.errstate(divide="ignore"):
-                saved = labels / equal_labels(labels, *(1 - both.means[:, index, sizes] for index in (k, baseline)))
+                saved = needed / equal_labels(labels, own, target)
             point, (low, high) = saved[0], interval(saved)
-            at_least, at_most = labels / labels[0], labels / labels[-1]  # the bounds that the two ends of a curve give
+            # The bounds that the two ends of a curve give, which the multiplier is truly above or below.
+            at_least, at_most = np.nextafter(needed[0] / labels[0], np.inf), np.nextafter(needed[0] / labels[-1], 0)
             table["multiplier"] = np.select([point == np.inf, point == 0], [at_least, at_most], point)
             table["low"], table["high"] = np.where(low == np.inf, at_least, low), np.where(high == 0, at_most, high)
             table["bound"] = np.select([point == np.inf, point == 0], [">=", "<="], "")
@@ -177,21 +183,23 @@ def equal_labels(labels: np.ndarray, errors: np.ndarray, other: np.ndarray) -> n
     with np.errstate(invalid="ignore", divide="ignore"):
         share = np.clip((above - target) / (above - below), 0, 1)
     equal = np.exp(place[after - 1] + share * (place[after] - place[after - 1]))
-    at_first = lowest[:, :1] < target - 1e-12
-    equal = np.select([at_first, ~reached.any(axis=2)], [0.0, np.inf], equal)
+    below_first = lowest[:, :1] < target - 1e-12
+    conditions = [below_first, reached[:, :, 0], ~reached.any(axis=2)]
+    equal = np.select(conditions, [0.0, labels[0], np.inf], equal)
     return np.where(np.isnan(errors).any(axis=1, keepdims=True) | np.isnan(other), np.nan, equal)
 
 
 def backtest(boot: Bootstrap, seed: int = 0) -> pd.DataFrame:
     """Test of the forecasts: fit the first 3, 4, ... sizes and predict the error at each larger one.
 
-    low and high are an interval for the mean of the seeds that were run: the fit's draws, plus the noise of that mean
-    over seeds.
+    low and high are an interval for the mean of the seeds that were run: the fit's draws of seeds, plus the noise of
+    that mean. Patients are not drawn, as the same ones score both sides.
 
     Returns:
         pipeline, fitted_on (largest size used), labels, observed and predicted error, low, high, inside.
     """
     rng = np.random.default_rng([seed, 2])
+    boot = replace(boot, patient_weights=np.ones_like(boot.patient_weights))
     rows: list[dict[str, Any]] = []
     for last in boot.scores.labels[2:-1]:
         for p, curve in enumerate(fit(boot, largest=last)):

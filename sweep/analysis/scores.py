@@ -22,6 +22,8 @@ class Scores:
     """(pipelines, sizes, seeds, patients): a patient's score, or an exam's probability; NaN where missing. Of several
     pretraining seeds (pipelines, sizes, seeds, pretraining seeds, patients); a pipeline with one encoder has the same
     values at all of them."""
+    subjects: tuple[str, ...] | None = None
+    """Of exams the patient of each, several of whom may be one; None: `patients`."""
     truth: np.ndarray | None = None
     """(patients,) class 0 or 1 of each exam: a cell's score is then the AUC of its probabilities."""
 
@@ -117,6 +119,9 @@ def scores_from(rows: pd.DataFrame, measure: str = "dice") -> Scores:
         seeds=tuple(seeds),
         patients=tuple(patients),
         values=array,
+        subjects=tuple(rows.groupby(rows["exam"].astype(str))["subject"].first()[patients].astype(str))
+        if exams and "subject" in rows
+        else None,
         truth=rows.groupby(rows["exam"].astype(str))["label"].first()[patients].to_numpy() if exams else None,
     )
 

@@ -106,7 +106,7 @@ def render(study: Study) -> str:
         level=LEVEL,
         violin_from=VIOLIN_FROM,
         validation_score=validation_score,
-        validation_spacing=np.median(np.diff(np.append(0, runs_from(curves).steps))),
+        validation_spacing=runs_from(curves).spacing,
     )
 
 

@@ -60,11 +60,12 @@ def _rates(study: Study) -> str:
     tried = study.settings.get("lr") or []
     if len(tried) < 2 or "lr" not in study.results:
         return ""
-    rates = study.results.groupby("pipeline", sort=False)["lr"].first()
-    texts = [f"{rate:g} ({pipeline})" for pipeline, rate in rates.items()]
+    chosen = study.results.groupby("pipeline", sort=False)["lr"].unique()  # folds choose their own
+    rates = [(pipeline, rate) for pipeline, of_folds in chosen.items() for rate in of_folds]
+    texts = [f"{' or '.join(f'{rate:g}' for rate in of_folds)} ({pipeline})" for pipeline, of_folds in chosen.items()]
     unit = study.facts.unit_scored
     how = f"each the best of {_commas([f'{rate:g}' for rate in tried])} on a third of the labelled training {unit}"
-    ends = [f"{pipeline}: {'highest' if rate == max(tried) else 'lowest'}" for pipeline, rate in rates.items()
+    ends = [f"{pipeline}: {'highest' if rate == max(tried) else 'lowest'}" for pipeline, rate in rates
             if rate in (min(tried), max(tried))]  # fmt: skip
     edge = f"; at the edge of those tried, so that a better one may lie beyond: {', '.join(ends)}" if ends else ""
     return f"{', '.join(texts)}, {how}, which nothing reported was scored on{edge}"

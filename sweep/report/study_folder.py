@@ -47,7 +47,7 @@ class Facts:
     scored: int = 0
     """Number of patients or exams scored."""
     seeds: int
-    """Number of repetitions."""
+    """Number of repetitions, see `_independent_seeds`."""
     dataset: str
     synthetic: bool
     """Whether the data are a synthetic phantom."""
@@ -151,7 +151,7 @@ def read_study(folder: Path, measure: str | None = None, draws: int = 2000, seed
         split=NAMES.get(split, split),
         unit_scored="exams" if exams else "patients",
         scored=int(tables["by_size"]["patients"].max()),
-        seeds=int(tables["by_size"]["seeds"].max()),
+        seeds=_independent_seeds(results, int(tables["by_size"]["seeds"].max())),
         dataset=_dataset(settings, plan["task"], is_synthetic(results)),
         synthetic=is_synthetic(results),
         settings=f"{run_settings['encoder']}, {pixels(run_settings['image_size'])}, {length_of(run_settings)}",
@@ -175,6 +175,12 @@ def read_study(folder: Path, measure: str | None = None, draws: int = 2000, seed
         facts=facts,
         rates=_read_rates(folder),
     )
+
+
+def _independent_seeds(results: pd.DataFrame, replicates: int) -> int:
+    """Number of repetitions; of crossed seeds of subsets and of training, the smaller number of either."""
+    numbers = results["subset_seed"].nunique(), results["seed"].nunique()
+    return min(numbers) if replicates > max(numbers) else replicates
 
 
 def _read_rates(folder: Path) -> pd.DataFrame:
