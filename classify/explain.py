@@ -32,11 +32,13 @@ def explain_exams(
     *,
     anonymous: bool = False,
 ) -> None:
-    """Write a montage (see `montage`) of each of the named exams into `folder`, which is made if absent.
+    """Write a montage (see `montage`) of each of the named exams into `folder`, in place of earlier ones.
 
     With `anonymous` titles and file names have codes in place of the exams' names.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("*.png"):  # which may bear the names of exams that now have codes
+        earlier.unlink()
     code = pseudonyms() if anonymous else str
     positions = {name: i for i, name in enumerate(exams.table["exam"])}
     for name in names:

@@ -30,7 +30,7 @@ from data.leakage import check_leakage, record_splits
 from data.readers.exams import ExamSet, require_both_classes
 from data.samples.clips import LabelledClips
 from data.sources import ExamsSource, open_exams
-from data.splits import inner_splits, labelled_exams, save_splits
+from data.splits import digest_of_use, inner_splits, labelled_exams, save_splits
 from encoders.build import require_image_size
 from encoders.card import say_normalisation
 from encoders.weights import load_weights
@@ -134,6 +134,7 @@ def run_plane(
     with RunFolder(cfg.run_folder, cfg, main=fabric.global_rank == 0) as run:
         fabric.barrier()
         positions = labelled_exams(exams.table, cfg.labelled_fraction, cfg.seed_of_subset)
+        run.note_data(_digest_of_use(exams, positions, card))  # before anything is written over a finished run
         if run.main:
             save_splits(run.path / "splits.json", exams.splits, anonymous=cfg.anonymous)
             labelled = exams.table.iloc[positions][["exam", "subject", "label"]]
@@ -153,6 +154,7 @@ def run_plane(
             "seed": cfg.seed,
             "subset_seed": cfg.seed_of_subset,
             "synthetic": exams.synthetic,
+            "data_set": exams.key,
             "warnings": card.warnings,
             "subjects": card.subjects,
             "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
@@ -164,6 +166,13 @@ def run_plane(
         write_run_page(run, cfg, lambda: run_page(cfg, run.path, result))
     fabric.barrier()
     return result
+
+
+def _digest_of_use(exams: ExamSet, positions: np.ndarray, card: ModelCard) -> str:
+    """Digest of what a run learns from: its exams at `positions` and those it validates on, with their labels."""
+    validation = exams.positions("val")
+    labels = exams.labels[positions], exams.labels[validation]
+    return digest_of_use(exams.key, positions, validation, *labels, json.dumps(card.lineage))
 
 
 def _fit(
@@ -191,7 +200,7 @@ def _fit(
     task = Task(
         loss=nn.BCEWithLogitsLoss(),
         samples=LabelledClips(exams, positions, Augmenter(cfg.augmentation, cfg.image_size), cfg.clip_frames),
-        data=exams.key,
+        data=run.data,
         validate=lambda network: validate(network, exams, validation, card, cfg.workers),
         save=lambda network: save_model(network, run.path, card),
         columns=COLUMNS,

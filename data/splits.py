@@ -1,5 +1,6 @@
 """Splits by subject into train, val and test, and nested subsets of the labels for data-efficiency studies."""
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -62,6 +63,23 @@ class SplitTable:
     def images(self) -> pd.DataFrame:
         """subject, split, file and digest (of `data.duplicates.fingerprint`), a row for each volume and frame."""
         raise NotImplementedError
+
+
+def digest_of_use(key: str, *parts: np.ndarray | str) -> str:
+    """Digest of a data set and of what a run takes from it, so that a run is not resumed on other rows or labels.
+
+    Args:
+        key: that of the data set.
+        parts: rows, labels or words, the same in number and order for every run of a command.
+
+    Returns:
+        32 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(key.encode(), digest_size=16)
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else np.asarray(part, np.int64).tobytes()
+        digest.update(f"|{len(content)}|".encode() + content)
+    return digest.hexdigest()
 
 
 def patient_number(subject: str) -> int:

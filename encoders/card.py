@@ -161,6 +161,10 @@ def say_normalisation(card: EncoderCard | None, over: str) -> None:
         log.info(message, trained_over, over)
 
 
+PACKAGES = ("fewslice", "torch", "timm", "segmentation-models-pytorch")
+"""The packages that affect a training stage's result."""
+
+
 def versions() -> dict[str, str]:
-    """Versions of the packages that affect a training stage's result, for its entry in the lineage."""
-    return {package: version(package) for package in ("fewslice", "torch", "timm")}
+    """Versions of `PACKAGES`, for the result of a run and the entry of a stage in the lineage."""
+    return {package: version(package) for package in PACKAGES}

@@ -129,6 +129,7 @@ def train(t: Training, *, resume: bool = False) -> float:
         UserError: if the loss is not finite, naming the step; the last checkpoint stays.
         Interrupted: after SIGINT or SIGTERM, once the running step is done and saved.
     """
+    t.run.note_data(t.data)
     if t.run.finished is not None and not t.run.checkpoint.exists():
         return 0.0  # the checkpoint was removed to save room
     first = _first_step(t, resume)
@@ -195,7 +196,6 @@ def train(t: Training, *, resume: bool = False) -> float:
 
 def _first_step(t: Training, resume: bool) -> int:
     """Number of optimiser steps that an earlier process has taken and saved."""
-    t.run.note_data(t.data)
     if resume and t.run.checkpoint.exists():
         return t.restore()
     if resume and (t.run.path / "metrics.csv").exists():

@@ -87,10 +87,15 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         earlier = earlier or (self.finished or {}).get("data_digest")
         if earlier not in (None, digest):
             raise UserError(
-                f"{self.path} was trained on other data (digest {earlier}, now {digest}); "
-                "pass the same --data-root, or start again with --overwrite"
+                f"{self.path} was trained on other data, labels or splits (digest {earlier}, now {digest}); "
+                "pass the same --data-root and files, or start again with --overwrite"
             )
         self._data = digest
+
+    @property
+    def data(self) -> str:
+        """The digest that was noted last."""
+        return self._data
 
     def forget_kept(self) -> None:
         """Remove what an earlier attempt noted about its kept weights, before training starts at step 0 again."""

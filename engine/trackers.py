@@ -56,11 +56,11 @@ class TensorBoard(Tracker):
         self._board: Any = None
 
     def start(self, rows: Sequence[Mapping[str, float]], first_step: int) -> None:
-        """Open an event file; TensorBoard hides what earlier files hold after `first_step`."""
+        """Open an event file; TensorBoard hides what earlier files hold of later steps than `first_step`."""
         from torch.utils.tensorboard.writer import SummaryWriter  # slow to import
 
         with naming_file(self._folder), _neutral_host():
-            self._board = SummaryWriter(str(self._folder), purge_step=first_step or None)
+            self._board = SummaryWriter(str(self._folder), purge_step=first_step + 1)
 
     def log(self, row: Mapping[str, float]) -> None:
         """Add each metric as a scalar."""

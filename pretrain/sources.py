@@ -30,6 +30,7 @@ from data.samples.on_device import ViewsOnDevice, bytes_needed, can_cache
 from data.samples.one_view import OneView
 from data.samples.slices import Images, Pairing, Standardised, TwoViews
 from data.slices import Dataset, Slices
+from data.splits import digest_of_use
 from data.tiles import say_large_slices
 from encoders.names import is_file, is_video
 
@@ -60,6 +61,8 @@ class StageImages:
     """Name of the data set."""
     hash: str
     """Digest of the data set's content."""
+    pool: str = ""
+    """Digest of the data set and of what is taken from it; "": `hash`, of a data set that is taken as a whole."""
     subjects: dict[str, Any] | None = None
     """The `core.subjects.SubjectRecord` of the pool; natural images have none."""
     splits: Mapping[str, str] | None = None
@@ -159,6 +162,7 @@ def target_slices(
         channels=slices.channels,
         name=dataset.name,
         hash=dataset.store.key,
+        pool=digest_of_use(dataset.store.key, slices.positions),
         subjects=record_subjects(dataset, {"pool": pool}),
         splits=dataset.splits if dataset.name == "folder" else None,
     )
@@ -241,6 +245,7 @@ def target_exams(
         unit="exams",
         name=exams.name,
         hash=exams.key,
+        pool=digest_of_use(exams.key, positions),
         subjects=record_subjects(exams, {"pool": pool}),
     )
 

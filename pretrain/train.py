@@ -71,9 +71,10 @@ def train_stage(
     Raises:
         UserError: if a finished run has lost both its encoder and its checkpoint.
     """
+    data = images.pool or images.hash
     written = {"encoder": str(run.path / ENCODER)} | ({"unet": str(run.path / UNET)} if trains_unet(cfg.method) else {})
     if run.finished is not None and _has_files(run, written.values()):
-        run.note_data(images.hash)
+        run.note_data(data)
         return {**run.finished, **written}  # the folder may have been moved
     sampler = sampler_of(cfg, fabric, images.count, cfg.batch_size)
     _warn_of_small_batches(cfg.norm, sampler)
@@ -111,7 +112,7 @@ def train_stage(
             model=model,
             optimiser=optimiser,
             sampler=sampler,
-            data=images.hash,
+            data=data,
             samples=method.samples(images.samples),
             batch_loss=method.batch_loss if isinstance(method, WholeBatchMethod) else None,
             steps=last_step,

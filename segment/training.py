@@ -1,5 +1,6 @@
 """One segmentation run: the labelled subset, the U-Net, its training and its scores."""
 
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from data.samples.slices import AugmentedSlices
 from data.samples.unlabelled import STRONG, Pool, WithUnlabelled, weak_view
 from data.slices import Dataset, Slices, pooled_statistics, require_possible_sizes, with_splits
 from data.sources import AcdcSource, FolderSource, chosen_channels, open_slices, save_requested_splits
-from data.splits import inner_splits, save_splits, unlabelled_pool
+from data.splits import digest_of_use, inner_splits, save_splits, unlabelled_pool
 from data.tiles import say_large_slices
 from encoders.card import read_lineage, say_channels, say_normalisation, unet_source
 from encoders.weights import body_of, load_into_unet
@@ -112,8 +113,12 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
         warnings.append(check_leakage(whole, lineage, cfg.init, allow=cfg.allow_leakage))
     card = _card(cfg, dataset, positions, pool, lineage, [warning for warning in warnings if warning])
 
+    learned = np.empty(0) if pool is None else pool
+    validated = dataset.positions("val", labelled=True)
+    used = digest_of_use(dataset.store.key, positions, learned, validated, json.dumps(lineage))
     with RunFolder(cfg.run_folder, cfg, main=main) as run:
         fabric.barrier()
+        run.note_data(used)  # before anything is written over a finished run
         if main:
             columns = ["subject", "group", "phase", "frame", "slice", "file"]
             rows = anonymised(labelled[columns]) if cfg.anonymous else labelled[columns]
@@ -146,6 +151,7 @@ def run(cfg: SegmentConfig, fabric: Fabric | None = None, dataset: Dataset | Non
             "subset_seed": cfg.seed_of_subset,
             "selection": cfg.selection,
             "synthetic": dataset.synthetic,
+            "data_set": dataset.store.key,
             "warnings": card.warnings,
             "subjects": card.subjects,
         }
@@ -249,7 +255,7 @@ def _fit(
         in_parts=LossInParts(SampleSums(), loss_of_sums(cfg.loss)),
         supervised=teaching[0] if teaching else None,
         samples=teaching[1] if teaching else samples,
-        data=dataset.store.key,
+        data=run.data,
         validate=validate,
         save=save,
         columns=["validation_dice", "validation_jaccard", *(COLUMNS if teaching else ())],

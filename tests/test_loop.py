@@ -259,5 +259,5 @@ def test_a_run_is_not_continued_on_other_data(fabric, tmp_path):
     t, _ = training(fabric, tmp_path / "run")
     finish(t)
     t, _ = training(fabric, tmp_path / "run", resume=True, data="other noise")
-    with pytest.raises(UserError, match=r"trained on other data .*noise, now other noise.*--data-root"):
+    with pytest.raises(UserError, match=r"on other data, labels or splits .*noise, now other noise.*--data-root"):
         train(t, resume=True)

@@ -22,6 +22,7 @@ from core.errors import UserError
 from data.augmentation import Augmentation
 from data.slices import load_dataset
 from data.sources import AcdcSource
+from data.splits import save_splits
 from encoders.build import build_encoder
 from encoders.weights import load_into_unet, save_encoder
 from engine.config import plain, read_config
@@ -280,6 +281,30 @@ def test_a_saved_configuration_runs_again(finished, tiny_acdc, tmp_path, monkeyp
     main()
     assert same_weights(tmp_path / "a_1", tmp_path / "b_2")
     assert f"python -m segment.predict --run {tmp_path / 'b_2'}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_run_is_not_continued_with_other_splits(tiny_acdc, tmp_path):
+    """Finished or not; nothing of the finished one is replaced."""
+    file = tmp_path / "splits.json"
+    splits = {f"patient00{n}": {1: "test", 2: "val"}.get(n, "train") for n in range(1, 7)}
+    save_splits(file, splits)
+    source = AcdcSource(data_root=tiny_acdc, split=str(file))
+    cfg = replace(tiny(tiny_acdc, tmp_path / "run", steps=1, evaluate_every=1, checkpoint_every=1), data=source)
+    run(cfg)
+    written = (cfg.run_folder / "labelled_slices.csv").read_bytes(), (cfg.run_folder / "result.json").read_bytes()
+    save_splits(file, splits | {"patient002": "train", "patient003": "val"})
+    message = "was trained on other data, labels or splits"
+    with pytest.raises(UserError, match=message):
+        run(replace(cfg, resume=True))
+    (cfg.run_folder / "checkpoint.pt").rename(tmp_path / "checkpoint.pt")
+    with pytest.raises(UserError, match=message):
+        run(replace(cfg, resume=True))
+    assert written == tuple((cfg.run_folder / name).read_bytes() for name in ("labelled_slices.csv", "result.json"))
+    (tmp_path / "checkpoint.pt").rename(cfg.run_folder / "checkpoint.pt")
+    (cfg.run_folder / "result.json").unlink()
+    with pytest.raises(UserError, match=message):
+        run(replace(cfg, resume=True))
 
 
 @pytest.mark.slow

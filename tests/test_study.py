@@ -19,6 +19,7 @@ from engine.config import plain
 from sweep.study.config import SweepConfig
 from sweep.study.grid import plan
 from sweep.study.local import name_of_gpu
+from sweep.study.results import collect
 from sweep.study.run import count_labels, decided, run
 
 TABLES = ("results.csv", "per_volume.csv")
@@ -155,6 +156,39 @@ def test_another_study_is_refused(finished):
         run(replace(finished, seeds=(0, 1, 2)))
     with pytest.raises(UserError, match="was defined with --fractions; --extend cannot switch it to --sizes"):
         run(replace(finished, sizes=(2, 4), extend=True))
+
+
+def test_a_study_stays_anonymous_or_not(finished):
+    with pytest.raises(UserError, match="holds a study that was begun without --anonymous: keep it so, or choose"):
+        run(replace(finished, anonymous=True))
+
+
+def test_an_extension_that_the_encoders_refuse_leaves_the_study_as_it_was(finished, tmp_path):
+    cfg = replace(finished, out=tmp_path / "out")
+    shutil.copytree(finished.out, cfg.out)
+    write_json(cfg.out / "study.json", plain(cfg))
+    before = (cfg.out / "study.json").read_bytes()
+    config = cfg.out / "encoders" / "specialist" / "config.json"
+    config.write_text(config.read_text().replace('"stage": "specialist"', '"stage": "hierarchical"'))
+    with pytest.raises(UserError, match="specialist holds a run with other settings than this study's"):
+        run(replace(cfg, seeds=(0, 1, 2), extend=True))
+    assert (cfg.out / "study.json").read_bytes() == before
+
+
+def test_a_data_set_that_was_changed_between_the_runs_is_said(finished, tmp_path):
+    cfg = decided(replace(finished, out=tmp_path / "out"))
+    shutil.copytree(finished.out, cfg.out)
+    cells = [job for job in plan(cfg, count_labels(cfg)) if job.is_cell]
+    assert collect(cfg, cells) == {}
+    assert pd.read_csv(cfg.out / "results.csv")["warnings"].isna().all()
+    file = cells[0].folder / "result.json"
+    result = json.loads(file.read_text())
+    write_json(file, result | {"data_set": "another", "versions": result["versions"] | {"torch": "1.0"}})
+    assert collect(cfg, cells) == {}
+    results = pd.read_csv(cfg.out / "results.csv")
+    assert results["warnings"].eq("the data set was changed between the runs of this study, so that they are not "
+                                  "comparable").all()  # fmt: skip
+    assert results["versions"].str.contains("torch=1.0 ").tolist() == [True] + [False] * (len(results) - 1)
 
 
 def test_a_folder_of_something_else_is_refused(finished, tmp_path):

@@ -15,7 +15,7 @@ from core.subjects import pseudonyms
 from data.sources import AcdcSource
 from engine.config import RunSettings
 from engine.run_folder import RunFolder
-from engine.trackers import parameters
+from engine.trackers import TensorBoard, parameters
 from segment.config import SegmentConfig
 
 COLUMNS = ["step", "loss", "dice"]
@@ -151,6 +151,21 @@ def test_the_command_line_refuses_a_missing_package(tiny_acdc, tmp_path, monkeyp
     assert ended.value.code == 2
     assert "error: --track mlflow needs the package mlflow" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_shows_each_step_once(tmp_path):
+    """Of a run that was resumed at step 20, whose row is kept, and of one that began again at 0."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for name, second, expected in (("resumed", 20, [10, 20, 30]), ("again", 0, [10, 20, 30])):
+        for first, logged in ((0, [10, 20, 25]), (second, [step for step in (10, 20, 30) if step > second])):
+            board = TensorBoard(tmp_path / name)
+            board.start([], first)
+            for step in logged:
+                board.log({"step": step, "dice": float(step + first)})
+            board.close()
+        events = EventAccumulator(str(tmp_path / name / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("dice")] == expected
 
 
 def test_anonymous_hides_the_names_of_files_in_parameters(tmp_path, monkeypatch):

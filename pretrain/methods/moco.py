@@ -28,7 +28,7 @@ class Moco(TargetMethod):
 
     As the negatives come from the queue, the loss is a mean over samples, whatever the batch. Batch norm would give the
     positives away: query and key of an image would be normalised with the same images, unlike the keys of the queue.
-    The paper therefore shuffles the keys between GPUs. Here each device normalises a micro-batch in up to `PARTS` parts,
+    The paper therefore shuffles the keys between GPUs. Here each device normalises a micro-batch in up to eight parts,
     those of the keys made of other images than those of the queries; group norm has no such statistics.
 
     Args:

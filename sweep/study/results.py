@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import pandas as pd
@@ -17,7 +16,6 @@ from sweep.study.grid import Job
 from sweep.study.jobs import foreign_run, is_done, note_failure, run_config
 from sweep.study.rates import FILE, chosen_rate
 
-PACKAGES = ("torch", "timm", "segmentation-models-pytorch")
 TIMES = ("seconds", "images_per_second", "exams_per_second")
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -61,6 +59,7 @@ class CellResult(BaseModel):
 
     seed: int
     subset_seed: int
+    versions: dict[str, str]
     synthetic: bool
     seconds: float
 
@@ -102,6 +101,7 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
         The reason for each cell that was left out, by its name.
     """
     rows, details, curves, times = [], [], [], []
+    data_sets: list[str | None] = []
     unusable: dict[str, str] = {}
     for job in (job for job in cells if is_done(job)):
         key = {"cell": job.name.removeprefix("cells/")} | job.key
@@ -117,10 +117,14 @@ def collect(cfg: SweepConfig, cells: Sequence[Job]) -> dict[str, str]:
             unusable[job.name] = f"{error}; remove the folder {job.folder} and run the same command again"
             note_failure(job, unusable[job.name])
             continue
+        data_sets.append(result.get("data_set"))
         rows += scores
         details += tables
         curves.append(curve)
         times.append({"cell": key["cell"]} | {name: result[name] for name in TIMES if name in result})
+    if len({digest for digest in data_sets if digest}) > 1:
+        warning = "the data set was changed between the runs of this study, so that they are not comparable"
+        rows = [row | {"warnings": "; ".join(filter(None, [row["warnings"], warning]))} for row in rows]
     if rows:
         write_csv(cfg.out / ("per_volume.csv" if cfg.task == "segment" else "per_exam.csv"), pd.concat(details))
         write_parquet(cfg.out / "curves.parquet", pd.concat(curves, ignore_index=True))
@@ -170,7 +174,7 @@ def _scores(cfg: SweepConfig, result: dict[str, Any], job: Job) -> Iterator[dict
     """A row for each split that was scored."""
     segment = cfg.task == "segment"
     splits = {"val": result if segment else result.get("val"), "test": result.get("test")}
-    versions = " ".join(f"{name}={version(name)}" for name in PACKAGES)
+    versions = " ".join(f"{name}={number}" for name, number in result["versions"].items() if name != "fewslice")
     last = {"synthetic": result["synthetic"], "config_hash": job.hash, "versions": versions}
     last["warnings"] = "; ".join(result.get("warnings", []))
     for split, scores in splits.items():

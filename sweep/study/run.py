@@ -63,6 +63,9 @@ def run(cfg: SweepConfig) -> Path | None:
         if (again := _joined(asked)) != joined:  # another sweep has begun or extended the study meanwhile
             cfg = decided(again)
             jobs = _planned(cfg)
+        for job in jobs:
+            if not job.is_cell:  # a cell is checked when the tables are written: it costs only itself
+                require_own(job)
         write_json(cfg.out / "study.json", saved(cfg))
         write_plan(cfg.out, jobs, unit(cfg), cfg.task)
         return _finish(cfg, jobs)
@@ -100,8 +103,6 @@ def _finish(cfg: SweepConfig, jobs: Sequence[Job]) -> Path:
     """Run what is left of the study, then write its tables and its report."""
     cells = [job for job in jobs if job.is_cell]
     for job in jobs:
-        if not job.is_cell:  # a cell is checked when the tables are written: it costs only itself
-            require_own(job)
         tidy(job, keep_model=cfg.keep_models)
     left = sum(not is_done(job) for job in jobs)
     trials = sum(job.is_trial for job in jobs)
@@ -198,6 +199,11 @@ def _joined(cfg: SweepConfig) -> SweepConfig:
     if cfg.segment.keep_largest_component == "auto":  # decided when the study began
         before_keeps = before.segment.keep_largest_component
         cfg = replace(cfg, segment=replace(cfg.segment, keep_largest_component=before_keeps))
+    if before.anonymous != cfg.anonymous:  # a patient would have a name in some tables and a code in others
+        begun = "with" if before.anonymous else "without"
+        raise UserError(
+            f"{cfg.out} holds a study that was begun {begun} --anonymous: keep it so, or choose another --out"
+        )
     was, now = result_settings(before), result_settings(cfg)
     changed = [name for name in now if was[name] != now[name]]
     if other := [name for name in changed if name not in growing]:
