@@ -100,7 +100,8 @@ def draw_tile(
         pixel = rng.randrange(shape[0]), rng.randrange(shape[1])
     starts = [at - round(length * rng.uniform(0.25, 0.75)) for at, length in zip(pixel, side, strict=True)]
     starts = [max(0, min(start, n - length)) for start, n, length in zip(starts, shape, side, strict=True)]
-    rows, columns = (slice(start, start + length) for start, length in zip(starts, side, strict=True))
+    ends = [min(start + length, n) for start, length, n in zip(starts, side, shape, strict=True)]
+    rows, columns = (slice(start, end) for start, end in zip(starts, ends, strict=True))
     return rows, columns
 
 

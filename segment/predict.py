@@ -317,10 +317,10 @@ def _refuse_foreign_files(targets: dict[Path, Path], output: Path) -> None:
 def _write_volumes(table: pd.DataFrame, cfg: Predict) -> None:
     """Write volumes.csv beside the label maps and uncertainty.csv beside the uncertainty maps."""
     cfg.output.mkdir(parents=True, exist_ok=True)
-    write_csv(cfg.output / VOLUMES, table, float_format="%.3f")
+    write_csv(cfg.output / VOLUMES, table, float_format="%.6g")
     if cfg.uncertainty is not None:
         cfg.uncertainty.mkdir(parents=True, exist_ok=True)
-        write_csv(cfg.uncertainty / UNCERTAINTY, table.reindex(columns=[*VOLUME_COLUMNS, ENTROPY]), float_format="%.3f")
+        write_csv(cfg.uncertainty / UNCERTAINTY, table.reindex(columns=[*VOLUME_COLUMNS, ENTROPY]), float_format="%.6g")
 
 
 def _frames(file: Path, target: Path, count: int) -> list[tuple[str, str, int]]:

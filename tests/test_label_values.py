@@ -151,6 +151,12 @@ def test_palettes(tmp_path, suffix):
     coloured.save(tmp_path / f"classes.{suffix}")
     assert values_of(tmp_path / f"classes.{suffix}") == [0, 2]
 
+    reduced = Image.fromarray((labels == 0).astype(np.uint8)).convert("P")
+    reduced.putpalette([200, 0, 0, 0, 0, 0])
+    reduced.save(tmp_path / f"reduced.{suffix}")
+    with pytest.raises(UserError, match=rf"reduced.{suffix}: index 1 of its palette is black and index 0 is a colour"):
+        read_labels(tmp_path / f"reduced.{suffix}")
+
     reordered = Image.fromarray((labels == 0).astype(np.uint8)).convert("P")
     reordered.putpalette([255, 255, 255, 0, 0, 0])
     reordered.save(tmp_path / f"white_first.{suffix}")

@@ -40,6 +40,8 @@ def test_parts_of_a_patient(end):
         ["t1", "t2"],
         ["frame1", "frame2"],
         ["a/scan", "b/scan"],
+        ["pre/001", "post/002"],
+        ["CT/1", "MR/1"],
         ["BraTS2020/BraTS_001", "BraTS2020/BraTS_002"],
         ["img_t1", "img_t2"],
         ["phase1_patient3", "phase2_patient3"],
@@ -64,6 +66,15 @@ def test_numbers_of_cases_stay_subjects(names):
         (["patient1/a", "patient1/b", "sub-x3/c"], ["patient1", "patient1", "sub-x3"]),
         (["2001_s0", "2001_s1", "2002_s0"], ["2001", "2001", "2002"]),
         (["video_frame_1", "video_frame_2"], ["video", "video"]),
+        (["ED/patient1", "ES/patient1", "ES/patient2"], ["patient1", "patient1", "patient2"]),
+        (["d/T1/sub-01_T1", "d/T2/sub-01_T2"], ["d/sub-01", "d/sub-01"]),
+        (["left/001", "right/001"], ["001", "001"]),
+        (["001/001_a", "001/001_b", "002/002_a"], ["001", "001", "002"]),
+        (
+            [f"{p:02}/{n:03}" for p in (1, 2, 3) for n in range(9 * p, 9 * p + 9)],
+            [f"{p:02}" for p in (1, 2, 3) for _ in range(9)],
+        ),
+        ([f"{p:02}/{n:02}" for p in (1, 2, 3) for n in range(4)], [f"{p:02}" for p in (1, 2, 3) for _ in range(4)]),
     ],
 )
 def test_images_of_one_patient_are_one_subject(names, subjects, caplog):

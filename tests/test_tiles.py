@@ -25,10 +25,10 @@ from data.readers.folder import index_folder
 from data.readers.label_maps import IGNORED, counts_of
 from data.samples.one_view import OneView
 from data.samples.slices import AugmentedSlices, TwoViews
-from data.samples.unlabelled import Pool
+from data.samples.unlabelled import Pool, cells_in
 from data.slices import Slices
 from data.sources import FolderSource
-from data.tiles import Foreground, say_large_slices
+from data.tiles import Foreground, draw_tile, say_large_slices
 from engine.model_file import save_model
 from segment.ensemble import Ensemble
 from segment.figures import foreground_window
@@ -107,6 +107,13 @@ def test_crops_find_the_foreground_as_often_as_asked(affine):
     assert share[0.0] < 0.2
     assert share[0.7] == pytest.approx(0.7 + 0.3 * share[0.0], abs=0.1)  # 3 standard deviations
     assert share[1.0] >= (0.95 if affine else 1)  # a zoom may move objects at the edge of the image out of it
+
+
+def test_a_tile_is_cut_to_the_image():
+    """Unlabelled slices look up the cell of each of its pixels."""
+    part = draw_tile((90, 600), (128, 128), random.Random(0))
+    assert (part[0].start, part[0].stop, part[1].stop - part[1].start) == (0, 90, 128)
+    assert cells_in(np.zeros((32, 32)), part, (90, 600)).shape == (90, 128)
 
 
 def test_pixels_of_the_foreground_are_drawn_alike():

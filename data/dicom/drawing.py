@@ -140,6 +140,8 @@ def fill_contours(stack: Stack, contours: Sequence[np.ndarray]) -> dict[int, np.
         inside = Polygon(voxels[:, :2]).contains_points(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
         mask = np.zeros((rows, columns), bool)
         mask[low[1] : high[1] + 1, low[0] : high[0] + 1] = inside
+        if any(np.array_equal(mask, other) for other in filled[z]):
+            continue  # the same contour again, which would cut out what it encloses
         for other in filled[z]:
             common = np.count_nonzero(mask & other)
             if 0 < common < min(np.count_nonzero(mask), np.count_nonzero(other)):

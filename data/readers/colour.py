@@ -25,6 +25,8 @@ def grey_pages(image: Image.Image, path: Path, *, label_map: bool) -> list[np.nd
     pages = []
     for page in ImageSequence.Iterator(image):
         has_indices = label_map and page.mode == "P" and not _is_grey(page)
+        if has_indices:
+            _refuse_black_that_is_no_background(page, path)
         if has_indices or page.mode in ("1", "L") or page.mode[0] in "IF":
             pages.append(np.asarray(page))
         elif label_map:
@@ -35,6 +37,18 @@ def grey_pages(image: Image.Image, path: Path, *, label_map: bool) -> list[np.nd
         else:
             pages.append(np.asarray(page.convert("L")))
     return pages
+
+
+def _refuse_black_that_is_no_background(page: Image.Image, path: Path) -> None:
+    """Raise a UserError if black is the colour of another index than 0: then the indices follow from how colours were
+    reduced, file by file, and are no classes."""
+    palette = np.asarray(page.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    used = [index for _, index in page.getcolors() or () if index < len(palette)]
+    if palette[0].any() and (black := [index for index in used if not palette[index].any()]):
+        raise UserError(
+            f"{path}: index {black[0]} of its palette is black and index 0 is a colour, so that the indices are no "
+            "classes: save the classes as grey values, 0 for the background"
+        )
 
 
 def grey_or_rgb(image: Image.Image, path: Path) -> np.ndarray:

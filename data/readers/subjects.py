@@ -26,6 +26,12 @@ SHORT = re.compile(
     re.IGNORECASE,
 )
 """The same by an abbreviation, which counts only behind a number or name of the patient: patient1_s0, p3_ED."""
+PART_FOLDER = re.compile(
+    r"ED|ES|baseline|follow[_\- ]?up\d*|pre|post|left|right|od|os|[234]ch|[sl]ax?|cine|4d"
+    r"|t[12]\w{0,3}|flair|dwi|adc|pd|swi",
+    re.IGNORECASE,
+)
+"""A folder of one phase, time, side, view or sequence of many patients."""
 PATIENT_FOLDER = re.compile(
     r"(?:patient|pat|pt|subject|subj|sub|case|id|p)[_\- ]?[a-z]?\d+|sub-[a-z\d]+", re.IGNORECASE
 )
@@ -76,11 +82,25 @@ def subjects_of(names: Sequence[str], pattern: str | None) -> list[str]:
 
 def subjects_by_name(names: Sequence[str]) -> list[str]:
     """`subjects_of` without a pattern, and without a log message."""
+    names = _without_folders_of_parts(names)
     subjects = [_without_parts(name) for name in names]
     subjects = _of_numbered_folders(subjects)
     subjects = _of_lettered_patients(names, subjects)
     subjects = _of_paired_words(subjects)
     return _of_numbered_slices(subjects)
+
+
+def _without_folders_of_parts(names: Sequence[str]) -> list[str]:
+    """The names without folders of a phase, time, side or sequence that hold the same patients: ED/p1 and ES/p1."""
+    shorter = {}
+    for name in names:
+        *folders, last = name.split("/")
+        shorter[name] = "/".join([*(folder for folder in folders if not PART_FOLDER.fullmatch(folder)), last])
+    places: dict[str, set[str]] = defaultdict(set)
+    for name, short in shorter.items():
+        places[_without_parts(short)].add(name.rpartition("/")[0])
+    recurring = {place for of_patient in places.values() if len(of_patient) > 1 for place in of_patient}
+    return [shorter[name] if name.rpartition("/")[0] in recurring else name for name in names]
 
 
 def _matched(name: str, pattern: str) -> str:
@@ -102,8 +122,10 @@ def _without_parts(name: str) -> str:
     base = name[: min(ends)].rstrip("/_-. ") if ends else name
     *folders, stem = base.split("/")
     for depth, folder in enumerate(folders, 1):
-        # patient1/x, and BraTS_001/BraTS_001_x
-        if PATIENT_FOLDER.fullmatch(folder) or (re.search(r"\d", folder) and stem.startswith(folder)):
+        # patient1/x, and BraTS_001/BraTS_001_x; but 01/010 and 01/01 may be slices that are numbered through
+        end = r"\D" if folder.isdigit() else r"(?!\d)"
+        repeated = re.search(r"\d", folder) and re.match(re.escape(folder) + end, stem)
+        if PATIENT_FOLDER.fullmatch(folder) or repeated:
             return "/".join(folders[:depth])
     return base
 
