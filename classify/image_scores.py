@@ -12,6 +12,7 @@ from sklearn.metrics import confusion_matrix
 
 from classify.statistics import interval_text, mean_proportion, proportion
 from core.files import save_figure, write_csv
+from core.subjects import anonymised
 from core.terminal import terminal
 from data.readers.class_images import ClassImages
 
@@ -30,7 +31,9 @@ def frequency_groups(counts: Sequence[int]) -> dict[str, list[int]]:
     return {name: sorted(map(int, part)) for name, part in zip(GROUPS, np.array_split(order, 3), strict=True)}
 
 
-def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[int], folder: Path) -> dict[str, Any]:
+def score_images(
+    images: ClassImages, predicted: np.ndarray, counts: Sequence[int], folder: Path, *, anonymous: bool = False
+) -> dict[str, Any]:
     """Score the test images; write `per_image.csv`, `confusion.csv` and `confusion.png`.
 
     Args:
@@ -38,6 +41,7 @@ def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[in
         predicted: (test images,) class indices.
         counts: images of each class that the encoder was trained on, which make the groups.
         folder: the run folder.
+        anonymous: write codes in place of the names of files.
 
     Returns:
         accuracy (value, low, high: the mean of the classes' accuracies, so that each class counts the same, and its
@@ -48,7 +52,7 @@ def score_images(images: ClassImages, predicted: np.ndarray, counts: Sequence[in
     labels, names = images.labels[images.test], images.classes
     matrix = confusion_matrix(labels, predicted, labels=range(len(names)))
     table = pd.DataFrame({"file": [images.files[k] for k in images.test], "label": labels, "predicted": predicted})
-    write_csv(folder / "per_image.csv", table)
+    write_csv(folder / "per_image.csv", anonymised(table) if anonymous else table)
     write_csv(
         folder / "confusion.csv", pd.DataFrame(matrix, index=names, columns=names), index=True, index_label="class"
     )

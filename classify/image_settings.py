@@ -42,6 +42,10 @@ class ImagesConfig(SupervisedSettings):
             raise UserError(f"--image-size {self.image_size}: must be at least 32, the stride of the encoders")
         if self.labelled_fraction != 1:
             raise UserError(f"--labelled-fraction {self.labelled_fraction}: with images pass --total or --imbalance")
+        for name in ("inner_split", "subset_seed", "allow_leakage"):
+            if getattr(self, name) not in (None, False):
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} is for subjects, which images with classes do not have: leave it out")
 
     @property
     def run_folder(self) -> Path:

@@ -76,8 +76,8 @@ def run(cfg: ImagesConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             folder.note_data(images.digest)
             return folder.write_result(folder.finished | {"encoder_file": str(file)})
         began = time.perf_counter()
-        speed = _fit(cfg, fabric, folder, images, network, lineage)
-        predicted = predict(network, images, images.test, cfg.image_size, fabric)
+        speed, trained = _fit(cfg, fabric, folder, images, network, lineage)
+        predicted = predict(trained, images, images.test, cfg.image_size, fabric)
         result: dict[str, Any] = {
             "dataset": images.name,
             "encoder": cfg.encoder,
@@ -91,7 +91,7 @@ def run(cfg: ImagesConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             "warnings": warned,
         }
         if folder.main:
-            result |= score_images(images, predicted, images.counts, folder.path)
+            result |= score_images(images, predicted, images.counts, folder.path, anonymous=cfg.anonymous)
         result |= {"seconds": time.perf_counter() - began, "images_per_second": speed}
         result = folder.write_result(result)
     fabric.barrier()
@@ -105,8 +105,9 @@ def _fit(
     images: ClassImages,
     network: ImageClassifier,
     lineage: list[dict[str, Any]],
-) -> float:
-    """Train the network and write the encoder; returns images per second."""
+) -> tuple[float, nn.Module]:
+    """Train the network and write the encoder; returns images per second and the network of that encoder, which is the
+    moving average if there is one."""
     sampler = sampler_of(cfg, fabric, len(images.train), min(cfg.batch_size, len(images.train)))
     steps = cfg.steps or max(1, round(cfg.epochs * sampler.steps_per_epoch))
     log.info(
@@ -131,8 +132,11 @@ def _fit(
         right = predict(trained, images, checked, cfg.image_size, fabric) == images.labels[checked]
         return {"train_accuracy": float(right.mean())}
 
+    last: list[nn.Module] = [network]
+
     def save(trained: nn.Module) -> None:
         assert isinstance(trained, ImageClassifier)
+        last[:] = [trained]
         save_encoder(
             trained.encoder,
             folder.path,
@@ -156,7 +160,7 @@ def _fit(
         rank=None,
         figures=False,
     )
-    return fit(
+    speed = fit(
         cfg,
         fabric,
         folder,
@@ -167,6 +171,7 @@ def _fit(
         evaluate_every=steps,
         learning_rate=lambda step: cfg.lr * warmup_cosine(step, steps, min(sampler.steps_per_epoch, steps // 10)),
     )
+    return speed, last[0]
 
 
 @torch.no_grad()

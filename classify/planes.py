@@ -63,10 +63,10 @@ def run(cfg: ClassifyConfig, fabric: Fabric | None = None) -> dict[str, Any]:
             "steps",
             "seed",
             "synthetic",
-            "warnings",
             "subjects",
         )
         result = {key: first[key] for key in shared}
+        result["warnings"] = [*dict.fromkeys(warning for each in results.values() for warning in each["warnings"])]
         result |= {"planes": list(cfg.planes), "train": first["train"]}
         if run.main:
             result |= _combine(cfg, run.path)

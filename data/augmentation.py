@@ -35,7 +35,7 @@ class Augmentation:
     rotate_degrees: float = 30.0
     """Largest rotation in either direction, in degrees."""
     zoom: tuple[float, float] = (0.8, 1.25)
-    """Range of the zoom factor."""
+    """Range of the zoom factor, which is drawn for rows and columns each: shapes are stretched a little, too."""
     jitter: float = 0.8
     """Probability of a random change of brightness and contrast."""
     brightness: float = 0.2

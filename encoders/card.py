@@ -73,6 +73,23 @@ def read_card(path: str | Path) -> EncoderCard | None:
     return card
 
 
+def norm_of_model(source: str | Path) -> Norm | None:
+    """The norm of a trained U-Net or classifier, as the card beside it says; None for other files."""
+    card = _card_of_model(Path(source).expanduser()) if is_file(source) else None
+    return card.norm if card else None
+
+
+def _card_of_model(path: Path) -> "_LineageOfModel | None":
+    """What the card beside a `MODEL` says of its lineage; None without one. A UserError if it is damaged."""
+    file = path.with_suffix(".json")
+    if path.name != MODEL or not file.is_file():
+        return None
+    try:
+        return _LineageOfModel.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{file} is not the card of a model ({first_violation(error)}); train it again") from None
+
+
 def read_lineage(source: str | Path) -> list[dict[str, Any]]:
     """The training stages of a file of weights, as far as the card beside it names them.
 
@@ -91,22 +108,18 @@ def read_lineage(source: str | Path) -> list[dict[str, Any]]:
     if path.name != MODEL:
         card = read_card(path)
         return card.lineage if card else []
-    file = path.with_suffix(".json")
-    if not file.is_file():
+    if (model := _card_of_model(path)) is None:
         return []
-    try:
-        model = _LineageOfModel.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        raise UserError(f"{file} is not the card of a model ({first_violation(error)}); train it again") from None
     last: dict[str, Any] = {"stage": "supervised", "data": {"name": model.dataset}}
     last |= {"channels": model.channels} if isinstance(model.channels, list) else {}
     return [*model.lineage, last | ({"subjects": model.subjects} if model.subjects else {})]
 
 
 class _LineageOfModel(BaseModel):
-    """The part of `engine.model_file.ModelCard` that a lineage is made of."""
+    """The part of `engine.model_file.ModelCard` that a lineage is made of, and the norm."""
 
     dataset: str
+    norm: Norm | None = None
     lineage: list[dict[str, Any]] = []
     subjects: dict[str, Any] | None = None
     channels: int | list[int] | None = None

@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.files import write_atomically, write_text
 from core.hashes import sha256
-from encoders.card import MODEL, UNET, EncoderCard, Network, read_card, read_lineage, require_channels, unet_source
+from encoders.card import (
+    MODEL,
+    UNET,
+    EncoderCard,
+    Network,
+    norm_of_model,
+    read_card,
+    read_lineage,
+    require_channels,
+    unet_source,
+)
 from encoders.channels import adapt_channels, how_adapted, require_adaptable
 from encoders.formats import HEADS, State, find_encoder, fits, read_weights
 from encoders.hub import hub_weights, kinetics_weights, timm_weights
@@ -232,7 +242,8 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
 
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})
-    _check_norm(source, card.norm if card else _norm_in(layout.outside, wanted), norm_of(network))
+    trained_norm = card.norm if card else norm_of_model(source) or _norm_in(layout.outside, wanted)
+    _check_norm(source, trained_norm, norm_of(network))
     where = _few([layout.where]) if layout.where else ""
     lineage = card.lineage if card else read_lineage(source) or [entry | ({"layout": where} if where else {})]
     state, trained = _adapted(layout.state, wanted, name, channels, source)

@@ -159,9 +159,11 @@ def test_epochs_of_pretraining_share_one_pretraining():
     assert encoder.config.stop_after_epochs == 5
     assert encoder.config.target_epochs == 400  # the schedule is that of the whole stage
     epochs = {job.key["pretrain_epochs"]: job.config.init for job in jobs if job.key.get("pipeline") == "specialist"}
-    assert {epoch: init.rsplit("/", 1)[1] for epoch, init in epochs.items()} == {
-        0: "epoch-0", 1: "epoch-1", 5: "epoch-5",
-    }  # fmt: skip
+    assert {epoch: init.split("/")[-2:] for epoch, init in epochs.items()} == {
+        epoch: [f"epoch-{epoch}", "encoder.safetensors"] for epoch in (0, 1, 5)
+    }
+    jobs = jobs_of(pipelines=("masked",), fractions=(1.0,), seeds=(0,), pretrain_epochs=(1,))
+    assert jobs[-1].config.init.endswith("epoch-1/unet.safetensors")
 
 
 def test_epochs_beyond_the_end_of_pretraining():
@@ -184,7 +186,7 @@ def test_learning_rates_are_tried_on_an_inner_part_of_the_training_patients(tmp_
         assert not job.config.test  # the test split is not even scored
         assert job.config.labelled_fraction * 2 / 3 * 1498 == pytest.approx(75, abs=0.2)
         assert job.name.endswith(f"lr{job.config.lr:g}")
-    assert trials["rates/specialist/lr0.001"].config.init.endswith("specialist/epoch-5")
+    assert trials["rates/specialist/lr0.001"].config.init.endswith("specialist/epoch-5/encoder.safetensors")
     for cell in (job for job in jobs if job.is_cell):
         tried = [job for name, job in trials.items() if name.split("/")[1] == cell.key["pipeline"]]
         assert cell.trials == tuple((job.config.lr, job.folder) for job in tried)

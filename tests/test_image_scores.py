@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from test_class_images import write_classes
+from torch import nn
 
 from classify import images as training
 from classify import probe
@@ -110,6 +112,8 @@ def test_scores_by_hand(tmp_path):
     rows = pd.read_csv(tmp_path / "per_image.csv")
     assert rows["file"].tolist()[:2] == ["test/a/000.png", "test/a/001.png"]
     assert rows["predicted"].tolist() == [0, 0, 1, 2, 0, 0]
+    score_images(images, np.array([0, 0, 1, 2, 0, 0]), images.counts, tmp_path, anonymous=True)
+    assert pd.read_csv(tmp_path / "per_image.csv")["file"].str.fullmatch(r"anonymous-\w{10}\.png").all()
 
 
 def test_each_class_counts_the_same(tmp_path):
@@ -229,6 +233,18 @@ def test_training_and_linear_evaluation(trained):
 
 
 @pytest.mark.slow
+def test_the_moving_average_is_scored_and_written(trained, tmp_path, monkeypatch):
+    scored: list[nn.Module] = []
+    predict = training.predict
+    monkeypatch.setattr(training, "predict", lambda network, *a: scored.append(network) or predict(network, *a))
+    run = replace(trained[0], steps=2, ema_decay=0.99, out=tmp_path / "run")
+    training.run(run)
+    written = load_file(run.out / "encoder.safetensors")
+    network = scored[-1].encoder.state_dict()
+    assert all(torch.equal(value, network[name]) for name, value in written.items())
+
+
+@pytest.mark.slow
 def test_linear_evaluation_repeats(trained, tmp_path):
     evaluation, probed = trained[2:]
     again = probe.run(replace(evaluation, out=tmp_path))
@@ -258,6 +274,9 @@ def test_impossible_settings(tmp_path):
         ProbeConfig(regularisation=(0.1, 0.0))
     with pytest.raises(UserError, match=r"--labelled-fraction 0\.5: with images pass --total or --imbalance"):
         ImagesConfig(labelled_fraction=0.5)
+    for name, value in (("inner_split", True), ("subset_seed", 3), ("allow_leakage", True)):
+        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} is for subjects"):
+            ImagesConfig(**{name: value})
     root = write_classes(tmp_path, [4, 4])
     for file in root.glob("test/*/*.png"):
         file.unlink()

@@ -404,9 +404,14 @@ def test_weights_of_another_norm_are_warned_of(tmp_path, caplog, trained, norm, 
     assert not message or message in warnings[0]
 
 
+@pytest.mark.parametrize("of_model", [False, True])
 @pytest.mark.parametrize("norm", ["batch", "frozen", "group"])
-def test_standardised_weights_need_the_same_norm(tmp_path, norm):
+def test_standardised_weights_need_the_same_norm(tmp_path, norm, of_model):
     path = save(build_encoder("resnet10t", norm="group+ws"), tmp_path, name="resnet10t", norm="group+ws")
+    if of_model:  # the card of a trained U-Net says it as well
+        path.with_suffix(".json").unlink()
+        path = path.rename(tmp_path / "model.safetensors")
+        path.with_suffix(".json").write_text('{"dataset": "a", "norm": "group+ws"}')
     with pytest.raises(UserError, match=r"weight standardisation: pass --norm group\+ws"):
         load_weights(build_encoder("resnet10t", norm=norm), path, name="resnet10t", in_channels=1)
 

@@ -43,8 +43,8 @@ def _refuse_black_that_is_no_background(page: Image.Image, path: Path) -> None:
     """Raise a UserError if black is the colour of another index than 0: then the indices follow from how colours were
     reduced, file by file, and are no classes."""
     palette = np.asarray(page.getpalette("RGB"), np.uint8).reshape(-1, 3)
-    used = [index for _, index in page.getcolors() or () if index < len(palette)]
-    if palette[0].any() and (black := [index for index in used if not palette[index].any()]):
+    used = np.unique(np.asarray(page))
+    if palette[0].any() and (black := [k for k in used.tolist() if k < len(palette) and not palette[k].any()]):
         raise UserError(
             f"{path}: index {black[0]} of its palette is black and index 0 is a colour, so that the indices are no "
             "classes: save the classes as grey values, 0 for the background"

@@ -209,7 +209,7 @@ def _starts(cfg: SweepConfig, pipeline: str, encoders: dict[str, Job], of_fold: 
         encoders[name] = Job(name=name, config=config, needs=needs, key={})
         if cfg.pretrain_epochs:
             starts += [
-                _Start(str(cfg.out / name / f"epoch-{epochs}"), (name,), seed, epochs, f"{suffix}-epoch{epochs}")
+                _Start(str(cfg.out / name / f"epoch-{epochs}" / file), (name,), seed, epochs, f"{suffix}-epoch{epochs}")
                 for epochs in cfg.pretrain_epochs
             ]
         else:
