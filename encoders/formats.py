@@ -4,7 +4,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,13 @@ import torch
 import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.errors import UserError
 from core.nearest import did_you_mean
 from encoders.digest import refuse_changed
 from encoders.names import NO_FILES
+from encoders.norm import Norm
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -65,6 +66,9 @@ class Layout(NamedTuple):
     """Keys of the state dict's other tensors: projectors, decoders, heads, other networks."""
     rivals: list[str]
     """Other places in the file with a network that fits equally well."""
+    epsilons: Mapping[str, float] = {}
+    """What batch norm adds to a variance before its square root, by timm's name of the variance, in a network of
+    torchvision; empty for other files, whose weights are of timm's networks."""
 
 
 def find_encoder(payload: Mapping[str, Any], name: str, shapes: Shapes) -> Layout:
@@ -96,11 +100,13 @@ def find_encoder(payload: Mapping[str, Any], name: str, shapes: Shapes) -> Layou
     if not networks:
         return Layout("", {}, [], [])
     rank, where, keys, tensors = max(networks, key=lambda each: each[0])  # of equals the first in the file
+    of_torchvision = sum(key.endswith(ours) for ours, key in keys.items()) < len(keys) / 2
     return Layout(
         where,
         {ours: tensors[key] for ours, key in keys.items()},
         sorted(tensors.keys() - keys.values()),
         [other for equal, other, *_ in networks if equal == rank and other != where],
+        _torchvision_epsilons(name, shapes) if of_torchvision else {},
     )
 
 
@@ -158,18 +164,50 @@ def _torchvision_names(name: str, shapes: Shapes) -> dict[str, str]:
     architecture = name.split(".")[0]
     if architecture.startswith("regnet"):
         return {_regnet_name(key): key for key in shapes}
-    if not architecture.startswith(("vgg", "convnext_", "efficientnet_b", *TORCHVISION)):
-        return {}
-    try:
-        with torch.device("meta"):
-            network = torchvision.models.get_model(TORCHVISION.get(architecture, architecture), weights=None)
-    except ValueError:  # torchvision has no such network
+    if (network := _torchvision_network(architecture)) is None:
         return {}
     # Both libraries register the layers in the same order; the classifier comes last.
     names = list(zip(network.state_dict().items(), shapes.items(), strict=False))
     if all(fits(value, shape) for (_, value), (_, shape) in names[1:]):  # the first has other input channels
         return {theirs: ours for (theirs, _), (ours, _) in names}
     return {}
+
+
+def with_epsilons_of(network: nn.Module, layout: Layout, names: Mapping[str, str]) -> State:
+    """The tensors of a layout for a network, with what the file's network adds to variances, and this one does not, in
+    the variances. A tensor k of the network has the name `names[k]` in timm."""
+    state = dict(layout.state)
+    for path, norm in network.named_modules() if layout.epsilons else ():
+        variance = names.get(f"{path}.running_var")
+        if isinstance(norm, nn.BatchNorm2d) and variance in layout.epsilons and variance in state:
+            state[variance] = state[variance] + (layout.epsilons[variance] - norm.eps)
+    return state
+
+
+def norm_in(keys: Iterable[str], wanted: Iterable[str]) -> Norm | None:
+    """ "batch" if the other tensors of a file are the running statistics of a network's norms, else None."""
+    norms = [key.removesuffix("weight") for key in wanted if key.endswith(".weight")]
+    statistics = tuple(f"{norm}running_mean" for norm in norms)
+    return "batch" if any(key.endswith(statistics) for key in keys) else None
+
+
+def _torchvision_epsilons(name: str, shapes: Shapes) -> dict[str, float]:
+    """`Layout.epsilons`. Those of RegNets are timm's."""
+    network, names = _torchvision_network(name.split(".")[0]), _torchvision_names(name, shapes)
+    norms = [] if network is None else [(key, m) for key, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    return {names[variance]: norm.eps for key, norm in norms if (variance := f"{key}.running_var") in names}
+
+
+def _torchvision_network(architecture: str) -> nn.Module | None:
+    """torchvision's network of an architecture of timm, without memory for weights; None if it has none."""
+    if not architecture.startswith(("vgg", "convnext_", "efficientnet_b", *TORCHVISION)):
+        return None
+    try:
+        with torch.device("meta"):
+            network: nn.Module = torchvision.models.get_model(TORCHVISION.get(architecture, architecture), weights=None)
+    except ValueError:
+        return None
+    return network
 
 
 def _regnet_name(key: str) -> str:

@@ -33,7 +33,7 @@ from encoders.card import (
     unet_source,
 )
 from encoders.channels import adapt_channels, how_adapted, require_adaptable
-from encoders.formats import HEADS, State, find_encoder, fits, read_weights
+from encoders.formats import HEADS, State, find_encoder, fits, norm_in, read_weights, with_epsilons_of
 from encoders.hub import hub_weights, kinetics_weights, timm_weights
 from encoders.identify import recognise
 from encoders.names import HUB, is_file, is_video
@@ -242,11 +242,11 @@ def _load(network: nn.Module, names: dict[str, str], source: str | Path, name: s
 
     wanted = {names[key]: value for key, value in network.state_dict().items()}
     layout = find_encoder(payload, name, {key: tuple(value.shape) for key, value in wanted.items()})
-    trained_norm = card.norm if card else norm_of_model(source) or _norm_in(layout.outside, wanted)
+    trained_norm = card.norm if card else norm_of_model(source) or norm_in(layout.outside, wanted)
     _check_norm(source, trained_norm, norm_of(network))
     where = _few([layout.where]) if layout.where else ""
     lineage = card.lineage if card else read_lineage(source) or [entry | ({"layout": where} if where else {})]
-    state, trained = _adapted(layout.state, wanted, name, channels, source)
+    state, trained = _adapted(with_epsilons_of(network, layout, names), wanted, name, channels, source)
     if trained != channels:
         foreign = card is None and Path(source).name != MODEL
         require_adaptable(source, trained, channels, lineage, foreign=foreign)
@@ -306,13 +306,6 @@ def _check_norm(source: str | Path, trained: Norm | None, norm: Norm | None) -> 
         f"{source} was trained with {'batch' if trained != 'group' else 'group'} norm and gives other features with "
         f"--norm {norm}, which training has to repair"
     )
-
-
-def _norm_in(keys: Iterable[str], wanted: Iterable[str]) -> Norm | None:
-    """ "batch" if the other tensors of a file are the running statistics of a network's norms, else None."""
-    norms = [key.removesuffix("weight") for key in wanted if key.endswith(".weight")]
-    statistics = tuple(f"{norm}running_mean" for norm in norms)
-    return "batch" if any(key.endswith(statistics) for key in keys) else None
 
 
 def _adapted(state: State, wanted: State, name: str, channels: int, source: str | Path) -> tuple[State, int]:
