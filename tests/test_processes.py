@@ -21,6 +21,7 @@ from segment.config import SegmentConfig
 
 
 def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
+    settings |= {} if "method" in settings else {"predictor_hidden": 256}
     return PretrainConfig(
         data=AcdcSource(data_root=root),
         out=out,
@@ -31,7 +32,6 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
         batch_size=21,
         steps=3,
         projector_hidden=256,
-        predictor_hidden=256,
         projection=32,
         device="cpu",
         log_every=1,

@@ -188,7 +188,7 @@ def test_the_result_of_a_finished_run_stays(tmp_path):
     assert first["data_digest"] == "a"
     with start(tmp_path, resume=True) as run:
         assert run.finished == first
-        with pytest.raises(UserError, match=r"other data .*a, now b"):
+        with pytest.raises(UserError, match=r"other data, labels or splits .*a, now b"):
             run.note_data("b")
         again = run.write_result({"dice": 0.5, "seconds": 0.1, "images_per_second": 0.0})
     assert again == first == json.loads((tmp_path / "result.json").read_text())

@@ -59,7 +59,7 @@ class CellResult(BaseModel):
 
     seed: int
     subset_seed: int
-    versions: dict[str, str]
+    versions: dict[str, str] = {}
     synthetic: bool
     seconds: float
 
@@ -174,7 +174,7 @@ def _scores(cfg: SweepConfig, result: dict[str, Any], job: Job) -> Iterator[dict
     """A row for each split that was scored."""
     segment = cfg.task == "segment"
     splits = {"val": result if segment else result.get("val"), "test": result.get("test")}
-    versions = " ".join(f"{name}={number}" for name, number in result["versions"].items() if name != "fewslice")
+    versions = " ".join(f"{name}={number}" for name, number in result.get("versions", {}).items() if name != "fewslice")
     last = {"synthetic": result["synthetic"], "config_hash": job.hash, "versions": versions}
     last["warnings"] = "; ".join(result.get("warnings", []))
     for split, scores in splits.items():
