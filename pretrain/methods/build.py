@@ -14,7 +14,7 @@ from pretrain.methods.byol import Byol
 from pretrain.methods.dense import DenseByol
 from pretrain.methods.masked import Masked
 from pretrain.methods.method import Method
-from pretrain.methods.moco import LEAST_OF_PART, Moco, parts_of
+from pretrain.methods.moco import FEWEST_IMAGES, Moco, parts_of
 from pretrain.methods.whole_batch import BarlowTwins, SimClr
 
 log = logging.getLogger("fewslice")
@@ -110,7 +110,7 @@ def _moco(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Me
     if cfg.norm == "batch" and parts_of(micro_batch := cfg.micro_batch_size or cfg.batch_size) == 1:
         log.warning(
             f"moco with batch norm: the statistics of micro-batches of {micro_batch} give the positives away; pass "
-            f"{2 * LEAST_OF_PART} or more, or --norm group, which has none"
+            f"{FEWEST_IMAGES} or more, or --norm group, which has none"
         )
     return Moco(
         encoder,

@@ -14,13 +14,15 @@ from pretrain.methods.target import TargetMethod
 
 PARTS = 8
 """Most parts of a micro-batch that batch norm normalises by themselves, the number of GPUs of the paper."""
-LEAST_OF_PART = 8
-"""Least images of a part: statistics of fewer are too noisy."""
+IMAGES_OF_PART = 16
+"""Images of a part: statistics of fewer are noisy, and small parts are slow."""
+FEWEST_IMAGES = 16
+"""Micro-batches of fewer images are not cut in two."""
 
 
 def parts_of(images: int) -> int:
     """Number of parts in which a micro-batch of so many images is normalised; 1: it is too small to be shuffled."""
-    return max(1, min(PARTS, images // LEAST_OF_PART))
+    return max(1 if images < FEWEST_IMAGES else 2, min(PARTS, images // IMAGES_OF_PART))
 
 
 class Moco(TargetMethod):
