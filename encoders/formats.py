@@ -5,6 +5,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +199,7 @@ def _torchvision_epsilons(name: str, shapes: Shapes) -> dict[str, float]:
     return {names[variance]: norm.eps for key, norm in norms if (variance := f"{key}.running_var") in names}
 
 
+@cache
 def _torchvision_network(architecture: str) -> nn.Module | None:
     """torchvision's network of an architecture of timm, without memory for weights; None if it has none."""
     if not architecture.startswith(("vgg", "convnext_", "efficientnet_b", *TORCHVISION)):

@@ -86,9 +86,9 @@ def _byol(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Me
 
 
 def _simclr(cfg: PretrainConfig, encoder: nn.Module, steps: int, count: int) -> Method:
-    hidden, outputs = widths(cfg, feature_width(encoder))
-    temperature = cfg.temperature or 0.5
     width = feature_width(encoder)
+    hidden, outputs = widths(cfg, width)
+    temperature = cfg.temperature or 0.5
     return SimClr(encoder, width, temperature=temperature, projector_hidden=hidden, outputs=outputs, norm=cfg.norm)
 
 

@@ -76,7 +76,7 @@ class Moco(TargetMethod):
         if self._step_ended:
             self._keys.clear()
         # Samples come in random order, so that keys a stride apart are as good as shuffled ones, and need no seed.
-        parts = parts_of(len(views)) if self.batch_statistics else 1
+        parts = self._parts(views)
         order = torch.cat([torch.arange(k, len(views), parts) for k in range(parts)]).to(views.device)
         projections, keys = self.networks(torch.stack([views[:, 0], views[order, 1]], dim=1) if parts > 1 else views)
         self.remember(projections)
@@ -87,9 +87,13 @@ class Moco(TargetMethod):
 
     def networks(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Projections (N, outputs) of the first views by the online network and of the second by the target."""
-        parts = views.chunk(parts_of(len(views))) if self.batch_statistics else [views]
+        parts = views.chunk(self._parts(views))
         queries = torch.cat([self.projector(self.encoder(part[:, 0])) for part in parts])
         return queries, torch.cat([self._target(part[:, 1]) for part in parts])
+
+    def _parts(self, views: Tensor) -> int:
+        """Parts that a micro-batch is normalised in."""
+        return parts_of(len(views)) if self.batch_statistics else 1
 
     def after_step(self, step: int) -> None:
         """Move the target, and put this step's keys into the queue in place of the oldest ones."""
