@@ -61,6 +61,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `train_in_float64`."""
+    train_in_float64(monkeypatch)
+
+
+def train_in_float64(patch: pytest.MonkeyPatch) -> None:
     """Train in float64, so that results differ by a mistake only and not by the order of a sum.
 
     In float32 a ReLU close to its kink, or a norm over few values, amplifies rounding errors from step to step.
@@ -68,7 +73,7 @@ def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     import engine.devices
 
     fabric = engine.devices.Fabric
-    monkeypatch.setattr(engine.devices, "Fabric", lambda **settings: fabric(**settings | {"precision": "64-true"}))
+    patch.setattr(engine.devices, "Fabric", lambda **settings: fabric(**settings | {"precision": "64-true"}))
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 import os
 import socket
 from copy import deepcopy
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import train_in_float64
+from forking import fork
 from safetensors.torch import load_file
-from torch.multiprocessing.spawn import start_processes
 from torch.optim import SGD
 
 import engine.supervised
@@ -40,29 +42,53 @@ def tiny(root: Path, out: Path, **settings) -> PretrainConfig:
     )
 
 
+def _run_in_two_processes(cfg: PretrainConfig | SegmentConfig) -> None:
+    """What torchrun does, but forked: importing torch twice takes long."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [fork(_process, (rank, cfg, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    while running := [process for process in processes if process.is_alive()]:
+        wait([process.sentinel for process in running])
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.kill()  # it would wait for the one that failed
+    assert [process.exitcode for process in processes] == [0, 0]
+
+
 def _process(rank: int, cfg: PretrainConfig | SegmentConfig, port: int) -> None:
-    """What torchrun does for each of its processes; forked, as importing torch twice takes long."""
-    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"TORCHELASTIC_RUN_ID": "test"}
-    segment.training.run(cfg) if isinstance(cfg, SegmentConfig) else run(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        train_in_float64(patch)
+        _run(cfg, patch)
+
+
+def _run(cfg: PretrainConfig | SegmentConfig, patch: pytest.MonkeyPatch) -> None:
+    if isinstance(cfg, PretrainConfig):
+        run(cfg)
+        return
+    predict = segment.training.predict_split  # of float32 images
+    patch.setattr(segment.training, "predict_split", lambda unet, *a: predict(deepcopy(unet).float(), *a))
+    # Adam would scale the rounding errors of gradients that are zero up to its learning rate.
+    patch.setattr(engine.supervised, "adamw", lambda network, lr, **_: SGD(network.parameters(), lr=lr))
+    segment.training.run(cfg)
 
 
 @pytest.mark.parametrize(("method", "micro"), [("byol", 4), ("simclr", 4), ("moco", None)])
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow
-def test_two_processes_equal_one(tiny_acdc, tmp_path, in_float64, method, micro):
+def test_two_processes_equal_one(tiny_acdc, tmp_path, monkeypatch, in_float64, method, micro):
     """30 slices in batches of 21 and 9: unequal shares; in micro-batches of 4 one process has no sample at the end."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     chain = {"stage": "hierarchical", "encoder": "test_resnet"}
     settings = chain if method == "byol" else {"stage": "specialist", "encoder": "test_resnet"}
     both = tiny(tiny_acdc, tmp_path / "both", method=method, micro_batch_size=micro, **settings)
     one = tiny(tiny_acdc, tmp_path / "one", method=method, **settings)
-    start_processes(_process, (both, port), nprocs=2, start_method="fork")
-    run(one)
+    _run_in_two_processes(both)
+    _run(one, monkeypatch)
     for stage in ("generalist", ".") if method == "byol" else (".",):
         ours, alone = (load_file(cfg.run_folder / stage / "encoder.safetensors") for cfg in (both, one))
         assert ours.keys() == alone.keys()
@@ -93,10 +119,6 @@ def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, i
 
     With pseudo-labels the teacher's looks, the share of confident pixels and the foreground found are of both.
     """
-    predict = segment.training.predict_split  # of float32 images
-    monkeypatch.setattr(segment.training, "predict_split", lambda unet, *a: predict(deepcopy(unet).float(), *a))
-    # Adam would scale the rounding errors of gradients that are zero up to its learning rate.
-    monkeypatch.setattr(engine.supervised, "adamw", lambda network, lr, **_: SGD(network.parameters(), lr=lr))
     both, one = (
         SegmentConfig(
             data=AcdcSource(data_root=tiny_acdc),
@@ -116,11 +138,8 @@ def test_two_processes_train_the_unet_of_one(tiny_acdc, tmp_path, monkeypatch, i
         )
         for name, micro in (("both", 2), ("one", None))
     )
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_processes(_process, (both, port), nprocs=2, start_method="fork")
-    segment.training.run(one)
+    _run_in_two_processes(both)
+    _run(one, monkeypatch)
     ours, alone = (load_file(cfg.run_folder / "model.safetensors") for cfg in (both, one))
     for key, value in ours.items():
         torch.testing.assert_close(value, alone[key], rtol=0, atol=1e-8, msg=key)
