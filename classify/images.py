@@ -106,8 +106,7 @@ def _fit(
     network: ImageClassifier,
     lineage: list[dict[str, Any]],
 ) -> tuple[float, nn.Module]:
-    """Train the network and write the encoder; returns images per second and the network of that encoder, which is the
-    moving average if there is one."""
+    """Train the network and write the encoder; returns images per second and the network of that encoder."""
     sampler = sampler_of(cfg, fabric, len(images.train), min(cfg.batch_size, len(images.train)))
     steps = cfg.steps or max(1, round(cfg.epochs * sampler.steps_per_epoch))
     log.info(
@@ -132,11 +131,8 @@ def _fit(
         right = predict(trained, images, checked, cfg.image_size, fabric) == images.labels[checked]
         return {"train_accuracy": float(right.mean())}
 
-    last: list[nn.Module] = [network]
-
     def save(trained: nn.Module) -> None:
         assert isinstance(trained, ImageClassifier)
-        last[:] = [trained]
         save_encoder(
             trained.encoder,
             folder.path,
@@ -160,7 +156,7 @@ def _fit(
         rank=None,
         figures=False,
     )
-    speed = fit(
+    return fit(
         cfg,
         fabric,
         folder,
@@ -171,7 +167,6 @@ def _fit(
         evaluate_every=steps,
         learning_rate=lambda step: cfg.lr * warmup_cosine(step, steps, min(sampler.steps_per_epoch, steps // 10)),
     )
-    return speed, last[0]
 
 
 @torch.no_grad()

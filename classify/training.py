@@ -160,7 +160,9 @@ def run_plane(
             "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
         }
         if run.main:
-            result |= _score(cfg, fabric, run.path, exams)
+            # what was scored of the test split before a run was resumed stays beside what is scored now
+            test = cfg.test or "test" in (run.finished or {})
+            result |= _score(cfg, fabric, run.path, exams, test=test)
         result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
         result = run.write_result(result)
         write_run_page(run, cfg, lambda: run_page(cfg, run.path, result))
@@ -208,7 +210,7 @@ def _fit(
         select=cfg.select,
         rank=selection_rule(cfg.select),
     )
-    return fit(
+    speed, _ = fit(
         cfg,
         fabric,
         run,
@@ -219,6 +221,7 @@ def _fit(
         evaluate_every=cfg.evaluate_every or epoch,
         learning_rate=lambda step: cfg.lr * decay(cfg.schedule)(step, steps, epoch),
     )
+    return speed
 
 
 def selection_rule(select: str) -> Callable[[Metrics], tuple[float, ...]] | None:
@@ -249,12 +252,12 @@ def decay(schedule: str) -> Callable[[int, int, int], float]:
     }[schedule]
 
 
-def _score(cfg: ClassifyConfig, fabric: Fabric, folder: Path, exams: ExamSet) -> dict[str, Any]:
+def _score(cfg: ClassifyConfig, fabric: Fabric, folder: Path, exams: ExamSet, *, test: bool) -> dict[str, Any]:
     """Choose the threshold for the kept weights, score the inner validation and the test exams, explain some."""
     classifier, card = load_classifier(folder)
     classifier.to(fabric.device)
     tables = []
-    for split in ("val", "test") if cfg.test else ("val",):
+    for split in ("val", "test") if test else ("val",):
         positions = exams.positions(split)
         scores = probabilities(classifier, exams, positions, card, card.test_clips, cfg.workers)
         tables.append(score_table(exams, positions, scores))

@@ -142,7 +142,7 @@ def fit(
     steps: int,
     evaluate_every: int,
     learning_rate: Callable[[int], float],
-) -> float:
+) -> tuple[float, nn.Module]:
     """Train a network in place, validate it regularly and save the weights that rank highest by `task.rank`.
 
     Args:
@@ -157,7 +157,7 @@ def fit(
         learning_rate: learning rate of optimiser step 0, 1, ...
 
     Returns:
-        Training samples per second.
+        Training samples per second, and the network of the last step: the moving average if there is one.
     """
     network = channels_last(network)
     encoder: Any = getattr(network, "encoder", None)
@@ -238,7 +238,7 @@ def fit(
     if run.main and task.figures:
         metrics = read_table(run.path / "metrics.csv")
         draw_learning_curve(metrics, run.path / "learning_curve.png", score=task.score)
-    return speed
+    return speed, supervised.kept
 
 
 def say_start(settings: SupervisedSettings) -> None:

@@ -19,11 +19,12 @@ from core.files import remove_leftovers, write_csv
 from core.hashes import sha256
 from core.settings import Settings
 from core.subjects import anonymised, pseudonyms
+from core.wording import count_of
 from data.preprocessing import resampled_size
 from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.channels import files_of_channels, read_channels, refuse_frames, refuse_several, several
 from data.readers.discovery import discover
-from data.readers.file_search import UNCERTAINTY, VOLUME_COLUMNS, VOLUMES, is_output
+from data.readers.file_search import UNCERTAINTY, VOLUME_COLUMNS, VOLUMES, is_output, search_files
 from data.readers.geometry import known_spacing
 from data.readers.images import (
     Volume,
@@ -37,6 +38,7 @@ from data.readers.images import (
 )
 from data.readers.label_maps import counts_of
 from data.readers.roles import names_label_map
+from segment.contact_sheet import is_contact_sheet
 from segment.dicom_images import DicomImage, dicom_images, write_segmentations
 from segment.map_places import map_targets, refuse_image_folders, require_outside
 from segment.tables import print_volumes
@@ -130,6 +132,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     maps = map_targets(targets, cfg.output, cfg.uncertainty, cfg.contact_sheet)
     sheet, doubts = ContactSheet(), Doubts(card)
     remove_leftovers(cfg.output)
+    earlier = search_files(cfg.output).files if cfg.output.is_dir() else []
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg)  # marks the folders as outputs
     model = "+".join(sha256(folder / "model.safetensors")[:16] for folder in cfg.run)[:64] if dicom else ""
@@ -185,6 +188,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         print_volumes(table, cfg.output, cfg.uncertainty, cfg.contact_sheet)
     doubts.warn()
     trained_on.warn()
+    _warn_of_earlier_maps(earlier, [Path(str(row["file"])) for row in rows], cfg.output)
     if problems:
         raise SomeFilesFailed(problems, table["file"].nunique() if rows else 0)
     return table
@@ -312,6 +316,16 @@ def _refuse_foreign_files(targets: dict[Path, Path], output: Path) -> None:
     present = sorted(target for target in targets.values() if target.exists())
     if present and not is_output(output, os.listdir(output)):
         raise UserError(f"{present[0]} exists and was not written by this command; choose another --output")
+
+
+def _warn_of_earlier_maps(earlier: Sequence[Path], written: Sequence[Path], output: Path) -> None:
+    """Log a warning if label maps that an earlier command wrote lie beside those of this one, as from another model."""
+    maps = {file for file in earlier if is_image(file) and not is_contact_sheet(file)}
+    if left := sorted(maps - {*written}):
+        log.warning(
+            f"{output} also holds {count_of(len(left), 'label map')} of an earlier command, which volumes.csv does not "
+            f"list ({left[0].relative_to(output)}): remove them, or choose another --output"
+        )
 
 
 def _write_volumes(table: pd.DataFrame, cfg: Predict) -> None:

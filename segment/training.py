@@ -265,7 +265,7 @@ def _fit(
         max_grad_norm=cfg.max_grad_norm,
         figures=cfg.figures,
     )
-    speed = fit(
+    speed, _ = fit(
         cfg,
         fabric,
         run,

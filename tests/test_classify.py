@@ -1,6 +1,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -656,6 +657,10 @@ def test_an_earlier_run_is_kept(finished, capsys):
     with pytest.raises(UserError, match="holds an earlier run; continue it with --resume, replace it with --overwrite"):
         run(cfg)
     assert (cfg.run_folder / "result.json").read_bytes() == before
+    scored = (cfg.run_folder / "per_exam.csv").read_bytes()
+    run(replace(cfg, resume=True, test=False))  # what was scored of the test exams stays
+    assert (cfg.run_folder / "per_exam.csv").read_bytes() == scored
+    assert json.loads((cfg.run_folder / "result.json").read_text())["test"] == json.loads(before)["test"]
 
 
 @pytest.mark.slow

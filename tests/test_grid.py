@@ -18,7 +18,7 @@ from engine.command_line import parse
 from engine.config import plain, read_config
 from segment.config import SegmentConfig, Selection
 from segment.config import demo as demo_unet
-from sweep.analysis.study_files import SELECTIONS, display_name, start_and_endings
+from sweep.analysis.study_files import SELECTIONS, display_name, start_and_endings, with_selections
 from sweep.study.config import EXAM_PRESETS, FRACTIONS, PRESETS, SEEDS, SweepConfig, presets_for
 from sweep.study.grid import plan
 from sweep.study.jobs import failure, run_config
@@ -64,6 +64,12 @@ def test_each_fold_has_its_own_encoders_and_the_same_numbers_of_labels():
         assert cell.needs == (f"encoders/specialist-fold{fold}",)
         assert labelled_count(cell.config.labelled_fraction, total) == 76
         assert jobs[cell.needs[0]].config.data.fold == fold
+    generalists = [
+        next(job for job in plan(replace(cfg, folds=few, pipelines=("generalist",)), {0: 1520, 3: 1400}))
+        for few in ((0,), (0, 3))
+    ]
+    assert generalists[0].name == "encoders/generalist"
+    assert generalists[0].hash == generalists[1].hash  # a study may be extended by folds
     with pytest.raises(UserError, match=r"^--test-set both: a study reports one mean score"):
         SweepConfig(data=AcdcSource(test_set="both"), test=True)
     with pytest.raises(UserError, match="--folds goes with --dataset acdc --split five-fold"):
@@ -239,6 +245,9 @@ def test_rules_of_selection_are_pipelines_of_their_own_and_next_goes_on_from_the
         assert cell.needs == ("encoders/specialist", earlier.name)
         moved = replace(cell, config=replace(cell.config, selection_run=tmp_path / "elsewhere"))
         assert moved.hash == cell.hash
+    every = jobs_of(**study | {"pipelines": ("random", "specialist")}, seeds=(3,), selection=SELECTIONS)
+    names = {job.key["pipeline"] for job in every if job.is_cell}
+    assert names == {*with_selections(["specialist"], SELECTIONS), "random", "random+foreground", "random+next"}
     assert get_args(Selection) == SELECTIONS  # the analysis imports no stage
     name = "hierarchical=/a/b.pth+unlabelled+next"
     assert display_name(name).endswith("+unlabelled+next")

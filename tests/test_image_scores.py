@@ -242,6 +242,10 @@ def test_the_moving_average_is_scored_and_written(trained, tmp_path, monkeypatch
     written = load_file(run.out / "encoder.safetensors")
     network = scored[-1].encoder.state_dict()
     assert all(torch.equal(value, network[name]) for name, value in written.items())
+    (run.out / "result.json").unlink()  # as if killed while the test images were scored
+    training.run(replace(run, resume=True))
+    network = scored[-1].encoder.state_dict()
+    assert all(torch.equal(value, network[name]) for name, value in written.items())
 
 
 @pytest.mark.slow

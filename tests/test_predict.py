@@ -241,7 +241,7 @@ def test_the_images_are_never_overwritten(trained, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["images", "images/a.nii.gz"])
-def test_label_maps_of_others_are_never_overwritten(trained, tmp_path, source):
+def test_label_maps_of_others_are_never_overwritten_and_named(trained, tmp_path, capsys, source):
     for folder in ("images", "labels"):
         (tmp_path / folder).mkdir()
         scan((20, 16, 2), (1, 1, 5)).to_filename(tmp_path / folder / "a.nii.gz")
@@ -250,8 +250,15 @@ def test_label_maps_of_others_are_never_overwritten(trained, tmp_path, source):
         predict(trained, tmp_path / source, tmp_path / "labels")
     assert (tmp_path / "labels/a.nii.gz").read_bytes() == before
     assert not (tmp_path / "labels/volumes.csv").exists()
+    capsys.readouterr()
     for _ in range(2):
         predict(trained, tmp_path / source, tmp_path / "out")
+    assert "of an earlier command" not in capsys.readouterr().out
+    scan((20, 16, 2), (1, 1, 5)).to_filename(tmp_path / "b.nii.gz")
+    predict(trained, tmp_path / "b.nii.gz", tmp_path / "out")
+    assert "also holds 1 label map of an earlier command, which volumes.csv does not list (a.nii.gz)" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_mistakes_in_the_paths(trained, tmp_path):

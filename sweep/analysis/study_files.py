@@ -164,8 +164,16 @@ SELECTIONS = ("random", "foreground", "first", "next")
 
 
 def with_selections(pipelines: Sequence[str], selections: Sequence[str]) -> list[str]:
-    """The pipelines of a study with each rule of selection in their names: hierarchical, hierarchical+foreground."""
-    return [name + f"+{rule}" * (rule != "random") for name in pipelines for rule in selections]
+    """The pipelines of a study with each rule of selection in their names: hierarchical, hierarchical+foreground.
+
+    The rule first, by the view of a pretrained encoder, goes with every pipeline but those from random weights.
+    """
+    return [
+        name + f"+{rule}" * (rule != "random")
+        for name in pipelines
+        for rule in selections
+        if rule != "first" or start_and_endings(name)[0] != "random"
+    ]
 
 
 def start_and_endings(pipeline: str) -> tuple[str, str]:

@@ -233,10 +233,10 @@ class SweepConfig(Settings):
                 f"--selection {' '.join(self.selection)}: a rule has to beat foreground, the draw of an annotator who "
                 "leafs through the slices; add it"
             )
-        if "first" in self.selection and any(name.partition("+")[0] == "random" for name in self.pipelines):
+        if "first" in self.selection and not with_selections(self.pipelines, ("first",)):
             raise UserError(
-                "--selection first goes by the view of a pretrained encoder: leave random out of --pipelines, or first "
-                "out of --selection"
+                "--selection first goes by the view of a pretrained encoder: add a pipeline other than random, or "
+                "leave first out"
             )
 
     def _refuse_unsafe_settings_of_slurm(self) -> None:
@@ -275,11 +275,6 @@ class SweepConfig(Settings):
         """The settings of the study that all its runs share, if they have them: data set, device, precision, test."""
         names = {f.name for f in dataclasses.fields(self)} - {*marked(SweepConfig, OfStudyAlone)}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(config) if f.name in names}
-
-    @property
-    def arms(self) -> list[str]:
-        """What is compared: every pipeline with every rule of selection, by the names of the results."""
-        return with_selections(self.pipelines, self.selection)
 
     @property
     def run_config(self) -> SegmentConfig | ClassifyConfig:

@@ -11,6 +11,7 @@ from typing import Any
 from classify.config import ClassifyConfig
 from classify.image_settings import ImagesConfig, ProbeConfig
 from core.errors import UserError
+from data.sources import AcdcSource
 from data.splits import FEWEST_EXAMS, labelled_count
 from encoders.card import UNET
 from engine.config import result_settings
@@ -108,15 +109,17 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
     encoders: dict[str, Job] = {}
     starts = {name: _starts(cfg, name.removesuffix(UNLABELLED), encoders, of_fold) for name in cfg.pipelines}
     trials = {name: _trials(cfg, name, starts[name], total, of_fold) for name in cfg.pipelines}
-    count = len(pairs) * len(sizes) * len(cfg.selection) * sum(map(len, starts.values()))
+    arms = {
+        (name, rule): arm for name in cfg.pipelines for rule in cfg.selection for arm in with_selections([name], [rule])
+    }
+    count = len(pairs) * len(sizes) * sum(len(starts[pipeline]) for pipeline, _ in arms)
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
     cells: dict[str, Job] = {}
     smaller = dict(zip(list(sizes)[1:], sizes, strict=False))
-    combined = product(pairs, sizes.items(), cfg.pipelines, cfg.selection)
-    for (subset_seed, seed), (labels, fraction), pipeline, rule in combined:
+    combined = product(pairs, sizes.items(), arms.items())
+    for (subset_seed, seed), (labels, fraction), ((pipeline, rule), arm) in combined:
         for start in starts[pipeline]:
-            (arm,) = with_selections([pipeline], [rule])
             key = {
                 "pipeline": arm,
                 "pretrain_epochs": start.epochs,
@@ -247,6 +250,8 @@ def _generalist(cfg: SweepConfig, source: str, seed: int, encoders: dict[str, Jo
     if trained and len(cfg.pretrain_seeds) > 1:
         name += f"-pretrained{seed}"
     settings = {"stage": "generalist", "generalist": source, "seed": seed, "steps": None, **OF_TARGETS}
+    if isinstance(cfg.data, AcdcSource):  # it is that of all folds, and of those by which the study is extended
+        settings |= {"data": replace(cfg.data, fold=0)}
     config = _configured(cfg, cfg.pretrain, out=cfg.out / name, **settings)
     encoders.setdefault(name, Job(name=name, config=config, key={}))
     return name
