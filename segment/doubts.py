@@ -1,10 +1,11 @@
-"""Warnings about the images that a network segments: colours, unknown pixel sizes, images of one value."""
+"""Warnings about the images that a network segments: colours, pixel sizes, planes, images of one value."""
 
 import logging
 
 import numpy as np
 
 from core.wording import count_of
+from data.readers.geometry import plane
 from data.readers.images import Volume, read_shape
 from segment.model import ModelCard
 
@@ -20,7 +21,7 @@ class Doubts:
 
     def __init__(self, card: ModelCard) -> None:
         self._card = card
-        self._images = self._grey = self._constant = self._without_pixel_size = self._without_volume = 0
+        self._images = self._grey = self._constant = self._without_pixel_size = self._without_volume = self._turned = 0
 
     def add(self, volume: Volume, stack: np.ndarray, stated: tuple[bool, bool]) -> None:
         """Add an image.
@@ -35,6 +36,7 @@ class Doubts:
         self._constant += all(channel.min() == channel.max() for channel in channels)
         is_grey = stack.ndim == 4 and (self._card.channels is None or self._card.numbered_channels)
         self._grey += is_grey and volume.header is None and read_shape(volume.path).colours
+        self._turned += None not in (self._card.plane, plane(volume.shape)) and plane(volume.shape) != self._card.plane
         self._without_pixel_size += not stated[0]
         self._without_volume += not all(stated)
 
@@ -48,6 +50,11 @@ class Doubts:
                 f"no pixel size is stated in {self._without_pixel_size} {of_images}: pixels of 1 mm are assumed, and "
                 f"resampled to the model's {self._card.spacing_mm:g} mm; if they are others, pass NIfTI files that "
                 "state them, or train with --spacing-mm None"
+            )
+        if self._turned:
+            log.warning(
+                f"slices in another plane than the {self._card.plane} ones that the model was trained on: "
+                f"{self._turned} {of_images}; expect little of these"
             )
         if self._constant:
             be, them = ("is", "it") if self._constant == 1 else ("are", "them")

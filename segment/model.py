@@ -9,7 +9,7 @@ from pydantic import AliasChoices, BaseModel, Field, FiniteFloat, field_validato
 from torch import nn
 
 from data.readers.channels import Channels, several
-from data.readers.geometry import SliceAxis
+from data.readers.geometry import Plane, SliceAxis
 from data.readers.label_maps import IGNORED, check_class_names
 from data.slices import Normalisation
 from encoders.build import build_unet as build_unet
@@ -63,6 +63,8 @@ class ModelCard(model_file.ModelCard):
     """The slices that pseudo-labels were learned from; None: only labelled ones were trained on."""
     slice_axis: SliceAxis = "auto"
     """How the axis across the slices is chosen, see `data.readers.geometry.slice_axis`."""
+    plane: Plane | None = None
+    """The plane of the training slices; None: several, or of files without a place in the world."""
 
     @property
     def in_channels(self) -> int:

@@ -25,7 +25,7 @@ from data.readers.acdc import parse_name, phase_of, read_info
 from data.readers.channels import files_of_channels, read_channels, refuse_frames, refuse_several, several
 from data.readers.discovery import discover
 from data.readers.file_search import UNCERTAINTY, VOLUME_COLUMNS, VOLUMES, is_output, search_files
-from data.readers.geometry import known_spacing
+from data.readers.geometry import known_spacing, slicing_like
 from data.readers.images import (
     Volume,
     is_image,
@@ -226,10 +226,13 @@ def _read(
         columns); and the first time frame, from 0.
     """
     if channels := several(card.channels):
-        volumes = read_channels(channel_files or (file,), channels, card.slice_axis)
+        volumes = read_channels(channel_files or (file,), channels)
+        slicing = slicing_like(card.plane, card.slice_axis, volumes[0].shape)
+        volumes = [replace(volume, slicing=slicing) for volume in volumes]
         return volumes[0], np.stack([volume.stack for volume in volumes], axis=2), 0
     in_file = card.channels is not None and not channel_files
-    volume = replace(dicom.read() if dicom else read_volume(file, channels=in_file), slicing=card.slice_axis)
+    volume = dicom.read() if dicom else read_volume(file, channels=in_file)
+    volume = replace(volume, slicing=slicing_like(card.plane, card.slice_axis, volume.shape))
     if channel_files:
         refuse_frames(file, volume.shape.frames)
     if isinstance(card.channels, int) and in_file:

@@ -24,7 +24,7 @@ from data.labelled_list import with_labelled_list
 from data.leakage import check_leakage, record_splits, was_trained_on
 from data.protocols import others_than_published, part_of_test
 from data.readers.channels import has_numbered_channels
-from data.readers.geometry import slice_axis_to_save
+from data.readers.geometry import common_plane, slice_axis_to_save
 from data.readers.images import read_shape
 from data.reserved_split import keep_reserved_split
 from data.samples.slices import AugmentedSlices
@@ -347,6 +347,8 @@ def _card(
         subjects = dataset.table["subject"].iloc[pool].nunique()
         unlabelled = UnlabelledSlices(pool=cfg.unlabelled_pool, slices=len(pool), subjects=subjects)
     slicing = cfg.data.slice_axis if isinstance(cfg.data, FolderSource) else "auto"
+    files = [dataset.root / file for file in labelled["file"].unique()]
+    shapes = [read_shape(file, channels=True)._replace(slicing=slicing) for file in files]
     one_component = cfg.keep_largest_component == "auto" and is_one_component(dataset, positions)
     return ModelCard(
         encoder=cfg.encoder,
@@ -360,12 +362,8 @@ def _card(
         numbered_channels=has_numbered_channels(dataset.table, getattr(cfg.data, "channels", None)),
         flip_tta=cfg.flip_tta,
         keep_largest_component=cfg.keep_largest_component == "yes" or one_component,
-        slice_axis=slice_axis_to_save(
-            [
-                read_shape(dataset.root / file, channels=True)._replace(slicing=slicing)
-                for file in labelled["file"].unique()
-            ]
-        ),
+        slice_axis=slice_axis_to_save(shapes),
+        plane=common_plane(shapes),
         dataset=f"{dataset.name} {dataset.store.key}",
         init=name_of_init(str(unet_source(cfg.init))),
         lineage=lineage,

@@ -13,7 +13,7 @@ from PIL import Image
 from core.errors import UserError
 from data.inspect import inspect_dataset
 from data.readers.exams import load_exams, read_exam
-from data.readers.geometry import align, slice_axis_to_save
+from data.readers.geometry import align, common_plane, slice_axis_to_save, slicing_like
 from data.readers.images import read_shape, read_volume
 from data.readers.label_maps import ReadingOptions
 from data.slices import load_dataset
@@ -236,6 +236,10 @@ def test_a_model_keeps_the_plane_of_isotropic_scans(tmp_path):
     assert slice_axis_to_save([isotropic]) == "sagittal"
     assert slice_axis_to_save([isotropic, coarse]) == slice_axis_to_save([coarse]) == "auto"
     assert slice_axis_to_save([isotropic._replace(slicing="1")]) == "1"
+    assert (common_plane([coarse]), common_plane([coarse, isotropic])) == ("axial", None)
+    assert slicing_like("coronal", "auto", isotropic) == "coronal"
+    assert slicing_like("coronal", "auto", coarse) == slicing_like(None, "auto", isotropic) == "auto"
+    assert slicing_like("coronal", "1", isotropic) == "1"
 
 
 def test_exams_of_different_planes(tmp_path):

@@ -107,6 +107,27 @@ def test_the_slice_axis_does_not_matter(trained, tmp_path):
     assert last.any()
 
 
+def test_isotropic_files_are_sliced_in_the_plane_of_training(trained, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    card = json.loads((run / "model.json").read_text())
+    assert card["plane"] is None  # of files without a place in the world
+    (run / "model.json").write_text(json.dumps(card | {"plane": "sagittal", "sha256": None}))
+    affine = np.diag([1.5, 1.5, 1.5, 1])
+    image = scan((6, 45, 38), (1.5, 1.5, 1.5), affine=affine)
+    image.to_filename(tmp_path / "a.nii")
+    predict(run, tmp_path / "a.nii", tmp_path / "out")
+    assert "another plane" not in capsys.readouterr().out
+    stack = np.moveaxis(np.asarray(image.dataobj), 0, 2)  # its sagittal slices as those of an axial file
+    nib.Nifti1Image(stack, np.diag([1.5, 1.5, 3, 1])).to_filename(tmp_path / "b.nii")
+    predict(run, tmp_path / "b.nii", tmp_path / "out")
+    ours, turned = (np.asarray(nib.load(tmp_path / f"out/{name}.nii").dataobj) for name in "ab")
+    np.testing.assert_array_equal(np.moveaxis(ours, 0, 2), turned)
+    assert ours.any()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "slices in another plane than the sagittal ones that the model was trained on: 1 of 1 image" in said
+
+
 def test_scaled_intensities_do_not_scale_the_labels(trained, tmp_path):
     image = scan((40, 36, 2), (1.5, 1.5, 10))
     image.header.set_slope_inter(2.5, -10)

@@ -95,6 +95,19 @@ def slice_axis_to_save(shapes: Sequence[VolumeShape]) -> SliceAxis:
     return settings.pop() if len(settings) == 1 else "auto"
 
 
+def common_plane(shapes: Sequence[VolumeShape]) -> Plane | None:
+    """The plane of the slices of files that share one; None if they have several, or none in the world."""
+    planes = {plane(shape) for shape in shapes}
+    return planes.pop() if len(planes) == 1 else None
+
+
+def slicing_like(trained: Plane | None, setting: SliceAxis, shape: VolumeShape) -> SliceAxis:
+    """The setting with which a model reads a file: its own, but the plane of the files that it was trained on where
+    that is "auto" and no axis of the file is coarser than the others."""
+    follows = setting == "auto" and trained is not None and shape.affine is not None and _distinct_axis(shape) is None
+    return trained if follows and trained is not None else setting
+
+
 def with_known_spacing(shape: VolumeShape) -> VolumeShape:
     """The shape with the spacing of its affine where the header has none, that is 1 along each axis."""
     if shape.affine is None or shape.spacing != (1, 1, 1):
