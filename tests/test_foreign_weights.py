@@ -87,8 +87,7 @@ UNETS = ("convnext_atto", "vgg11_bn", "regnety_002", "mobilenetv3_small_100", "e
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [NAME, *UNETS])
-@pytest.mark.parametrize("wrapper", ["", "model.module."])
+@pytest.mark.parametrize(("name", "wrapper"), [(NAME, "model.module."), *((name, "") for name in (NAME, *UNETS))])
 def test_a_trained_unet_starts_another_and_a_pretraining(tmp_path, name, wrapper):
     torch.manual_seed(0)
     unet = build_unet(name, 2)
