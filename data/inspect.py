@@ -190,6 +190,8 @@ def _check(
         return
     try:
         labels = _labels_of(report, label_file, volume, options, channels)
+        if options.mask_threshold is None:
+            report.palettes.add(label_file, labels.indices)
     except UserError as error:
         report.error(label_file, str(error))
         _draw(report, file, volume, None)

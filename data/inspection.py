@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core.text import printable
+from data.readers.colour import Palettes
 from data.readers.images import VolumeShape
 
 
@@ -27,6 +28,8 @@ class Report:
     """Shapes of labelled and of unlabelled images."""
     scaled: list[Path] = field(default_factory=list)
     """Label maps of 0 and 255."""
+    palettes: Palettes = field(default_factory=Palettes)
+    """Colours of label maps."""
     label_counts: dict[Path, dict[int, int]] = field(default_factory=dict)
     """Voxels of each label value, by label map."""
     images: pd.DataFrame = field(default_factory=pd.DataFrame)

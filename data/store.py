@@ -23,6 +23,7 @@ from core.progress import progress
 from data.duplicates import fingerprint, fingerprint_of_channels
 from data.preprocessing import mean_and_std, narrow
 from data.readers.channels import OF_CHANNELS, read_channels
+from data.readers.colour import Palettes
 from data.readers.images import Volume, one_channel, read_shape, read_volume
 from data.readers.label_maps import IGNORED, ReadingOptions, counts_of, read_labels, refuse_mixed_masks
 
@@ -171,12 +172,14 @@ def _pack(table: pd.DataFrame, root: Path, place: Path, options: ReadingOptions)
     problems: list[UserError] = []
     rows: list[tuple] = [()] * len(table)
     scaled: list[Path] = []
+    palettes = Palettes()
     try:
         with open(temporary / "slices.bin", "wb") as out:
             grouped = table.reset_index(drop=True).groupby(["file", "label_file"], sort=False)
             for _, slices in progress(grouped, "packing slices", grouped.ngroups):
                 try:
-                    for position, row in zip(slices.index, _pack_file(out, root, slices, options, scaled), strict=True):
+                    packed = _pack_file(out, root, slices, options, scaled, palettes)
+                    for position, row in zip(slices.index, packed, strict=True):
                         rows[position] = row
                 except UserError as error:
                     problems.append(error)  # go on, so that one message counts them all
@@ -202,11 +205,16 @@ def _pack(table: pd.DataFrame, root: Path, place: Path, options: ReadingOptions)
 
 
 def _pack_file(
-    out: BinaryIO, root: Path, table: pd.DataFrame, options: ReadingOptions, scaled: list[Path]
+    out: BinaryIO,
+    root: Path,
+    table: pd.DataFrame,
+    options: ReadingOptions,
+    scaled: list[Path],
+    palettes: Palettes,
 ) -> list[tuple]:
     """Append the slices of one file, each followed by its labels; return their rows of the packed table.
 
-    A label map of 0 and 255 is added to `scaled`.
+    A label map of 0 and 255 is added to `scaled`, the colours of any to `palettes`.
     """
     file, label_file = root / table["file"].iloc[0], table["label_file"].iloc[0]
     volume, *others = _read_volumes(root, table, options)
@@ -221,6 +229,8 @@ def _pack_file(
         of_channel = len(stack) > 1 == table["frame"].nunique() and read_shape(root / label_file).frames == 1
         grid = one_channel(volume, channel) if of_channel else volume
         labels, is_scaled = read_labels(root / label_file, grid, options)
+        if options.mask_threshold is None:
+            palettes.add(root / label_file, labels)
         labels = np.broadcast_to(labels, volume.stack.shape)
         scaled += [root / label_file] if is_scaled else []
     narrowed = narrow(stack)

@@ -1,6 +1,7 @@
 """Values of label maps: ignored voxels, grey and binary masks, palettes and colours, names of classes."""
 
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -161,6 +162,27 @@ def test_palettes(tmp_path, suffix):
     reordered.putpalette([255, 255, 255, 0, 0, 0])
     reordered.save(tmp_path / f"white_first.{suffix}")
     np.testing.assert_array_equal(read_labels(tmp_path / f"white_first.{suffix}").indices[0, 0], labels == 2)
+
+
+def test_palettes_of_several_files(tmp_path):
+    """A program that reduces colours file by file numbers them anew where a class is missing."""
+    labels = block(2)[..., 0]
+    colours = {0: (0, 0, 0), 1: (200, 0, 0), 2: (0, 200, 0)}
+    for name, classes in (("a", (0, 1, 2)), ("b", (0, 2)), ("c", (0, 1))):
+        mask = Image.fromarray(np.where(labels > 0, len(classes) - 1, 0).astype(np.uint8)).convert("P")
+        mask.putpalette([value for k in classes for value in colours[k]])
+        image = Image.fromarray(RNG.integers(0, 256, labels.shape, dtype=np.uint8))
+        for kind, picture in (("images", image), ("labels", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            picture.save(tmp_path / kind / f"{name}.png")
+    message = r"b\.png: the colour \(0, 200, 0\) is the class 1, in .*a\.png the class 2: save the classes as grey"
+    with pytest.raises(UserError, match=message):
+        load_dataset("folder", tmp_path)
+    problems = inspect_dataset("folder", tmp_path)["problems"]
+    assert [re.search(message, problem["problem"]) is not None for problem in problems] == [True]
+    for kind in ("images", "labels"):
+        (tmp_path / kind / "b.png").unlink()
+    assert len(load_dataset("folder", tmp_path).store) == 2  # one palette, a class missing
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

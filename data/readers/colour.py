@@ -51,6 +51,39 @@ def _refuse_black_that_is_no_background(page: Image.Image, path: Path) -> None:
         )
 
 
+class Palettes:
+    """The colours of the classes of label maps with coloured palettes, over the files of a data set.
+
+    A program that reduces colours file by file gives one colour another index wherever a class is missing.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[int, ...], tuple[int, Path]] = {}
+
+    def add(self, path: Path, indices: np.ndarray) -> None:
+        """Add a label map, whatever its format; UserError if a colour in it has another index than in an earlier one.
+
+        Args:
+            path: its file.
+            indices: its class indices, of any shape.
+        """
+        if path.suffix.lower() not in (".png", ".tif", ".tiff"):
+            return
+        with Image.open(path) as image:
+            if image.mode != "P" or _is_grey(image):
+                return
+            palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3).tolist()
+        for index in np.unique(indices).tolist():
+            if index >= len(palette):  # 255 is also what is left out
+                continue
+            known, other = self._seen.setdefault(tuple(palette[index]), (index, path))
+            if known != index and other != path:
+                raise UserError(
+                    f"{path}: the colour {tuple(palette[index])} is the class {index}, in {other} the class {known}: "
+                    "save the classes as grey values, or all files with one palette"
+                )
+
+
 def grey_or_rgb(image: Image.Image, path: Path) -> np.ndarray:
     """The first page of an opened image in the depth of the file: (rows, columns) if it is grey, else RGB
     (rows, columns, 3).
