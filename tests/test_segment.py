@@ -229,9 +229,33 @@ def test_whether_organs_are_one_piece():
     two[[1, 5]] = 2
     ignored[1], ignored[5] = 1, 255
     stored = [one, two, ignored, np.zeros((8, 8), np.uint8)]
-    dataset = SimpleNamespace(store=SimpleNamespace(label=stored.__getitem__))
-    decided = [is_one_component(dataset, positions) for positions in ([0, 2, 3], [0] * 99 + [1], [0] * 98 + [1], [3])]
+    decided = [
+        is_one_component(*slices_of(stored, positions))
+        for positions in ([0, 2, 3], [0] * 99 + [1], [0] * 98 + [1], [3])
+    ]
     assert decided == [True, True, False, False]
+
+
+def slices_of(stored: list[np.ndarray], drawn: list[int], slices: list[int] | None = None):
+    """A data set of the label maps drawn, and its rows: slices of one volume, or each of a volume of its own."""
+    table = pd.DataFrame(
+        {"file": "a" if slices else range(len(drawn)), "frame": 1, "slice": slices or [0] * len(drawn)}
+    )
+    label = [stored[each] for each in drawn].__getitem__
+    return SimpleNamespace(table=table, store=SimpleNamespace(label=label)), np.arange(len(drawn))
+
+
+def test_whether_a_pair_of_organs_is_one_piece():
+    """Each slice shows one of them: the volume tells, if the slices between are labelled."""
+    organ, empty, other = np.zeros((3, 8, 8), np.uint8)
+    organ[2:5], other[6:] = 1, 1
+    stored = [organ, empty, other]
+    assert not is_one_component(*slices_of(stored, [0, 0, 1, 0], [0, 1, 2, 3]))
+    assert not is_one_component(*slices_of(stored, [0, 2], [0, 1]))  # they do not touch
+    assert is_one_component(*slices_of(stored, [0, 0, 1], [0, 1, 2]))
+    assert is_one_component(*slices_of(stored, [0, 2], [0, 2]))  # nobody has labelled what is between
+    assert is_one_component(*slices_of(stored, [0, 1, 1], [3, 4, 6]))
+    assert not is_one_component(*slices_of(stored, [0, 1, 0], [3, 4, 6]))
 
 
 def test_the_brightness_of_the_papers_code():
