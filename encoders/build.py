@@ -246,7 +246,9 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     norms = [norm for norm in network.modules() if isinstance(norm, _BatchNorm)]
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        # that of several GPUs asserts that there is a counter: it gets one of its own
+        counter = torch.tensor(0) if isinstance(norm, nn.SyncBatchNorm) else None
+        norm.momentum, norm.num_batches_tracked = 0.0, counter
     try:
         yield
     finally:  # torch ends the recomputation by an exception, once it has all the tensors it needs

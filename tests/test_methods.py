@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 
 from core.errors import UserError
@@ -139,14 +140,22 @@ def test_a_recomputed_micro_batch_draws_the_same_random_numbers():
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_recomputation_counts_running_statistics_once():
+@pytest.mark.parametrize("several_gpus", [False, True])
+def test_recomputation_counts_running_statistics_once(several_gpus):
+    """Those of several GPUs as well, whose norm is that of one where there is one process."""
     views, plain, method = draw(8), simclr("batch"), simclr("batch")
+    if several_gpus:
+        method = convert_sync_batchnorm(method)
     for part in views.split(4):
         plain(part)
     gradients(method, views, 4)
     for ours, theirs in zip(method.buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, theirs)
-    assert all(norm.momentum == 0.1 for norm in method.modules() if isinstance(norm, nn.BatchNorm2d))
+    norms = [
+        norm for norm in method.modules() if isinstance(norm, nn.SyncBatchNorm if several_gpus else nn.BatchNorm2d)
+    ]
+    assert norms
+    assert all(norm.momentum == 0.1 for norm in norms)
 
 
 @pytest.mark.parametrize("micro", [3, 12])
