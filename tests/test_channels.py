@@ -233,6 +233,7 @@ def test_channels_are_augmented_by_one_draw(tmp_path):
             np.testing.assert_array_equal(views[0, 5][0].numpy(), both)
 
 
+@pytest.mark.slow
 def test_inspection_describes_each_channel(tmp_path):
     root = nnunet(tmp_path / "set")
     report = inspect_dataset("folder", root, channels=(1, 0))

@@ -261,6 +261,7 @@ def test_equal_labels():
 # ---- back-test
 
 
+@pytest.mark.slow
 def test_backtest_predicts_the_larger_sizes():
     tables = [backtest(study(law, seed=seed)) for seed in range(20)]
     table = pd.concat(tables)

@@ -269,6 +269,7 @@ def test_values_of_the_papers_when_none_are_given():
     assert len(few.queue) == 7
 
 
+@pytest.mark.slow
 def test_a_recipe_is_adapted_to_the_method_and_the_optimiser():
     """The decay rate of byol's recipe is not moco's, a rate of LARS not Adam's, a projector of SimCLR not Barlow's."""
     assert of_recipe("--recipe", "paper").tau == 0.99

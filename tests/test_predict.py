@@ -94,6 +94,7 @@ def test_label_maps_lie_on_the_images_grid(trained, tmp_path, shape, zooms, dtyp
         np.testing.assert_allclose(table[f"volume_ml_{name}"], counts * voxel_ml)
 
 
+@pytest.mark.slow
 def test_the_slice_axis_does_not_matter(trained, tmp_path):
     """The same slices stacked along another axis get the same labels."""
     image = scan((61, 47, 3), (1.5, 1.25, 10))
@@ -107,6 +108,7 @@ def test_the_slice_axis_does_not_matter(trained, tmp_path):
     assert last.any()
 
 
+@pytest.mark.slow
 def test_isotropic_files_are_sliced_in_the_plane_of_training(trained, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
