@@ -1,4 +1,4 @@
-"""Warnings about the images that a network segments: colours, pixel sizes, planes, images of one value."""
+"""Warnings about the images that a network segments: colours, pixel sizes, planes, one value, nothing found."""
 
 import logging
 
@@ -22,18 +22,22 @@ class Doubts:
     def __init__(self, card: ModelCard) -> None:
         self._card = card
         self._images = self._grey = self._constant = self._without_pixel_size = self._without_volume = self._turned = 0
+        self._empty = 0
 
-    def add(self, volume: Volume, stack: np.ndarray, stated: tuple[bool, bool]) -> None:
+    def add(self, volume: Volume, stack: np.ndarray, stated: tuple[bool, bool], labels: np.ndarray) -> None:
         """Add an image.
 
         Args:
             volume: the image.
             stack: (frames, slices, rows, columns), file units, or (1, slices, channels, rows, columns).
             stated: of `data.readers.geometry.known_spacing`.
+            labels: predicted class indices of any shape.
         """
         channels = np.moveaxis(stack, 2, 0) if stack.ndim == 5 else [stack]
         self._images += 1
-        self._constant += all(channel.min() == channel.max() for channel in channels)
+        is_constant = all(channel.min() == channel.max() for channel in channels)
+        self._constant += is_constant
+        self._empty += not is_constant and not labels.any()
         is_grey = stack.ndim == 4 and (self._card.channels is None or self._card.numbered_channels)
         self._grey += is_grey and volume.header is None and read_shape(volume.path).colours
         self._turned += None not in (self._card.plane, plane(volume.shape)) and plane(volume.shape) != self._card.plane
@@ -56,6 +60,8 @@ class Doubts:
                 f"slices in another plane than the {self._card.plane} ones that the model was trained on: "
                 f"{self._turned} {of_images}; expect little of these"
             )
+        if self._empty:
+            log.warning(f"nothing was found in {self._empty} {of_images}: their volumes in volumes.csv are 0")
         if self._constant:
             be, them = ("is", "it") if self._constant == 1 else ("are", "them")
             log.warning(f"{count_of(self._constant, 'image')} {be} constant: nothing can be found in {them}")

@@ -157,7 +157,7 @@ def run(cfg: Predict) -> pd.DataFrame:
         if file in dicom:
             problems += _write_dicom(target, labels, volume, dicom[file], card, model, first)
         stated = dicom[file].known_spacing if file in dicom else known_spacing(volume)
-        doubts.add(volume, stack, stated)
+        doubts.add(volume, stack, stated, labels)
         counts = [np.sum([counts_of(page, len(card.classes)) for page in frame], axis=0) for frame in labels]
         known = [(dicom[file].subject, "", t + 1) for t in range(len(labels))] if file in dicom else None
         of_frames = zip(known or _frames(file, target, len(labels)), stack, counts, predictions, strict=True)

@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from core.errors import SomeFilesFailed, UserError
 from data.readers.images import read_volume
 from engine.model_file import save_model
 from segment.clinical import ejection_fractions
-from segment.model import ModelCard, build_unet
+from segment.doubts import Doubts
+from segment.model import ModelCard, build_unet, load_unet
 from segment.predict import Predict, run
 from segment.tables import print_volumes
 
@@ -282,6 +284,17 @@ def test_label_maps_of_others_are_never_overwritten_and_named(trained, tmp_path,
     assert "also holds 1 label map of an earlier command, which volumes.csv does not list (a.nii.gz)" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_images_in_which_nothing_is_found_are_counted(trained, tmp_path, caplog):
+    scan((20, 16, 2), (1, 1, 5)).to_filename(tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    doubts = Doubts(load_unet(trained)[1])
+    for found in (0, 0, 1):
+        doubts.add(volume, volume.stack, (True, True), np.full(volume.stack.shape, found))
+    with caplog.at_level(logging.WARNING, "fewslice"):
+        doubts.warn()
+    assert caplog.messages == ["nothing was found in 2 of 3 images: their volumes in volumes.csv are 0"]
 
 
 def test_mistakes_in_the_paths(trained, tmp_path):
