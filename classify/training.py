@@ -160,8 +160,10 @@ def run_plane(
             "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
         }
         if run.main:
-            # what was scored of the test split before a run was resumed stays beside what is scored now
-            test = cfg.test or "test" in (run.finished or {})
+            # a resumed run goes on to score the test split if it did, and to say what was in doubt about it
+            before = run.finished or {}
+            test = cfg.test or "test" in before
+            result["warnings"] = [*dict.fromkeys([*before.get("warnings", []), *card.warnings])]
             result |= _score(cfg, fabric, run.path, exams, test=test)
         result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
         result = run.write_result(result)

@@ -190,7 +190,7 @@ def _check(
         return
     try:
         labels = _labels_of(report, label_file, volume, options, channels)
-        if options.mask_threshold is None:
+        if options.mask_threshold is None and not labels.scaled:
             report.palettes.add(label_file, labels.indices)
     except UserError as error:
         report.error(label_file, str(error))

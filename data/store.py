@@ -229,7 +229,7 @@ def _pack_file(
         of_channel = len(stack) > 1 == table["frame"].nunique() and read_shape(root / label_file).frames == 1
         grid = one_channel(volume, channel) if of_channel else volume
         labels, is_scaled = read_labels(root / label_file, grid, options)
-        if options.mask_threshold is None:
+        if options.mask_threshold is None and not is_scaled:
             palettes.add(root / label_file, labels)
         labels = np.broadcast_to(labels, volume.stack.shape)
         scaled += [root / label_file] if is_scaled else []

@@ -157,7 +157,8 @@ def fit(
         learning_rate: learning rate of optimiser step 0, 1, ...
 
     Returns:
-        Training samples per second, and the network of the last step: the moving average if there is one.
+        Training samples per second, and the network of the last step: the moving average if there is one. Of a finished
+        run without a checkpoint, which is not trained again, the network is the initial one.
     """
     network = channels_last(network)
     encoder: Any = getattr(network, "encoder", None)

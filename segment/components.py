@@ -10,11 +10,11 @@ from data.slices import Dataset
 
 
 def is_one_component(dataset: Dataset, positions: Sequence[int] | np.ndarray) -> bool:
-    """Whether the foreground is one connected component in at least 99 % of the labelled slices and of their volumes.
+    """Whether the foreground is one connected component in 99 % of the labelled slices and 90 % of their volumes.
 
-    Of those that have any. Of a volume whose slices are not all labelled, the foreground is taken for one component
-    unless the labels show that it is several: a pair of organs of which each slice shows one may pass where few slices
-    are labelled.
+    Of those that have any; of volumes fewer must be, as there are few of them. Of a volume whose slices are not all
+    labelled, the foreground is taken for one component unless the labels show that it is several: a pair of organs of
+    which each slice shows one may pass where few slices are labelled.
 
     `--keep-largest-component auto` decides so on a run's own labels. A study that compares numbers of labels decides
     once, on the labels of its largest size, and passes "yes" or "no" to all runs, or the sizes of one curve would
@@ -32,7 +32,7 @@ def is_one_component(dataset: Dataset, positions: Sequence[int] | np.ndarray) ->
         of_slices += [ndimage.label(_is_foreground(label))[1] for label in labels.values()]
         of_volumes.append(_fewest_components(labels))
     return any(of_slices) and all(
-        counts.count(1) >= 0.99 * np.count_nonzero(counts) for counts in (of_slices, of_volumes)
+        counts.count(1) >= share * np.count_nonzero(counts) for counts, share in ((of_slices, 0.99), (of_volumes, 0.9))
     )
 
 

@@ -52,8 +52,8 @@ class SegmentConfig(SupervisedSettings):
     """Validate every N optimiser steps."""
     keep_largest_component: Literal["auto", "yes", "no"] = "no"
     """Keep only the largest connected component of the foreground in a volume, by the geometric mean of the voxels of
-    its classes: for organs, not for scattered lesions. auto: if the foreground of at least 99 % of the labelled
-    training slices, and of their volumes, is one component."""
+    its classes: for organs, not for scattered lesions. auto: if the foreground is one component in 99 % of the
+    labelled training slices and in 90 % of their volumes."""
     flip_tta: bool = False
     """Test-time augmentation: average each prediction with that of the left-right flipped slice."""
     figures: Annotated[Output[bool], SetBySweep] = True

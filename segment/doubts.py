@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from core.wording import count_of
-from data.readers.geometry import plane
+from data.readers.geometry import is_oblique, plane
 from data.readers.images import Volume, read_shape
 from segment.model import ModelCard
 
@@ -37,10 +37,12 @@ class Doubts:
         self._images += 1
         is_constant = all(channel.min() == channel.max() for channel in channels)
         self._constant += is_constant
-        self._empty += not is_constant and not labels.any()
+        if volume.stack.shape[1] > 1:  # not single slices, many of which hold nothing
+            self._empty += not is_constant and not labels.any()
         is_grey = stack.ndim == 4 and (self._card.channels is None or self._card.numbered_channels)
         self._grey += is_grey and volume.header is None and read_shape(volume.path).colours
-        self._turned += None not in (self._card.plane, plane(volume.shape)) and plane(volume.shape) != self._card.plane
+        if self._card.plane is not None and volume.shape.affine is not None and not is_oblique(volume.shape):
+            self._turned += plane(volume.shape) != self._card.plane
         self._without_pixel_size += not stated[0]
         self._without_volume += not all(stated)
 
@@ -61,7 +63,7 @@ class Doubts:
                 f"{self._turned} {of_images}; expect little of these"
             )
         if self._empty:
-            log.warning(f"nothing was found in {self._empty} {of_images}: their volumes in volumes.csv are 0")
+            log.warning(f"nothing was found in {self._empty} {of_images}")
         if self._constant:
             be, them = ("is", "it") if self._constant == 1 else ("are", "them")
             log.warning(f"{count_of(self._constant, 'image')} {be} constant: nothing can be found in {them}")

@@ -47,8 +47,12 @@ class Ensemble:
 
     @property
     def card(self) -> ModelCard:
-        """The card of the first member: all have the same classes and read images alike."""
-        return self.members[0][1]
+        """The card of the first member: all have the same classes and read images alike.
+
+        Isotropic images are read in the plane of training only if it was the same for all.
+        """
+        first, planes = self.members[0][1], {card.plane for _, card in self.members}
+        return first if len(planes) == 1 else first.model_copy(update={"plane": None})
 
     @torch.no_grad()
     def segment(self, stack: np.ndarray, spacing: tuple[float, float], *, entropy: bool = False) -> Prediction:

@@ -64,7 +64,7 @@ class ModelCard(model_file.ModelCard):
     slice_axis: SliceAxis = "auto"
     """How the axis across the slices is chosen, see `data.readers.geometry.slice_axis`."""
     plane: Plane | None = None
-    """The plane of the training slices; None: several, or of files without a place in the world."""
+    """See `data.readers.geometry.common_plane`: that of the training slices."""
 
     @property
     def in_channels(self) -> int:

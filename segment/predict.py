@@ -132,7 +132,8 @@ def run(cfg: Predict) -> pd.DataFrame:
     maps = map_targets(targets, cfg.output, cfg.uncertainty, cfg.contact_sheet)
     sheet, doubts = ContactSheet(), Doubts(card)
     remove_leftovers(cfg.output)
-    earlier = search_files(cfg.output).files if cfg.output.is_dir() else []
+    again = cfg.output.is_dir() and is_output(cfg.output, os.listdir(cfg.output))
+    earlier = search_files(cfg.output).files if again else []
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg)  # marks the folders as outputs
     model = "+".join(sha256(folder / "model.safetensors")[:16] for folder in cfg.run)[:64] if dicom else ""
@@ -322,12 +323,12 @@ def _refuse_foreign_files(targets: dict[Path, Path], output: Path) -> None:
 
 
 def _warn_of_earlier_maps(earlier: Sequence[Path], written: Sequence[Path], output: Path) -> None:
-    """Log a warning if label maps that an earlier command wrote lie beside those of this one, as from another model."""
+    """Log a warning if label maps that earlier commands wrote lie beside those of this one."""
     maps = {file for file in earlier if is_image(file) and not is_contact_sheet(file)}
     if left := sorted(maps - {*written}):
         log.warning(
-            f"{output} also holds {count_of(len(left), 'label map')} of an earlier command, which volumes.csv does not "
-            f"list ({left[0].relative_to(output)}): remove them, or choose another --output"
+            f"{output} also holds {count_of(len(left), 'label map')} of earlier commands, which volumes.csv does not "
+            f"list ({left[0].relative_to(output)})"
         )
 
 

@@ -240,6 +240,9 @@ def test_a_model_keeps_the_plane_of_isotropic_scans(tmp_path):
     assert slicing_like("coronal", "auto", isotropic) == "coronal"
     assert slicing_like("coronal", "auto", coarse) == slicing_like(None, "auto", isotropic) == "auto"
     assert slicing_like("coronal", "1", isotropic) == "1"
+    c, s = np.cos(0.7), np.sin(0.7)  # 40 degrees
+    oblique = np.array([[1, 0, 0, 0], [0, c, -4 * s, 0], [0, s, 4 * c, 0], [0, 0, 0, 1.0]])
+    assert common_plane([read_shape(nifti(tmp_path / "c.nii", np.zeros((9, 8, 7)), oblique))]) is None
 
 
 def test_exams_of_different_planes(tmp_path):

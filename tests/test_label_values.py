@@ -183,6 +183,13 @@ def test_palettes_of_several_files(tmp_path):
     for kind in ("images", "labels"):
         (tmp_path / kind / "b.png").unlink()
     assert len(load_dataset("folder", tmp_path).store) == 2  # one palette, a class missing
+    ignored = np.where(np.arange(labels.shape[1]) < 3, 255, labels > 0).astype(np.uint8)
+    for name in "bc":  # filled up with black
+        Image.fromarray(RNG.integers(0, 256, labels.shape, dtype=np.uint8)).save(tmp_path / f"images/{name}.png")
+        mask = Image.fromarray(ignored).convert("P")
+        mask.putpalette([0, 0, 0, 200, 0, 0] + [0] * 762)
+        mask.save(tmp_path / f"labels/{name}.png")
+    assert len(load_dataset("folder", tmp_path, options=ReadingOptions(ignore_label=255)).store) == 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -28,6 +28,7 @@ from test_class_images import write_classes
 from data.phantoms.knee import write_mrnet
 from encoders.build import build_encoder
 from encoders.weights import save_encoder
+from sweep.study.config import SweepConfig
 from sweep.study.jobs import run_job
 
 ROOT = Path(__file__).parents[1]
@@ -217,6 +218,7 @@ def with_smallest_settings(module: str, arguments: list[str], data_root: str) ->
     if "--data-root" not in options:
         settings |= {"--data-root": [data_root], "--recipe": ["demo"]}
     if module == "sweep" and "--pipelines" in options:
+        SweepConfig(pipelines=tuple(options["--pipelines"]))  # refuses what is no pipeline
         settings["--pipelines"] = ["random"]  # two of them are in a study that prints none
     if module == "pretrain" and "mrnet" in options.get("--dataset", []):
         settings |= {flag: [value] for flag, value in CLIPS.items()}

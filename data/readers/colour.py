@@ -65,7 +65,7 @@ class Palettes:
 
         Args:
             path: its file.
-            indices: its class indices, of any shape.
+            indices: its class indices as they are stored, of any shape.
         """
         if path.suffix.lower() not in (".png", ".tif", ".tiff"):
             return
@@ -74,7 +74,8 @@ class Palettes:
                 return
             palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3).tolist()
         for index in np.unique(indices).tolist():
-            if index >= len(palette):  # 255 is also what is left out
+            # not 255, which stands for what is left out, nor what fills a palette up
+            if index >= min(len(palette), 255) or palette.count(palette[index]) > 1:
                 continue
             known, other = self._seen.setdefault(tuple(palette[index]), (index, path))
             if known != index and other != path:

@@ -8,6 +8,7 @@ possibly with signs, or none at all. Of such files only the spacing in the heade
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -96,16 +97,28 @@ def slice_axis_to_save(shapes: Sequence[VolumeShape]) -> SliceAxis:
 
 
 def common_plane(shapes: Sequence[VolumeShape]) -> Plane | None:
-    """The plane of the slices of files that share one; None if they have several, or none in the world."""
-    planes = {plane(shape) for shape in shapes}
+    """The plane of the slices of files that share one; None if they have several, none in the world, or oblique ones.
+
+    The closest plane to a short axis of the heart, say, differs from patient to patient.
+    """
+    planes = {None if is_oblique(shape) else plane(shape) for shape in shapes}
     return planes.pop() if len(planes) == 1 else None
+
+
+def is_oblique(shape: VolumeShape) -> bool:
+    """Whether the direction across the slices is more than 25 degrees from each axis of the world."""
+    if shape.affine is None:
+        return False
+    across = shape.affine[:3, shape.slice_axis]
+    return bool(np.abs(across).max() < math.cos(math.radians(25)) * np.linalg.norm(across))
 
 
 def slicing_like(trained: Plane | None, setting: SliceAxis, shape: VolumeShape) -> SliceAxis:
     """The setting with which a model reads a file: its own, but the plane of the files that it was trained on where
     that is "auto" and no axis of the file is coarser than the others."""
-    follows = setting == "auto" and trained is not None and shape.affine is not None and _distinct_axis(shape) is None
-    return trained if follows and trained is not None else setting
+    if trained is None or setting != "auto" or shape.affine is None or _distinct_axis(shape) is not None:
+        return setting
+    return trained
 
 
 def with_known_spacing(shape: VolumeShape) -> VolumeShape:

@@ -68,8 +68,9 @@ class SweepConfig(Settings):
     videos."""
     selection: Annotated[tuple[Selection, ...], MayGrow, OfStudyAlone] = ("random",)
     """Rules by which labelled slices are chosen (segment only, see `python -m segment --selection`); every pipeline is
-    trained with each, but one from random weights not with `first`, which needs an encoder. `next` chooses the slices of each size with the network of the size before, those of the
-    smallest as `foreground`, the baseline that the other rules have to beat."""
+    trained with each, but one from random weights not with `first`, which needs an encoder. `next` chooses the slices
+    of each size with the network of the size before, those of the smallest as `foreground`, the baseline that the other
+    rules have to beat."""
     fractions: Annotated[tuple[float, ...], MayGrow] = FRACTIONS
     """Shares of the labelled training slices (patients, exams), each in (0, 1]."""
     sizes: Annotated[tuple[int, ...], MayGrow] = ()
