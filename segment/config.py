@@ -191,7 +191,13 @@ def default() -> SegmentConfig:
         image_size=96,
         spacing_mm=1.5,
         augmentation=Augmentation(
-            crop="fixed", foreground=2 / 3, affine=0.75, jitter=0.5, brightness=0.3, contrast=0.3
+            crop="fixed",
+            foreground=2 / 3,
+            affine=0.75,
+            rotate_degrees=180.0,
+            jitter=0.5,
+            brightness=0.3,
+            contrast=0.3,
         ),
         loss="jaccard+ce",
         steps=2400,

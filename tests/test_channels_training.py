@@ -186,6 +186,7 @@ def test_two_channels_from_pretraining_to_prediction(tmp_path, caplog, monkeypat
     with pytest.raises(SomeFilesFailed, match=r"b_0000\.nii\.gz has one channel, and channel 1 of the chosen 0 1"):
         predict(replace(alone, input=new / "b_0000.nii.gz"))
 
+    caplog.clear()
     monkeypatch.setattr(segment.training, "_card", lambda *_: 1 / 0)  # weights are loaded by then
     with caplog.at_level(logging.WARNING, "fewslice"), pytest.raises(ZeroDivisionError):
         segment.training.run(config(root, tmp_path / "swapped", channels=(1, 0), init=str(encoder)))
