@@ -142,6 +142,8 @@ def run_plane(
         say_start(cfg)
         began = time.perf_counter()
         speed = _fit(cfg, fabric, run, exams, classifier, card, positions)
+        # a finished run that scored the test split does so again, and says what was in doubt about it
+        before = run.finished or {}
         result: dict[str, Any] = {
             "task": exams.task,
             "plane": exams.plane,
@@ -155,16 +157,12 @@ def run_plane(
             "subset_seed": cfg.seed_of_subset,
             "synthetic": exams.synthetic,
             "data_set": exams.key,
-            "warnings": card.warnings,
+            "warnings": [*dict.fromkeys([*before.get("warnings", []), *card.warnings])],
             "subjects": card.subjects,
             "train": {"exams": len(positions), "positive": int(exams.labels[positions].sum())},
         }
         if run.main:
-            # a resumed run goes on to score the test split if it did, and to say what was in doubt about it
-            before = run.finished or {}
-            test = cfg.test or "test" in before
-            result["warnings"] = [*dict.fromkeys([*before.get("warnings", []), *card.warnings])]
-            result |= _score(cfg, fabric, run.path, exams, test=test)
+            result |= _score(cfg, fabric, run.path, exams, test=cfg.test or "test" in before)
         result |= {"seconds": time.perf_counter() - began, "exams_per_second": speed}
         result = run.write_result(result)
         write_run_page(run, cfg, lambda: run_page(cfg, run.path, result))

@@ -30,7 +30,8 @@ def is_one_component(dataset: Dataset, positions: Sequence[int] | np.ndarray) ->
     for _, rows in table.groupby(["file", "frame"], sort=False):
         labels = {z: dataset.store.label(i) for z, i in zip(rows["slice"], rows["position"], strict=True)}
         of_slices += [ndimage.label(_is_foreground(label))[1] for label in labels.values()]
-        of_volumes.append(_fewest_components(labels))
+        if len(labels) > 1:
+            of_volumes.append(_fewest_components(labels))
     return any(of_slices) and all(
         counts.count(1) >= share * np.count_nonzero(counts) for counts, share in ((of_slices, 0.99), (of_volumes, 0.9))
     )

@@ -1,6 +1,5 @@
 """Where `segment.predict` puts uncertainty maps and contact sheets: never where they would be taken for images."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ def refuse_image_folders(uncertainty: Path | None, contact_sheet: Path | None) -
     if uncertainty is not None and uncertainty.is_dir() and not has_table(uncertainty, UNCERTAINTY):
         _refuse("--uncertainty", uncertainty, search_files(uncertainty).files)
     folder = contact_sheet.parent if contact_sheet is not None else None
-    if folder is not None and folder.is_dir() and not is_output(folder, os.listdir(folder)):
+    if folder is not None and folder.is_dir() and not is_output(folder):
         images = [file for file in sorted(folder.iterdir()) if is_image(file) and file != contact_sheet]
         _refuse("--contact-sheet", folder, [file for file in images if not is_contact_sheet(file)])
 
@@ -63,7 +62,6 @@ def map_targets(
         maps[image] = place.with_name(f"{place.name}.tif") if place.suffix.lower() == ".png" else place
     sheet = [contact_sheet] if contact_sheet is not None else []
     present = sorted(place for place in [*maps.values(), *sheet] if place.exists())
-    again = output.is_dir() and is_output(output, os.listdir(output))
-    if present and not again:
+    if present and not is_output(output):
         raise UserError(f"{present[0]} exists and was not written by this command; choose another place")
     return maps

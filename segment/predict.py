@@ -4,7 +4,6 @@ Of DICOM images they are written as NIfTI and as DICOM segmentations, see `segme
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,8 +131,7 @@ def run(cfg: Predict) -> pd.DataFrame:
     maps = map_targets(targets, cfg.output, cfg.uncertainty, cfg.contact_sheet)
     sheet, doubts = ContactSheet(), Doubts(card)
     remove_leftovers(cfg.output)
-    again = cfg.output.is_dir() and is_output(cfg.output, os.listdir(cfg.output))
-    earlier = search_files(cfg.output).files if again else []
+    earlier = search_files(cfg.output).files if is_output(cfg.output) else []
     names = [f"volume_ml_{name}" for name in card.classes[1:]]
     _write_volumes(pd.DataFrame(columns=[*VOLUME_COLUMNS, *names]), cfg)  # marks the folders as outputs
     model = "+".join(sha256(folder / "model.safetensors")[:16] for folder in cfg.run)[:64] if dicom else ""
@@ -205,7 +203,7 @@ def _check_paths(path: Path, output: Path) -> None:
         raise UserError(f"{path} does not exist; --input takes an image or a folder of images")
     if output.resolve() == (path if path.is_dir() else path.parent).resolve():
         raise UserError(f"--output {output} is the folder of the images, which would be overwritten; choose another")
-    if path.is_dir() and is_output(path, os.listdir(path)):
+    if is_output(path):
         raise UserError(f"{path} is the output of an earlier command; --input takes the folder of the images")
     if path.is_file() and names_label_map(stem(path)):
         raise UserError(f"{path} is a label map by its name; --input takes an image or a folder of images")
@@ -318,14 +316,13 @@ def _write_dicom(
 def _refuse_foreign_files(targets: dict[Path, Path], output: Path) -> None:
     """Raise a UserError if a file that this command did not write would be overwritten."""
     present = sorted(target for target in targets.values() if target.exists())
-    if present and not is_output(output, os.listdir(output)):
+    if present and not is_output(output):
         raise UserError(f"{present[0]} exists and was not written by this command; choose another --output")
 
 
 def _warn_of_earlier_maps(earlier: Sequence[Path], written: Sequence[Path], output: Path) -> None:
     """Log a warning if label maps that earlier commands wrote lie beside those of this one."""
-    maps = {file for file in earlier if is_image(file) and not is_contact_sheet(file)}
-    if left := sorted(maps - {*written}):
+    if left := sorted(file for file in {*earlier} - {*written} if not is_contact_sheet(file)):
         log.warning(
             f"{output} also holds {count_of(len(left), 'label map')} of earlier commands, which volumes.csv does not "
             f"list ({left[0].relative_to(output)})"

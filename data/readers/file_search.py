@@ -144,8 +144,15 @@ def is_nnunet(folder: str) -> bool:
     return folder.lower() in ("imagestr", "imagests", "imagesval")
 
 
-def is_output(folder: Path, names: Iterable[str]) -> bool:
-    """Whether a folder with files of these names was written by this software: predictions, a run or a study."""
+def is_output(folder: Path, names: Iterable[str] | None = None) -> bool:
+    """Whether a folder was written by this software: predictions, a run or a study.
+
+    Args:
+        folder: a folder, or a path where there is none.
+        names: names of its files; None: listed here.
+    """
+    if names is None:
+        names = os.listdir(folder) if folder.is_dir() else ()
     present = set(names)
     if any(files <= present for files in RUN_FILES):
         return True

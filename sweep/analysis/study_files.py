@@ -163,16 +163,15 @@ SELECTIONS = ("random", "foreground", "first", "next")
 """Rules by which labelled slices are chosen (`segment --selection`); all but random end a pipeline's name: +next."""
 
 
-def with_selections(pipelines: Sequence[str], selections: Sequence[str]) -> list[str]:
-    """The pipelines of a study with each rule of selection in their names: hierarchical, hierarchical+foreground.
+def goes_with(pipeline: str, rule: str) -> bool:
+    """Whether a rule can choose a pipeline's labels: first goes by the view of a pretrained encoder."""
+    return rule != "first" or start_and_endings(pipeline)[0] != "random"
 
-    The rule first, by the view of a pretrained encoder, goes with every pipeline but those from random weights.
-    """
+
+def with_selections(pipelines: Sequence[str], selections: Sequence[str]) -> list[str]:
+    """The pipelines of a study with each rule that goes with them in their names: hierarchical, hierarchical+next."""
     return [
-        name + f"+{rule}" * (rule != "random")
-        for name in pipelines
-        for rule in selections
-        if rule != "first" or start_and_endings(name)[0] != "random"
+        name + f"+{rule}" * (rule != "random") for name in pipelines for rule in selections if goes_with(name, rule)
     ]
 
 

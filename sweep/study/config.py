@@ -23,7 +23,7 @@ from encoders.names import VIDEO_ENCODERS, is_video
 from engine.config import marked
 from pretrain.config import PretrainConfig
 from segment.config import SegmentConfig, Selection
-from sweep.analysis.study_files import UNLABELLED, with_selections
+from sweep.analysis.study_files import UNLABELLED, goes_with
 from sweep.imbalance.config import ImbalanceConfig
 
 PIPELINES = ("random", "generalist", "specialist", "hierarchical")
@@ -234,7 +234,7 @@ class SweepConfig(Settings):
                 f"--selection {' '.join(self.selection)}: a rule has to beat foreground, the draw of an annotator who "
                 "leafs through the slices; add it"
             )
-        if "first" in self.selection and not with_selections(self.pipelines, ("first",)):
+        if "first" in self.selection and not any(goes_with(name, "first") for name in self.pipelines):
             raise UserError(
                 "--selection first goes by the view of a pretrained encoder: add a pipeline other than random, or "
                 "leave first out"

@@ -17,7 +17,7 @@ from encoders.card import UNET
 from engine.config import result_settings
 from pretrain.config import OF_TARGETS, PretrainConfig, with_method
 from segment.config import SegmentConfig
-from sweep.analysis.study_files import UNLABELLED, source_name, start_and_endings, with_selections
+from sweep.analysis.study_files import UNLABELLED, goes_with, source_name, start_and_endings, with_selections
 from sweep.study.config import SweepConfig
 from sweep.study.rates import fraction_to_try
 
@@ -109,17 +109,15 @@ def _plan(cfg: SweepConfig, total: int, fold: int | None = None) -> list[Job]:
     encoders: dict[str, Job] = {}
     starts = {name: _starts(cfg, name.removesuffix(UNLABELLED), encoders, of_fold) for name in cfg.pipelines}
     trials = {name: _trials(cfg, name, starts[name], total, of_fold) for name in cfg.pipelines}
-    arms = {
-        (name, rule): arm for name in cfg.pipelines for rule in cfg.selection for arm in with_selections([name], [rule])
-    }
-    count = len(pairs) * len(sizes) * sum(len(starts[pipeline]) for pipeline, _ in arms)
+    chosen = [(name, rule) for name in cfg.pipelines for rule in cfg.selection if goes_with(name, rule)]
+    count = len(pairs) * len(sizes) * sum(len(starts[pipeline]) for pipeline, _ in chosen)
     if count > MOST_CELLS:
         raise UserError(f"the study would have {count:,} cells, more than {MOST_CELLS:,}; pass fewer seeds or sizes")
     cells: dict[str, Job] = {}
     smaller = dict(zip(list(sizes)[1:], sizes, strict=False))
-    combined = product(pairs, sizes.items(), arms.items())
-    for (subset_seed, seed), (labels, fraction), ((pipeline, rule), arm) in combined:
+    for (subset_seed, seed), (labels, fraction), (pipeline, rule) in product(pairs, sizes.items(), chosen):
         for start in starts[pipeline]:
+            (arm,) = with_selections([pipeline], [rule])
             key = {
                 "pipeline": arm,
                 "pretrain_epochs": start.epochs,

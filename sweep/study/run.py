@@ -21,7 +21,7 @@ from data.splits import labelled_subset
 from engine.config import marked, read_config, result_settings, saved
 from engine.sampler import StepSampler
 from segment.components import is_one_component
-from sweep.analysis.study_files import with_selections
+from sweep.analysis.study_files import goes_with
 from sweep.study.config import SweepConfig
 from sweep.study.cost import estimate
 from sweep.study.grid import Job, epochs_beyond, plan, unit
@@ -79,7 +79,7 @@ def _planned(cfg: SweepConfig) -> list[Job]:
     sizes = {job.key["labels"] for job in jobs if job.is_cell}
     if len(sizes) < len(cfg.sizes or cfg.fractions):
         console.print(f"some fractions come to the same number of {unit(cfg)}: {len(sizes)} sizes are left")
-    without = [name for name in cfg.pipelines if "first" in cfg.selection and not with_selections([name], ["first"])]
+    without = [name for name in cfg.pipelines if not all(goes_with(name, rule) for rule in cfg.selection)]
     if without:
         console.print(f"no cells of {' or '.join(without)} with first, which goes by the view of a pretrained encoder")
     check_study(cfg, jobs)
